@@ -1,0 +1,159 @@
+"""Settings of a training run: dataclass <- section of a YAML file <- flags.
+
+Owns the settings every stage shares and the checked conversion from YAML. Must not know any stage.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+S = TypeVar("S")
+
+
+@dataclass(kw_only=True)
+class LoopSettings:
+    """Settings of the loop. A stage derives its own dataclass and adds `model:` and `data:` dataclass fields.
+
+    Times are minutes, intervals are optimiser steps; 0 turns an interval off.
+    """
+
+    output_dir: str  # checkpoints, log, curve, sheets, run.json
+    export_dir: str = ""  # diffusers folder that gets the components at the end; "" = output_dir/export
+    seed: int = 0
+    steps: int  # optimiser steps of the whole schedule
+    batch_size: int  # samples per process and per micro-batch
+    accumulation: int = 1  # micro-batches per optimiser step
+    workers: int = 0  # processes that make batches; 0 = in the training process
+    mixed_precision: str = "no"  # "no" or "bf16" (autocast; weights stay fp32)
+    lr: float = 1e-3  # peak learning rate
+    warmup: int = 100  # steps from 0 to lr
+    decay: str = "cosine"  # "cosine" or "linear", to zero at `steps`
+    hold: float = 0.0  # fraction of the steps at full lr before the decay begins
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01  # on matrices only
+    clip: float = 1.0  # largest gradient norm
+    ema_decay: float = 0.9995  # upper limit; the decay at step s is at most (1 + s) / (10 + s)
+    log_every: int = 50
+    sheet_every: int = 1000
+    checkpoint_every: int = 1000
+    checkpoint_minutes: float = 10.0  # also save when this long has passed; 0 = off
+    keep: int = 2  # checkpoints kept
+    max_minutes: float = 0.0  # save and stop after this long in one call; 0 = no limit
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the first illegal value."""
+        for name in ("steps", "batch_size", "accumulation", "log_every", "keep"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("seed", "workers", "warmup", "weight_decay", "sheet_every", "checkpoint_every"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("checkpoint_minutes", "max_minutes"):
+            _at_least(name, getattr(self, name), 0)
+        _one_of("mixed_precision", self.mixed_precision, ("no", "bf16"))
+        _one_of("decay", self.decay, ("cosine", "linear"))
+        for name in ("lr", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0, for example 1.")
+        if not 0 <= self.hold <= 1:
+            raise ValueError(f"hold={self.hold} must be between 0 and 1; nearest: {min(max(self.hold, 0), 1)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must be at least 0 and below 1, for example 0.9995.")
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup={self.warmup} is longer than steps={self.steps}; nearest: {self.steps}.")
+
+    @property
+    def export_folder(self) -> Path:
+        """Folder that receives the trained components."""
+        return Path(self.export_dir) if self.export_dir else Path(self.output_dir) / "export"
+
+
+def load_settings(path: str | Path, section: str, kind: type[S], overrides: dict[str, Any]) -> S:
+    """Read one section of a YAML file into its dataclass.
+
+    Args:
+        path: YAML file with one mapping per stage.
+        section: name of the mapping, for example "text".
+        kind: dataclass of the stage.
+        overrides: values of flags; keys may be dotted ("model.num_layers"), None values are skipped.
+
+    Raises:
+        ValueError: missing section, unknown key, wrong type or illegal value; the message names it.
+    """
+    sections = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if section not in sections:
+        raise ValueError(f"{path} has no section {section!r}; it has: {', '.join(map(str, sections)) or 'none'}.")
+    values = sections[section] or {}
+    for dotted, value in overrides.items():
+        if value is None:
+            continue
+        *parents, name = dotted.split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[name] = value
+    return build(kind, values, section)
+
+
+def build(kind: type[S], values: dict[str, Any], where: str) -> S:
+    """Make dataclass `kind` from a mapping, nested dataclasses included; unknown keys are errors."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a mapping, not {values!r}.")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0)
+            raise ValueError(f"{where}.{name} is not a setting; nearest: {', '.join(near)}.")
+        arguments[name] = _convert(hints[name], value, f"{where}.{name}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in arguments
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}.")
+    return kind(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Bring a YAML value to the annotated type (PyYAML reads 1e-3 as text, tuples as lists)."""
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if isinstance(hint, types.UnionType):
+        if value is None and type(None) in hint.__args__:
+            return None
+        hint = next(part for part in hint.__args__ if part is not type(None))
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
+        if len(inner) == len(value):
+            return tuple(_convert(part, item, where) for part, item in zip(inner, value, strict=True))
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (str, bool) and isinstance(value, hint):
+        return value
+    raise ValueError(f"{where}={value!r} must be of type {getattr(hint, '__name__', hint)}.")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}; nearest: {least}.")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        near = difflib.get_close_matches(value, allowed, n=1, cutoff=0)[0]
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}; nearest: {near!r}.")
