@@ -1,0 +1,129 @@
+"""diffusers head of the causal video VAE of Open-Sora-Plan v1.2: configuration, latent_dist, tiling and slicing.
+
+Must not know the transformer or text; the layers and the tiling maths are in `ptdit_vae_backbone`.
+"""
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import FromOriginalModelMixin
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+
+from .ptdit_vae_backbone import PTDiTVAEBackbone, VAETiling
+
+
+# ModelMixin, backbone, ConfigMixin in this order: with ConfigMixin first its __getattr__ would hide nn.Module's.
+class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin):
+    """Causal video VAE, 8x in space and 4x in time, that encodes 4n + 1 frames to n + 1 latent frames.
+
+    The defaults are the released checkpoint's and its parameter names are kept, so its weights load unchanged.
+    Callers multiply latents by `config.scaling_factor` and divide by it before `decode`, as in diffusers.
+
+    Args:
+        in_channels: colour channels of the encoder's input.
+        out_channels: colour channels of the decoder's output.
+        hidden_size: channels at full resolution.
+        hidden_size_mult: channels of the four resolutions as multiples of `hidden_size`.
+        z_channels: latent channels.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        norm_num_groups: groups of every GroupNorm; each level's channels must be a multiple of it.
+        scaling_factor: what callers multiply latents with, so that their standard deviation is about one.
+
+    Raises:
+        ValueError: if there are not four levels or a width is not a multiple of `norm_num_groups`.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        hidden_size: int = 128,
+        hidden_size_mult: tuple[int, ...] = (1, 2, 4, 4),
+        z_channels: int = 4,
+        num_res_blocks: int = 2,
+        norm_num_groups: int = 32,
+        scaling_factor: float = 0.18215,
+    ) -> None:
+        super().__init__()
+        self._build(
+            in_channels, out_channels, hidden_size, hidden_size_mult, z_channels, num_res_blocks, norm_num_groups
+        )
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tiling = VAETiling()
+
+    def enable_tiling(self, tile_sample_min_size: int = 512, tile_sample_min_num_frames: int = 29) -> None:
+        """Encode and decode in tiles what is larger than one tile, to bound memory. Changes the numbers a little.
+
+        Args:
+            tile_sample_min_size: side of a tile in pixels, a multiple of 64.
+            tile_sample_min_num_frames: frames of a tile, 4n + 1 and at least 5.
+
+        Raises:
+            ValueError: if a tile size is not legal.
+        """
+        self.tiling = VAETiling(tile_sample_min_size, tile_sample_min_num_frames)
+        self.use_tiling = True
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """Encode pixels to a distribution over unscaled latents.
+
+        Args:
+            x: (B, in_channels, T, H, W) in [-1, 1], T = 4n + 1, H and W multiples of 8.
+            return_dict: return an `AutoencoderKLOutput` instead of a tuple.
+
+        Returns:
+            `latent_dist`, whose `mode()` and `sample(generator)` are (B, z_channels, n + 1, H / 8, W / 8).
+
+        Raises:
+            ValueError: if the sizes are not legal.
+        """
+        tiling = self.tiling if self.use_tiling else None
+        slices = x.split(1) if self.use_slicing else [x]
+        moments = torch.cat([self.encode_moments(part, tiling) for part in slices])
+        latent_dist = DiagonalGaussianDistribution(moments)
+        return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """Decode unscaled latents to pixels.
+
+        Args:
+            z: (B, z_channels, T, H, W), already divided by `config.scaling_factor`.
+            return_dict: return a `DecoderOutput` instead of a tuple.
+
+        Returns:
+            `sample` (B, out_channels, 4 (T - 1) + 1, 8 H, 8 W), about [-1, 1], not clamped.
+        """
+        tiling = self.tiling if self.use_tiling else None
+        slices = z.split(1) if self.use_slicing else [z]
+        sample = torch.cat([self.decode_pixels(part, tiling) for part in slices])
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple:
+        """Encode and decode again.
+
+        Args:
+            sample: (B, in_channels, T, H, W) in [-1, 1], T = 4n + 1, H and W multiples of 8.
+            sample_posterior: draw from the posterior instead of taking its mean.
+            return_dict: return a `DecoderOutput` instead of a tuple.
+            generator: source of the posterior noise.
+
+        Returns:
+            The reconstruction, shaped like `sample` but for the channels.
+
+        Raises:
+            ValueError: if the sizes are not legal.
+        """
+        posterior = self.encode(sample).latent_dist
+        latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+        return self.decode(latents, return_dict=return_dict)

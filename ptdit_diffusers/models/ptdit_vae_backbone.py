@@ -1,0 +1,533 @@
+"""Causal video VAE of Open-Sora-Plan v1.2 in plain torch: layers, encoder, decoder and tiling.
+
+Must not know diffusers or ComfyUI: the heads add names, configuration and manners. Layers are built from an injected
+`operations` namespace (Linear, Conv2d, Conv3d, GroupNorm), parameter names are those of the official checkpoint.
+Shape letters: B batch, C channels, T frames, H W rows/columns (pixels or latent cells, 8 pixels per cell).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+SPATIAL_RATIO = 8
+TEMPORAL_RATIO = 4
+NORM_EPS = 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Legal sizes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_pixel_sizes(num_frames: int, height: int, width: int) -> None:
+    """Check that a video can be encoded.
+
+    Args:
+        num_frames: frames, must be 4n + 1 (the first frame stands alone, then groups of four).
+        height: pixel rows, must be a positive multiple of 8.
+        width: pixel columns, must be a positive multiple of 8.
+
+    Raises:
+        ValueError: naming the value, the rule and the nearest legal values.
+    """
+    if num_frames < 1 or num_frames % TEMPORAL_RATIO != 1:
+        below = max(1, (num_frames - 1) // TEMPORAL_RATIO * TEMPORAL_RATIO + 1)
+        above = below + TEMPORAL_RATIO
+        raise ValueError(f"num_frames={num_frames} is not 4n + 1 (1, 5, 9, ...); nearest: {below} or {above}.")
+    for name, size in (("height", height), ("width", width)):
+        if size < 1 or size % SPATIAL_RATIO != 0:
+            below = max(SPATIAL_RATIO, size // SPATIAL_RATIO * SPATIAL_RATIO)
+            above = below + SPATIAL_RATIO
+            raise ValueError(f"{name}={size} is not a multiple of {SPATIAL_RATIO}; nearest: {below} or {above}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class FrameConv3d(nn.Conv3d):
+    """A Conv3d that also takes one unpadded frame (B, C, 1, H, W) and then sees that frame at every kernel position.
+
+    A kernel over k_t equal frames is a 2D kernel, summed over time: the same numbers for a third of the work when
+    k_t is 3. It is a subclass, and not a branch in the caller, so that forward hooks which move or cast the weights
+    (offloading, fp8 storage) still run before the weights are read.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.shape[2] > 1:
+            return super().forward(hidden_states)
+        weight = self.weight.sum(dim=2)  # (C_out, C_in, k_h, k_w)
+        frame = F.conv2d(hidden_states.squeeze(2), weight, self.bias, self.stride[1:], self.padding[1:])
+        return frame.unsqueeze(2)
+
+
+class CausalConv3d(nn.Module):
+    """3D convolution over (B, C, T, H, W) in which a frame sees itself and earlier frames only.
+
+    The first frame is repeated k_t - 1 times in front; space is padded with zeros by `padding` on each side.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int, int],
+        stride: int = 1,
+        padding: int = 0,
+        operations: Any = nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.time_pad = kernel_size[0] - 1
+        # Other operations classes own the casting of their weights, so only torch's plain class is replaced.
+        conv_class = FrameConv3d if operations.Conv3d is nn.Conv3d else operations.Conv3d
+        self.conv = conv_class(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=(0, padding, padding),
+            dtype=dtype,
+            device=device,
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        single_frame = hidden_states.shape[2] == 1 and isinstance(self.conv, FrameConv3d)
+        if self.time_pad > 0 and not single_frame:
+            first = hidden_states[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
+            hidden_states = torch.cat([first, hidden_states], dim=2)  # (B, C, T + k_t - 1, H, W)
+        return self.conv(hidden_states)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1 convolution if the channels change).
+
+    `causal=True` works on (B, C, T, H, W) with statistics over time; `causal=False` on single frames (B, C, H, W).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, causal: bool, norm_num_groups: int, operations: Any = nn, **factory
+    ) -> None:
+        super().__init__()
+        conv = partial(_conv, causal=causal, operations=operations, **factory)
+        norm = partial(_norm, norm_num_groups=norm_num_groups, operations=operations, **factory)
+        self.norm1 = norm(in_channels)
+        self.conv1 = conv(in_channels, out_channels, 3)
+        self.norm2 = norm(out_channels)
+        self.conv2 = conv(out_channels, out_channels, 3)
+        self.nin_shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = hidden_states if self.nin_shortcut is None else self.nin_shortcut(hidden_states)
+        hidden_states = self.conv1(F.silu(self.norm1(hidden_states)))
+        hidden_states = self.conv2(F.silu(self.norm2(hidden_states)))
+        return residual + hidden_states
+
+
+class FrameAttention(nn.Module):
+    """Single-head self-attention among the pixels of each frame, with norm (statistics over time) and residual."""
+
+    def __init__(self, channels: int, norm_num_groups: int, operations: Any = nn, **factory) -> None:
+        super().__init__()
+        conv = partial(_conv, causal=True, operations=operations, **factory)
+        self.norm = _norm(channels, norm_num_groups, operations, **factory)
+        self.q = conv(channels, channels, 1)
+        self.k = conv(channels, channels, 1)
+        self.v = conv(channels, channels, 1)
+        self.proj_out = conv(channels, channels, 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        batch, channels, frames, height, width = hidden_states.shape
+
+        def tokens(projection: nn.Module, normed: torch.Tensor) -> torch.Tensor:
+            projected = projection(normed).permute(0, 2, 3, 4, 1)  # (B, T, H, W, C)
+            return projected.reshape(batch * frames, 1, height * width, channels)
+
+        normed = self.norm(hidden_states)
+        attended = F.scaled_dot_product_attention(
+            tokens(self.q, normed), tokens(self.k, normed), tokens(self.v, normed)
+        )  # (B T, 1, H W, C)
+        attended = attended.reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3).contiguous()
+        return hidden_states + self.proj_out(attended)
+
+
+class FrameDownsample(nn.Module):
+    """Halves each frame (B, C, H, W): one zero row and column at the bottom and right, then 3x3 with stride 2."""
+
+    def __init__(self, channels: int, operations: Any = nn, **factory) -> None:
+        super().__init__()
+        self.conv = operations.Conv2d(channels, channels, 3, stride=2, **factory)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
+
+
+class VideoDownsample(nn.Module):
+    """Halves space, and T = 2n + 1 frames to n + 1: padded as `FrameDownsample`, then causal 3x3x3 with stride 2."""
+
+    def __init__(self, channels: int, operations: Any = nn, **factory) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, (3, 3, 3), stride=2, operations=operations, **factory)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
+
+
+class FrameUpsample(nn.Module):
+    """Doubles space by nearest neighbour, then a convolution of 1x3x3."""
+
+    def __init__(self, channels: int, operations: Any = nn, **factory) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, (1, 3, 3), padding=1, operations=operations, **factory)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.interpolate(hidden_states, scale_factor=(1, 2, 2), mode="nearest"))
+
+
+class VideoUpsample(nn.Module):
+    """Doubles space, and n + 1 frames to 2n + 1, trilinearly, then causal 3x3x3.
+
+    The first frame is one picture before and after, so it is only resized in space, apart from the others.
+    """
+
+    def __init__(self, channels: int, operations: Any = nn, **factory) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, (3, 3, 3), padding=1, operations=operations, **factory)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        first, later = hidden_states[:, :, 0], hidden_states[:, :, 1:]
+        upsampled = F.interpolate(first, scale_factor=(2, 2), mode="bilinear").unsqueeze(2)
+        if later.shape[2] > 0:
+            later = F.interpolate(later, scale_factor=(2, 2, 2), mode="trilinear")
+            upsampled = torch.cat([upsampled, later], dim=2)  # (B, C, 1 + 2 (T - 1), 2H, 2W)
+        return self.conv(upsampled)
+
+
+def _conv(
+    in_channels: int, out_channels: int, size: int, causal: bool, operations: Any, **factory
+) -> "CausalConv3d | nn.Module":
+    """Size-keeping convolution: causal 3D or plain 2D, kernel `size` on every axis."""
+    if causal:
+        kernel_size = (size, size, size)
+        return CausalConv3d(
+            in_channels, out_channels, kernel_size, padding=size // 2, operations=operations, **factory
+        )
+    return operations.Conv2d(in_channels, out_channels, size, padding=size // 2, **factory)
+
+
+def _norm(channels: int, norm_num_groups: int, operations: Any, **factory) -> nn.Module:
+    return operations.GroupNorm(norm_num_groups, channels, eps=NORM_EPS, affine=True, **factory)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoder and decoder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Checkpointed(nn.Module):
+    """Runs blocks, recomputing them in the backward pass when `gradient_checkpointing` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable = partial(checkpoint, use_reentrant=False)
+
+    def _run(self, block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, hidden_states)
+        return block(hidden_states)
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, norm_num_groups: int, operations: Any = nn, **factory) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels, True, norm_num_groups, operations, **factory)
+        self.attn_1 = FrameAttention(channels, norm_num_groups, operations, **factory)
+        self.block_2 = ResidualBlock(channels, channels, True, norm_num_groups, operations, **factory)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.block_2(self.attn_1(self.block_1(hidden_states)))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution; `upsample` or `downsample` is set by the encoder or decoder."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, causal: bool, norm_num_groups: int, **factory
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_blocks
+        self.block = nn.ModuleList(
+            ResidualBlock(widths[i], out_channels, causal, norm_num_groups, **factory) for i in range(num_blocks)
+        )
+
+
+class Encoder(_Checkpointed):
+    """Pixels (B, C_in, T, H, W) to (B, 2 z, (T - 1) / 4 + 1, H / 8, W / 8); full and half size work frame by frame."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        z_channels: int,
+        num_res_blocks: int,
+        norm_num_groups: int,
+        operations: Any = nn,
+        **factory,
+    ) -> None:
+        super().__init__()
+        factory = {"operations": operations, **factory}
+        self.conv_in = _conv(in_channels, widths[0], 3, causal=False, **factory)
+        self.down = nn.ModuleList()
+        for level, width in enumerate(widths):
+            before = widths[max(level - 1, 0)]
+            self.down.append(Level(before, width, num_res_blocks, level >= 2, norm_num_groups, **factory))
+        self.down[0].downsample = FrameDownsample(widths[0], **factory)
+        self.down[1].downsample = VideoDownsample(widths[1], **factory)
+        self.down[2].downsample = VideoDownsample(widths[2], **factory)
+        self.mid = Middle(widths[-1], norm_num_groups, **factory)
+        self.norm_out = _norm(widths[-1], norm_num_groups, **factory)
+        self.conv_out = _conv(widths[-1], 2 * z_channels, 3, causal=True, **factory)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        batch, _, frames = pixels.shape[:3]
+        hidden_states = self.conv_in(pixels.transpose(1, 2).flatten(0, 1))  # (B T, C, H, W)
+        for block in self.down[0].block:
+            hidden_states = self._run(block, hidden_states)
+        hidden_states = self.down[0].downsample(hidden_states)  # (B T, C, H/2, W/2)
+        for block in self.down[1].block:
+            hidden_states = self._run(block, hidden_states)
+        hidden_states = hidden_states.unflatten(0, (batch, frames)).transpose(1, 2)  # (B, C, T, H/2, W/2)
+        hidden_states = self.down[1].downsample(hidden_states)  # (B, C, (T-1)/2 + 1, H/4, W/4)
+        for block in self.down[2].block:
+            hidden_states = self._run(block, hidden_states)
+        hidden_states = self.down[2].downsample(hidden_states)  # (B, C, (T-1)/4 + 1, H/8, W/8)
+        for block in self.down[3].block:
+            hidden_states = self._run(block, hidden_states)
+        hidden_states = self._run(self.mid, hidden_states)
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+class Decoder(_Checkpointed):
+    """Latents (B, z, T, H, W) to pixels (B, C_out, 4 (T - 1) + 1, 8 H, 8 W); every level is causal in time."""
+
+    def __init__(
+        self,
+        out_channels: int,
+        widths: Sequence[int],
+        z_channels: int,
+        num_res_blocks: int,
+        norm_num_groups: int,
+        operations: Any = nn,
+        **factory,
+    ) -> None:
+        super().__init__()
+        factory = {"operations": operations, **factory}
+        self.conv_in = _conv(z_channels, widths[-1], 3, causal=True, **factory)
+        self.mid = Middle(widths[-1], norm_num_groups, **factory)
+        self.up = nn.ModuleList()
+        for level, width in enumerate(widths):
+            before = widths[min(level + 1, len(widths) - 1)]
+            self.up.append(Level(before, width, num_res_blocks + 1, True, norm_num_groups, **factory))
+        self.up[1].upsample = FrameUpsample(widths[1], **factory)
+        self.up[2].upsample = VideoUpsample(widths[2], **factory)
+        self.up[3].upsample = VideoUpsample(widths[3], **factory)
+        self.norm_out = _norm(widths[0], norm_num_groups, **factory)
+        self.conv_out = _conv(widths[0], out_channels, 3, causal=True, **factory)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        hidden_states = self._run(self.mid, self.conv_in(latents))
+        for level in reversed(self.up):  # levels are numbered by resolution: 3 is the smallest and runs first
+            for block in level.block:
+                hidden_states = self._run(block, hidden_states)
+            if level is not self.up[0]:
+                hidden_states = self._run(level.upsample, hidden_states)
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tiling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VAETiling:
+    """Tile sizes. Each tile has its own GroupNorm statistics, so tiled and untiled results differ.
+
+    Attributes:
+        size: side of a spatial tile in pixels, a multiple of 64 (neighbours overlap by an eighth of it).
+        frames: length of a temporal tile in pixel frames, 4n + 1 and at least 5 (neighbours share one frame).
+
+    Raises:
+        ValueError: if a size is not legal.
+    """
+
+    size: int = 512
+    frames: int = 29
+
+    def __post_init__(self) -> None:
+        if self.size < 64 or self.size % 64 != 0:
+            below = max(64, self.size // 64 * 64)
+            raise ValueError(
+                f"tile size={self.size} is not a multiple of 64 pixels; nearest: {below} or {below + 64}."
+            )
+        if self.frames < 5 or self.frames % TEMPORAL_RATIO != 1:
+            below = max(5, (self.frames - 1) // TEMPORAL_RATIO * TEMPORAL_RATIO + 1)
+            raise ValueError(f"tile frames={self.frames} is not 4n + 1 from 5 on; nearest: {below} or {below + 4}.")
+
+    def covers(self, num_frames: int, height: int, width: int) -> bool:
+        """Whether a video of that many pixel frames, rows and columns fits into one tile."""
+        return num_frames <= self.frames and max(height, width) <= self.size
+
+
+def _split_frames(hidden_states: torch.Tensor, length: int) -> list[torch.Tensor]:
+    """Cut (B, C, T, H, W) into runs of `length` frames that share one frame; the last one may be shorter."""
+    step = length - 1
+    starts = range(0, max(hidden_states.shape[2] - 1, 1), step)
+    return [hidden_states[:, :, start : start + length] for start in starts]
+
+
+def _blend(before: torch.Tensor, after: torch.Tensor, extent: int, dim: int) -> torch.Tensor:
+    """Fade from the end of `before` into the start of `after` along `dim`, with weights k / extent."""
+    extent = min(before.shape[dim], after.shape[dim], extent)
+    shape = [1] * after.ndim
+    shape[dim] = extent
+    weight = (torch.arange(extent, device=after.device) / extent).to(after.dtype).view(shape)
+    overlap = before.narrow(dim, before.shape[dim] - extent, extent)
+    faded = overlap * (1 - weight) + after.narrow(dim, 0, extent) * weight
+    return torch.cat([faded, after.narrow(dim, extent, after.shape[dim] - extent)], dim=dim)
+
+
+def _map_tiles(
+    run: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, size_in: int, size_out: int
+) -> torch.Tensor:
+    """Apply `run` to overlapping spatial tiles and join the results.
+
+    Args:
+        run: (B, C, T, h, w) to (B, C', T', h', w'), encoder or decoder.
+        hidden_states: (B, C, T, H, W).
+        size_in: tile side in the units of the input; tiles start at every multiple of 7/8 of it.
+        size_out: the same side in the units of the output; an eighth of it is blended.
+
+    Returns:
+        (B, C', T', H', W').
+    """
+    step, kept, extent = size_in - size_in // 8, size_out - size_out // 8, size_out // 8
+    height, width = hidden_states.shape[-2:]
+    above: list[torch.Tensor] = []
+    joined_rows = []
+    for top in range(0, height, step):
+        row: list[torch.Tensor] = []
+        for column, left in enumerate(range(0, width, step)):
+            tile = run(hidden_states[..., top : top + size_in, left : left + size_in])
+            if above:
+                tile = _blend(above[column], tile, extent, dim=-2)
+            if row:
+                tile = _blend(row[-1], tile, extent, dim=-1)
+            row.append(tile)
+        joined_rows.append(torch.cat([tile[..., :kept, :kept] for tile in row], dim=-1))
+        above = row
+    return torch.cat(joined_rows, dim=-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole VAE
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class PTDiTVAEBackbone(nn.Module):
+    """Encoder, decoder and the 1x1x1 convolutions around the latents; a head calls `_build` in its constructor."""
+
+    spatial_compression_ratio = SPATIAL_RATIO
+    temporal_compression_ratio = TEMPORAL_RATIO
+
+    def _build(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        hidden_size: int = 128,
+        hidden_size_mult: Sequence[int] = (1, 2, 4, 4),
+        z_channels: int = 4,
+        num_res_blocks: int = 2,
+        norm_num_groups: int = 32,
+        operations: Any = nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Create the layers; defaults are those of the released checkpoint.
+
+        Raises:
+            ValueError: if there are not four levels or a width is not a multiple of `norm_num_groups`.
+        """
+        widths = [hidden_size * mult for mult in hidden_size_mult]
+        if len(widths) != 4:
+            raise ValueError(f"hidden_size_mult={tuple(hidden_size_mult)} has {len(widths)} levels; it must have 4.")
+        for width in widths:
+            if width % norm_num_groups != 0:
+                nearest = max(1, round(width / norm_num_groups)) * norm_num_groups
+                raise ValueError(
+                    f"level width {width} is not a multiple of norm_num_groups={norm_num_groups}; nearest: {nearest}."
+                )
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        self.encoder = Encoder(in_channels, widths, z_channels, num_res_blocks, norm_num_groups, **factory)
+        self.decoder = Decoder(out_channels, widths, z_channels, num_res_blocks, norm_num_groups, **factory)
+        self.quant_conv = CausalConv3d(2 * z_channels, 2 * z_channels, (1, 1, 1), **factory)
+        self.post_quant_conv = CausalConv3d(z_channels, z_channels, (1, 1, 1), **factory)
+
+    def encode_moments(self, pixels: torch.Tensor, tiling: VAETiling | None = None) -> torch.Tensor:
+        """Encode a video to the mean and log variance of its latents.
+
+        Args:
+            pixels: (B, in_channels, T, H, W) in [-1, 1], T = 4n + 1, H and W multiples of 8.
+            tiling: tile sizes, used if the video does not fit into one tile; `None` never tiles.
+
+        Returns:
+            (B, 2 * z_channels, n + 1, H / 8, W / 8), means first, unscaled and log variance not clamped.
+
+        Raises:
+            ValueError: if the sizes are not legal.
+        """
+        check_pixel_sizes(*pixels.shape[-3:])
+        if tiling is None or tiling.covers(*pixels.shape[-3:]):
+            return self._encode_tile(pixels)
+        chunks = []
+        for chunk in _split_frames(pixels, tiling.frames):
+            moments = _map_tiles(self._encode_tile, chunk, tiling.size, tiling.size // SPATIAL_RATIO)
+            chunks.append(moments[:, :, 1:] if chunks else moments)  # the shared frame is kept once
+        return torch.cat(chunks, dim=2)
+
+    def decode_pixels(self, latents: torch.Tensor, tiling: VAETiling | None = None) -> torch.Tensor:
+        """Decode unscaled latents.
+
+        Args:
+            latents: (B, z_channels, T, H, W).
+            tiling: tile sizes, used if the video does not fit into one tile; `None` never tiles.
+
+        Returns:
+            (B, out_channels, 4 (T - 1) + 1, 8 H, 8 W), about [-1, 1], not clamped.
+        """
+        num_frames, height, width = latents.shape[-3:]
+        num_frames = (num_frames - 1) * TEMPORAL_RATIO + 1
+        if tiling is None or tiling.covers(num_frames, height * SPATIAL_RATIO, width * SPATIAL_RATIO):
+            return self._decode_tile(latents)
+        chunks = []
+        for chunk in _split_frames(latents, (tiling.frames - 1) // TEMPORAL_RATIO + 1):
+            pixels = _map_tiles(self._decode_tile, chunk, tiling.size // SPATIAL_RATIO, tiling.size)
+            chunks.append(pixels[:, :, 1:] if chunks else pixels)
+        return torch.cat(chunks, dim=2)
+
+    def _encode_tile(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.quant_conv(self.encoder(pixels))
+
+    def _decode_tile(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.post_quant_conv(latents))
