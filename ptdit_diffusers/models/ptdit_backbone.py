@@ -1,0 +1,665 @@
+"""The maths of PT-DiT (arXiv 2409.04005 v2): positions, windows, proxies, block, backbone, sign of the prediction.
+
+Plain torch; it knows nothing of diffusers, ComfyUI, files or devices. Layers come from `operations` (a namespace with
+Linear and Conv2d), attention from one callable, so that every host builds the same maths with its own layers.
+Shape letters: B batch, F H W token frames/rows/columns, N = F*H*W tokens in raster order, D width, M proxies,
+L text tokens, S tokens of one window.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Triple = tuple[int, int, int]
+PROXY_MODES = ("mean", "random", "first")
+
+
+def scaled_dot_product(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Attends with (B, tokens, heads, head_dim) tensors; `mask` is bool (B, 1, 1, keys), True = keep, or None."""
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def layer_norm(hidden_states: torch.Tensor) -> torch.Tensor:
+    """LayerNorm without parameters, eps 1e-6: the only norm of the model."""
+    return F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sinusoids
+# ---------------------------------------------------------------------------------------------------------------------
+def frequencies(count: int, device: torch.device) -> torch.Tensor:
+    """10000^(-k/count) for k = 0..count-1, float32."""
+    return torch.exp(torch.arange(count, dtype=torch.float32, device=device) * (-math.log(10000.0) / count))
+
+
+def timestep_sinusoid(values: torch.Tensor) -> torch.Tensor:
+    """256 wide sinusoid of unscaled numbers (a timestep is 0..1000): 128 cosines, then 128 sines; (...,) -> (..., 256)."""
+    angles = values.float()[..., None] * frequencies(128, values.device)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def position_table(grid: Triple, dim: int, scale: int, scrambled: bool, device: torch.device) -> torch.Tensor:
+    """Absolute sin-cos positions [time D/4 | column 3D/8 | row 3D/8] of a token grid.
+
+    Args:
+        grid: token frames, rows, columns.
+        dim: width D, a multiple of 16.
+        scale: rows and columns are divided by it (frames are not).
+        scrambled: give token i of a frame the column `i mod rows` and the row `i div rows`, as the official code does
+            by mistake. Square grids are the same either way.
+        device: where to compute.
+
+    Returns:
+        float32 tensor (F*H*W, D).
+    """
+    frames, rows, columns = grid
+    index = torch.arange(rows * columns, device=device)
+    run = rows if scrambled else columns
+    column, row = (index % run).float() / scale, index.div(run, rounding_mode="floor").float() / scale
+    parts = []
+    for position, width in (
+        (torch.arange(frames, device=device).float(), dim // 4),
+        (column, 3 * dim // 8),
+        (row, 3 * dim // 8),
+    ):
+        angles = position[:, None] * frequencies(width // 2, device)
+        parts.append(torch.cat([angles.sin(), angles.cos()], dim=-1))
+    time, column, row = parts
+    space = torch.cat([column, row], dim=-1)  # (H*W, 3D/4)
+    table = torch.cat([time[:, None].expand(-1, rows * columns, -1), space[None].expand(frames, -1, -1)], dim=-1)
+    return table.flatten(0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows and proxies
+# ---------------------------------------------------------------------------------------------------------------------
+class Segment(NamedTuple):
+    """A run of equal windows along one axis: tokens start..stop, cut into windows of `length`."""
+
+    start: int
+    stop: int
+    length: int
+
+
+def axis_segments(size: int, window: int, shifted: bool) -> list[Segment]:
+    """Cuts one axis at 0, c, 2c, ..., N; shifted at 0, s, s+c, s+2c, ..., N with s = c // 2.
+
+    The shifted cut is what a cyclic roll by -s with the usual region mask amounts to, without roll and mask.
+    """
+    head = min(window // 2, size) if shifted else 0
+    tail = head + (size - head) // window * window
+    runs = [Segment(0, head, head), Segment(head, tail, window), Segment(tail, size, size - tail)]
+    return [run for run in runs if run.stop > run.start]
+
+
+class Windows:
+    """One cut of a token grid into windows, grouped by window shape, and the moves into and out of that order.
+
+    Args:
+        grid: token frames, rows, columns; any size.
+        window: window length on each axis; a grid that it does not divide gets smaller windows at its borders.
+        shifted: shift the cut by half a window (axes with window 1 have nothing to shift).
+    """
+
+    def __init__(self, grid: Triple, window: Triple, shifted: bool):
+        self.grid = grid
+        self.axes = [axis_segments(size, length, shifted) for size, length in zip(grid, window, strict=True)]
+        self.groups = list(product(*self.axes))
+        # (windows, tokens per window) of every group, in the order of the partitioned tokens
+        self.sizes = []
+        for group in self.groups:
+            count, tokens = 1, 1
+            for run in group:
+                count *= (run.stop - run.start) // run.length
+                tokens *= run.length
+            self.sizes.append((count, tokens))
+
+    def partition(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) raster order -> (B, N, D) window after window."""
+        video = hidden_states.unflatten(1, self.grid)
+        pieces = []
+        for f, h, w in self.groups:
+            piece = video[:, f.start : f.stop, h.start : h.stop, w.start : w.stop]
+            piece = piece.unflatten(3, (-1, w.length)).unflatten(2, (-1, h.length)).unflatten(1, (-1, f.length))
+            pieces.append(piece.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(1, 6))  # (B, windows * S, D)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def restore(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Undoes `partition`."""
+        pieces = []
+        for tokens, (f, h, w) in zip(self.split(hidden_states), self.groups, strict=True):
+            counts = [(run.stop - run.start) // run.length for run in (f, h, w)]
+            boxes = tokens.unflatten(1, (*counts, f.length, h.length, w.length))
+            pieces.append(boxes.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2))
+        for axis in (3, 2, 1):  # join columns, then rows, then frames
+            run = len(self.axes[axis - 1])
+            if run > 1:
+                pieces = [torch.cat(pieces[i : i + run], dim=axis) for i in range(0, len(pieces), run)]
+        return pieces[0].flatten(1, 3)
+
+    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Partitioned tokens (B, N, ...) -> one tensor (B, windows * S, ...) per window shape."""
+        return tokens.split([count * size for count, size in self.sizes], dim=1)
+
+
+def proxy_boxes(window: Triple, ratio: Triple) -> list[tuple[int, int]]:
+    """Per axis: (box, stride) of the pooling. A box holds `stride` proxies; proxy y averages tokens y, y+stride, ...
+
+    Ratios finer than the window give strided proxies inside each window, as the official code does; in time a finer
+    ratio counts as the window's (also as there). A ratio coarser than the window pools over boxes of its own.
+    """
+    boxes = [(max(length, part), max(length, part) // part) for length, part in zip(window, ratio, strict=True)]
+    return [(boxes[0][0], 1), *boxes[1:]]
+
+
+def pool_axis(video: torch.Tensor, axis: int, box: int, stride: int) -> torch.Tensor:
+    """Averages one axis of (B, F, H, W, D) down to its proxies; the last box may be shorter: its mean is of what it has."""
+    pooled = []
+    for start, stop, length in axis_segments(video.shape[axis], box, shifted=False):
+        boxes = video.narrow(axis, start, stop - start).unflatten(axis, (-1, length))
+        if length > stride:
+            inner = axis + 1
+            means = [
+                boxes.narrow(inner, y, length - y)[(slice(None),) * inner + (slice(None, None, stride),)].mean(inner)
+                for y in range(stride)
+            ]
+            boxes = torch.stack(means, dim=inner)
+        pooled.append(boxes.flatten(axis, axis + 1))
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=axis)
+
+
+def mean_proxies(hidden_states: torch.Tensor, grid: Triple, window: Triple, ratio: Triple) -> torch.Tensor:
+    """Proxy tokens as means (v2 of the paper, Eq. 1): (B, N, D) -> (B, M, D)."""
+    video = hidden_states.unflatten(1, grid)
+    for axis, (box, stride) in reversed(list(enumerate(proxy_boxes(window, ratio), start=1))):
+        video = pool_axis(video, axis, box, stride)
+    return video.flatten(1, 3)
+
+
+def proxy_index(
+    batch: int,
+    grid: Triple,
+    window: Triple,
+    ratio: Triple,
+    random: bool,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """Token indices (B, M) of proxies that are single tokens: drawn at random (v1 of the paper) or the first of each set.
+
+    Sets are those that `mean_proxies` averages, in the same order. The draw happens on the generator's device.
+    """
+    starts, counts, strides = [], [], []
+    for size, (box, stride) in zip(grid, proxy_boxes(window, ratio), strict=True):
+        first = [b + y for b in range(0, size, box) for y in range(min(stride, min(box, size - b)))]
+        ends = [min((start // box + 1) * box, size) for start in first]
+        starts.append(first)
+        counts.append([-(-(end - start) // stride) for start, end in zip(first, ends, strict=True)])
+        strides.append(stride)
+    shape = tuple(len(first) for first in starts)
+    index = torch.zeros((batch, *shape), dtype=torch.long, device=device)
+    for axis in range(3):
+        view = [-1 if other == axis else 1 for other in range(3)]
+        position = torch.tensor(starts[axis], device=device).view(view)
+        if random:
+            where = generator.device if generator is not None else device
+            draw = torch.rand((batch, *shape), generator=generator, device=where).to(device)
+            count = torch.tensor(counts[axis], device=device).view(view)
+            position = position + strides[axis] * (draw * count).long()
+        index = index * grid[axis] + position
+    return index.flatten(1)
+
+
+def legal_triple(name: str, value: Any) -> Triple:
+    """Checks a window size or proxy ratio: three integers >= 1 (frames, rows, columns of tokens)."""
+    triple = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(triple) != 3 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in triple):
+        numbers = [v if isinstance(v, int) else 1 for v in triple][:3] + [1] * (3 - len(triple[:3]))
+        nearest = tuple(max(1, int(v)) for v in numbers)
+        raise ValueError(f"{name}={value!r} must be three integers >= 1 (frames, rows, columns); nearest: {nearest}.")
+    return triple
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------------------------------------------------
+class Attention(nn.Module):
+    """Multi-head attention with biases, plain or inside windows.
+
+    Args:
+        dim: width D.
+        heads: number of heads; D / heads is the head width.
+        attention: callable as `scaled_dot_product`.
+        operations, device, dtype: how layers are built.
+    """
+
+    def __init__(self, dim: int, heads: int, attention: Callable, operations: Any, device: Any, dtype: Any):
+        super().__init__()
+        self.heads = heads
+        self.attention = attention
+        self.to_q = operations.Linear(dim, dim, device=device, dtype=dtype)
+        self.to_k = operations.Linear(dim, dim, device=device, dtype=dtype)
+        self.to_v = operations.Linear(dim, dim, device=device, dtype=dtype)
+        self.to_out = nn.ModuleList([operations.Linear(dim, dim, device=device, dtype=dtype), nn.Dropout(0.0)])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        windows: Windows | None = None,
+    ) -> torch.Tensor:
+        """Queries of `hidden_states` (B, N, D) over `encoder_hidden_states` (B, keys, D), or over themselves.
+
+        `attention_mask` is bool (B, keys), True = keep. With `windows`, tokens come partitioned and see their window.
+        """
+        return self.attend(self.attention, hidden_states, encoder_hidden_states, attention_mask, windows)
+
+    def attend(
+        self,
+        attention: Callable,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        windows: Windows | None,
+    ) -> torch.Tensor:
+        query, key, value = (
+            t.unflatten(-1, (self.heads, -1)) for t in self.project(hidden_states, encoder_hidden_states)
+        )
+        if windows is None:
+            mask = None if attention_mask is None else attention_mask[:, None, None]
+            hidden_states = attention(query, key, value, mask).flatten(2)  # (B, N, D)
+        else:
+            pieces = []
+            for (_, size), *qkv in zip(windows.sizes, *(windows.split(t) for t in (query, key, value)), strict=True):
+                q, k, v = (t.unflatten(1, (-1, size)).flatten(0, 1) for t in qkv)  # (B * windows, S, heads, head_dim)
+                piece = attention(q, k, v, None)
+                pieces.append(piece.reshape(query.shape[0], -1, hidden_states.shape[-1]))
+            hidden_states = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        return self.to_out[1](self.to_out[0](hidden_states))
+
+    def project(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        return self.to_q(hidden_states), self.to_k(source), self.to_v(source)
+
+
+class Embedder(nn.Module):
+    """Two linear layers with an activation between: time, size and caption embedding."""
+
+    def __init__(self, in_dim: int, dim: int, activation: nn.Module, operations: Any, device: Any, dtype: Any):
+        super().__init__()
+        self.linear_1 = operations.Linear(in_dim, dim, device=device, dtype=dtype)
+        self.activation = activation
+        self.linear_2 = operations.Linear(dim, dim, device=device, dtype=dtype)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.activation(self.linear_1(values)))
+
+
+class Conditions(nn.Module):
+    """Embeds the timestep and, in models that were built for it, the picture's size and aspect ratio."""
+
+    def __init__(self, dim: int, additional: bool, operations: Any, device: Any, dtype: Any):
+        super().__init__()
+        factory = {"operations": operations, "device": device, "dtype": dtype}
+        self.timestep_embedder = Embedder(256, dim, nn.SiLU(), **factory)
+        self.additional = additional
+        if additional:
+            self.resolution_embedder = Embedder(256, dim // 3, nn.SiLU(), **factory)
+            self.aspect_ratio_embedder = Embedder(256, dim // 3, nn.SiLU(), **factory)
+
+    def forward(
+        self,
+        timestep: torch.Tensor,
+        resolution: torch.Tensor | None,
+        aspect_ratio: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        embedded = self.timestep_embedder(timestep_sinusoid(timestep).to(dtype))  # (B, D)
+        if not self.additional:
+            return embedded
+        size = self.resolution_embedder(timestep_sinusoid(resolution).to(dtype)).flatten(1)  # (B, 2D/3)
+        aspect = self.aspect_ratio_embedder(timestep_sinusoid(aspect_ratio).to(dtype)).flatten(1)  # (B, D/3)
+        return embedded + torch.cat([size, aspect], dim=1)
+
+
+class AdaLayerNormSingle(nn.Module):
+    """One modulation for all blocks (PixArt's adaLN-single): the embedding (B, D) and its six rows (B, 6, D)."""
+
+    def __init__(self, dim: int, additional: bool, operations: Any, device: Any, dtype: Any):
+        super().__init__()
+        self.emb = Conditions(dim, additional, operations, device, dtype)
+        self.linear = operations.Linear(dim, 6 * dim, device=device, dtype=dtype)
+
+    def forward(self, *conditions: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        embedded = self.emb(*conditions)
+        return embedded, self.linear(F.silu(embedded)).unflatten(1, (6, -1))
+
+
+class GELUProjection(nn.Module):
+    """Linear, then GELU (tanh): the first layer of the feed-forward, under the key that checkpoints use."""
+
+    def __init__(self, dim: int, inner: int, operations: Any, device: Any, dtype: Any):
+        super().__init__()
+        self.proj = operations.Linear(dim, inner, device=device, dtype=dtype)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self.proj(hidden_states), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """D -> 4D -> D with GELU (tanh)."""
+
+    def __init__(self, dim: int, operations: Any, device: Any, dtype: Any):
+        super().__init__()
+        first = GELUProjection(dim, 4 * dim, operations, device, dtype)
+        self.net = nn.ModuleList([first, nn.Dropout(0.0), operations.Linear(4 * dim, dim, device=device, dtype=dtype)])
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        for layer in self.net:
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+class PatchEmbed(nn.Module):
+    """Patches of p x p latent pixels, frame by frame, to tokens: (B, C, F, pH, pW) -> (B, N, D)."""
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int, operations: Any, device: Any, dtype: Any):
+        super().__init__()
+        self.proj = operations.Conv2d(
+            in_channels, dim, kernel_size=patch_size, stride=patch_size, device=device, dtype=dtype
+        )
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        frames = latents.shape[2]
+        tokens = self.proj(latents.transpose(1, 2).flatten(0, 1))  # (B*F, D, H, W)
+        return tokens.flatten(2).transpose(1, 2).unflatten(0, (-1, frames)).flatten(1, 2)
+
+
+class PTDiTBlock(nn.Module):
+    """One block: proxy attention, injection, window attention, shifted-window attention, text, feed-forward.
+
+    Names are the checkpoint's. `pvisual_attn2` is the injection (every token queries all proxies), `linear_1_visual`
+    its zero-initialised output; `attn1` works inside windows, `attn3` inside shifted windows with the zero-initialised
+    `linear_2` after it; `attn2` reads the text.
+    """
+
+    def __init__(
+        self, dim: int, shift_window: bool, attention_layer: Callable, operations: Any, device: Any, dtype: Any
+    ):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.proxy_attn1 = attention_layer()
+        self.pvisual_attn2 = attention_layer(is_cross_attention=True)
+        self.linear_1_visual = operations.Linear(dim, dim, **factory)
+        self.attn1 = attention_layer()
+        self.shift_window = shift_window
+        if shift_window:
+            self.attn3 = attention_layer()
+            self.linear_2 = operations.Linear(dim, dim, **factory)
+            self.proxy_scale_shift_table = nn.Parameter(torch.empty(3, dim, **factory))
+        self.attn2 = attention_layer(is_cross_attention=True)
+        self.ff = FeedForward(dim, operations, **factory)
+        self.scale_shift_table = nn.Parameter(torch.empty(6, dim, **factory))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        modulation: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None,
+        proxies: "ProxyPlan",
+        windows: Windows,
+        shifted_windows: Windows,
+        index: torch.Tensor | None,
+    ) -> torch.Tensor:
+        table = self.scale_shift_table.to(hidden_states.dtype) + modulation  # (B, 6, D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = table.chunk(6, dim=1)  # (B, 1, D) each
+
+        # 1, 2: global information through the proxies
+        proxy_tokens = proxies.tokens(hidden_states, index)  # (B, M, D)
+        proxy_tokens = proxy_tokens + self.proxy_attn1(layer_norm(proxy_tokens))
+        injected = self.pvisual_attn2(layer_norm(hidden_states), layer_norm(proxy_tokens))
+        hidden_states = hidden_states + self.linear_1_visual(injected)
+
+        # 3: texture inside windows
+        inner = windows.partition(hidden_states)
+        inner = self.attn1(layer_norm(inner) * (1 + scale1) + shift1, windows=windows)
+        hidden_states = hidden_states + windows.restore(gate1 * inner)
+
+        # 4: texture across the borders of windows
+        if self.shift_window:
+            table = self.proxy_scale_shift_table.to(hidden_states.dtype) + modulation[:, :3]
+            shift3, scale3, gate3 = table.chunk(3, dim=1)
+            inner = shifted_windows.partition(hidden_states)
+            inner = self.attn3(layer_norm(inner) * (1 + scale3) + shift3, windows=shifted_windows)
+            hidden_states = hidden_states + shifted_windows.restore(self.linear_2(gate3 * inner))
+
+        # 5, 6: text, feed-forward
+        hidden_states = hidden_states + self.attn2(hidden_states, encoder_hidden_states, encoder_attention_mask)
+        return hidden_states + gate2 * self.ff(layer_norm(hidden_states) * (1 + scale2) + shift2)
+
+
+class ProxyPlan(NamedTuple):
+    """Where proxies come from: the grid, the windows, the ratio."""
+
+    grid: Triple
+    window: Triple
+    ratio: Triple
+
+    def tokens(self, hidden_states: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        """Means without an index, else the tokens at `index` (B, M)."""
+        if index is None:
+            return mean_proxies(hidden_states, *self)
+        return hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[-1]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Backbone
+# ---------------------------------------------------------------------------------------------------------------------
+class PTDiTBackbone(nn.Module):
+    """The whole network without any host's manners. A host calls `build` in its constructor, then `denoise`."""
+
+    def build(
+        self,
+        num_attention_heads: int,
+        attention_head_dim: int,
+        in_channels: int,
+        out_channels: int,
+        num_layers: int,
+        patch_size: int,
+        sample_size: int,
+        caption_channels: int,
+        window_size: Triple,
+        proxy_ratio: Triple,
+        shift_window: bool,
+        proxy_mode: str,
+        num_windows: int,
+        scrambled_positions: bool,
+        additional_conditions: bool,
+        operations: Any = nn,
+        attention: Callable = scaled_dot_product,
+        attention_class: type[Attention] = Attention,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Makes the layers under the official checkpoint's keys. Arguments: see `PTDiTTransformer3DModel`.
+
+        `operations` is the namespace of layer classes, `attention` the callable that attends, `attention_class` the
+        module around it; hosts replace them by their own.
+        """
+        dim = num_attention_heads * attention_head_dim
+        if dim % 16:
+            nearest = max(16, round(dim / 16) * 16)
+            raise ValueError(
+                f"num_attention_heads * attention_head_dim = {dim} must be a multiple of 16 (positions); "
+                f"nearest: {nearest}."
+            )
+        self.patch_size, self.in_channels, self.out_channels = patch_size, in_channels, out_channels
+        self.position_scale = max(sample_size // 64, 1)
+        self.scrambled_positions, self.additional_conditions = scrambled_positions, additional_conditions
+        self.num_windows = num_windows
+        self.trained_windows = legal_triple("window_size", window_size), legal_triple("proxy_ratio", proxy_ratio)
+        self.set_windows(window_size, proxy_ratio, proxy_mode)
+
+        layers = {"operations": operations, "device": device, "dtype": dtype}
+
+        def attention_layer(is_cross_attention: bool = False) -> Attention:
+            layer = attention_class(dim, num_attention_heads, attention, **layers)
+            layer.is_cross_attention = is_cross_attention
+            return layer
+
+        self.pos_embed = PatchEmbed(patch_size, in_channels, dim, **layers)
+        self.adaln_single = AdaLayerNormSingle(dim, additional_conditions, **layers)
+        self.caption_projection = Embedder(caption_channels, dim, nn.GELU(approximate="tanh"), **layers)
+        blocks = [PTDiTBlock(dim, shift_window, attention_layer, **layers) for _ in range(num_layers)]
+        self.transformer_blocks = nn.ModuleList(blocks)
+        self.scale_shift_table = nn.Parameter(torch.empty(2, dim, device=device, dtype=dtype))
+        self.proj_out = operations.Linear(dim, patch_size**2 * out_channels, device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initial values of the official model.
+
+        | parameters | value |
+        | --- | --- |
+        | linear_1_visual, linear_2 of blocks and of the size embedders (weight, bias) | 0 |
+        | scale_shift_table, proxy_scale_shift_table | N(0, 1) / sqrt(D) |
+        | all others | torch's defaults, drawn by the layers themselves |
+        """
+        zero = ("linear_1_visual", "linear_2")
+        for block in self.transformer_blocks:
+            for name in zero:
+                layer = getattr(block, name, None)
+                if layer is not None:
+                    layer.weight.zero_()
+                    layer.bias.zero_()
+        if self.additional_conditions:
+            for embedder in (self.adaln_single.emb.resolution_embedder, self.adaln_single.emb.aspect_ratio_embedder):
+                embedder.linear_2.weight.zero_()
+                embedder.linear_2.bias.zero_()
+        for name, parameter in self.named_parameters():
+            if name.endswith("scale_shift_table"):
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+
+    def set_windows(
+        self,
+        window_size: Triple | None = None,
+        proxy_ratio: Triple | None = None,
+        proxy_mode: str | None = None,
+    ) -> None:
+        """Changes window size, proxy ratio or proxy mode of a loaded model; weights do not depend on them.
+
+        Args:
+            window_size: tokens per window (frames, rows, columns); None keeps the present value.
+            proxy_ratio: tokens per proxy (frames, rows, columns). Finer than the window: several strided proxies per
+                window (in time always one). Coarser: proxies average over boxes larger than a window.
+            proxy_mode: "mean" (v2 of the paper, the released weights), "random" (v1: one token of each set, drawn in
+                each block) or "first".
+
+        Raises:
+            ValueError: a triple is not three integers >= 1, or the mode is unknown.
+        """
+        if proxy_mode is not None and proxy_mode not in PROXY_MODES:
+            raise ValueError(f"proxy_mode={proxy_mode!r} is unknown; choose one of {', '.join(PROXY_MODES)}.")
+        if window_size is not None:
+            self.window_size = legal_triple("window_size", window_size)
+        if proxy_ratio is not None:
+            self.proxy_ratio = legal_triple("proxy_ratio", proxy_ratio)
+        if proxy_mode is not None:
+            self.proxy_mode = proxy_mode
+
+    def auto_windows(self, height: int, width: int) -> tuple[Triple, Triple]:
+        """Window size and proxy ratio that keep the number of windows of the trained size (section 3.2.3 of the paper).
+
+        Args:
+            height, width: latent size.
+
+        Returns:
+            window size and proxy ratio for that size; the trained values at the trained size. Time is left alone.
+        """
+        window, ratio = self.trained_windows
+        tokens = (height // self.patch_size) * (width // self.patch_size)
+        scale = math.sqrt(tokens / (self.num_windows * window[1] * window[2]))
+        rows, columns = (max(1, round(length * scale)) for length in window[1:])
+        fine = [
+            max(1, round(new * part / old))
+            for new, part, old in zip((rows, columns), ratio[1:], window[1:], strict=True)
+        ]
+        return (window[0], rows, columns), (ratio[0], *fine)
+
+    def run_block(self, block: PTDiTBlock, *arguments: Any) -> torch.Tensor:
+        """Calls one block; hosts override it for checkpointing."""
+        return block(*arguments)
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        resolution: torch.Tensor | None = None,
+        aspect_ratio: torch.Tensor | None = None,
+        window_size: Triple | None = None,
+        proxy_ratio: Triple | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Predicts x0 - noise (first `in_channels` channels; the rest is untrained).
+
+        Args:
+            latents: (B, C, F, height, width), height and width multiples of the patch size.
+            timestep: (B,) in 0..1000, one per sample.
+            encoder_hidden_states: (B, L, caption channels).
+            encoder_attention_mask: bool (B, L), True = keep; None when all are kept.
+            resolution, aspect_ratio: (B, 2), (B, 1); only for models with additional conditions.
+            window_size, proxy_ratio: for this call only.
+            generator: draws the proxies of mode "random".
+
+        Returns:
+            (B, out channels, F, height, width).
+        """
+        window = self.window_size if window_size is None else legal_triple("window_size", window_size)
+        ratio = self.proxy_ratio if proxy_ratio is None else legal_triple("proxy_ratio", proxy_ratio)
+        batch, _, frames, height, width = latents.shape
+        grid = (frames, height // self.patch_size, width // self.patch_size)
+
+        hidden_states = self.pos_embed(latents)  # (B, N, D)
+        dim, dtype = hidden_states.shape[-1], hidden_states.dtype
+        positions = position_table(grid, dim, self.position_scale, self.scrambled_positions, latents.device)
+        hidden_states = (hidden_states + positions).to(dtype)
+        embedded, modulation = self.adaln_single(timestep, resolution, aspect_ratio, dtype)  # (B, D), (B, 6, D)
+        text = self.caption_projection(encoder_hidden_states.to(dtype))  # (B, L, D)
+
+        plan = ProxyPlan(grid, window, ratio)
+        windows, shifted_windows = Windows(grid, window, shifted=False), Windows(grid, window, shifted=True)
+        index = None
+        for block in self.transformer_blocks:
+            if self.proxy_mode != "mean":
+                random = self.proxy_mode == "random"
+                index = proxy_index(batch, *plan, random, generator, latents.device)
+            hidden_states = self.run_block(
+                block, hidden_states, text, modulation, encoder_attention_mask, plan, windows, shifted_windows, index
+            )
+
+        shift, scale = (self.scale_shift_table.to(dtype) + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D)
+        patches = self.proj_out(layer_norm(hidden_states) * (1 + scale) + shift)  # (B, N, p*p*C)
+        patches = patches.unflatten(2, (self.patch_size, self.patch_size, -1)).unflatten(1, grid)
+        return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)  # (B, C, F, height, width)
+
+    def flow(self, sample: torch.Tensor) -> torch.Tensor:
+        """Velocity noise - x0 in float32, (B, in channels, F, height, width), from the output of a forward.
+
+        The network predicts x0 - noise in its first `in_channels` channels; flow-matching schedulers step on the
+        opposite sign, in float32 so that latents are not rounded at each step.
+        """
+        return -sample[:, : self.in_channels].float()
