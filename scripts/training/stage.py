@@ -24,7 +24,7 @@ Example of a whole stage module:
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy
 import torch
@@ -79,6 +79,3 @@ def torch_generator(*seeds: int) -> torch.Generator:
 def mix(*seeds: int) -> int:
     """One 63-bit seed from several, without the collisions of sums."""
     return int(numpy.random.SeedSequence(seeds).generate_state(1, numpy.uint64)[0] >> 1)
-
-
-Numbers = dict[str, Any]

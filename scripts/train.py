@@ -1,0 +1,78 @@
+"""Train one stage of the embedded model.
+
+    accelerate launch -m scripts.train --config scripts/configs/shapes.yaml --stage text
+    python -m scripts.train --config scripts/configs/shapes.yaml --stage vae --max-minutes 30
+
+Stages in order: text (T5 encoder and tokenizer), vae, transformer. Call it again to resume.
+"""
+
+import argparse
+import importlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from scripts.training.config import load_settings
+from scripts.training.loop import Run, train
+
+STAGES = {  # stage -> module with `Settings` and `build`
+    "text": "scripts.training.text_stage",
+    "vae": "scripts.training.vae_stage",
+    "transformer": "scripts.training.transformer_stage",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for a bad setting)."""
+    parser = make_parser()
+    flags = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    module = importlib.import_module(STAGES[flags.stage])
+    try:
+        settings = load_settings(flags.config, flags.stage, module.Settings, overrides(flags))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    torch.set_float32_matmul_precision("high")
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision, gradient_accumulation_steps=settings.accumulation
+    )
+    torch.manual_seed(settings.seed)  # the initial weights are the same on every process
+    stage = module.build(settings, accelerator.device)
+    if flags.export_only:
+        Run(stage, settings, accelerator).export()
+    else:
+        train(stage, settings, accelerator)
+    accelerator.end_training()
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Flags of the script."""
+    parser = argparse.ArgumentParser(prog="scripts.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="YAML file with one section per stage")
+    parser.add_argument("--stage", required=True, choices=STAGES, help="section of the file to train")
+    parser.add_argument("--output-dir", help="folder of the run (default: output_dir of the section)")
+    parser.add_argument("--steps", type=int, help="optimiser steps of the whole schedule (default: section)")
+    parser.add_argument("--max-minutes", type=float, help="save and stop after this many minutes (0: no limit)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting: model.dim=64")
+    parser.add_argument("--export-only", action="store_true", help="export the newest checkpoint without training")
+    return parser
+
+
+def overrides(flags: argparse.Namespace) -> dict[str, Any]:
+    """Settings given as flags, by dotted name."""
+    given = {"output_dir": flags.output_dir, "steps": flags.steps, "max_minutes": flags.max_minutes}
+    for item in flags.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item!r} must be NAME=VALUE, for example --set lr=0.001.")
+        given[name] = yaml.safe_load(value)
+    return given
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,198 @@
+"""Stage "text": a small T5 learns to say every caption in the regular words of the drawn world.
+
+The encoder and the tokenizer become components of the pipeline. The decoder has one layer only, so that the encoder
+has to bind sizes, colours and relations to the right words. Must not know the pipeline or the other stages.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5ForConditionalGeneration
+
+from scripts.drawn_world import VOCABULARY, describe, sample_scene
+from scripts.training.config import LoopSettings
+from scripts.training.stage import numpy_generator
+
+SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
+PAD, END, UNKNOWN = range(3)
+FILLERS = frozenset("a an the there is are with and on of some picture image drawing show please scene i see".split())
+HELD_OUT_SEED = 2**31  # apart from every training seed
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """Sizes of the T5; the decoder is used for training only."""
+
+    d_model: int = 128
+    d_kv: int = 32
+    num_heads: int = 4
+    d_ff: int = 512
+    num_layers: int = 4
+    num_decoder_layers: int = 1
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """Captions of training and of the report."""
+
+    scenes: int = 60_000  # pool of scenes; each gets a fresh caption whenever it is drawn
+    perturbed: float = 0.25  # share of captions with strangers' wording: unknown words added, fillers changed
+    held_out_captions: int = 2000  # for the report
+
+
+@dataclass(kw_only=True)
+class Settings(LoopSettings):
+    """Settings of the stage."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+
+
+class TextStage:
+    """Caption -> canonical words, text to text."""
+
+    def __init__(self, settings: Settings, device: torch.device) -> None:
+        self.settings, self.device = settings, device
+        self.tokenizer = make_tokenizer()
+        self.vocabulary = self.tokenizer.get_vocab()
+        self.fillers = frozenset(self.vocabulary[word] for word in FILLERS & self.vocabulary.keys())
+        sizes = vars(settings.model)
+        config = T5Config(
+            vocab_size=len(self.vocabulary),
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=PAD,
+            eos_token_id=END,
+            decoder_start_token_id=PAD,
+            **sizes,
+        )
+        self.model = T5ForConditionalGeneration(config).to(device)
+        self.pool = [sample_scene(numpy_generator(settings.seed, 0, i)) for i in range(settings.data.scenes)]
+        self.held_out: list[tuple[str, str]] = []
+
+    def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
+        """input_ids (B, L), attention_mask (B, L), labels (B, T) with -100 where padded."""
+        rng = numpy_generator(self.settings.seed, 1, rank, step)
+        pairs = [describe(self.pool[i], rng) for i in rng.integers(len(self.pool), size=batch_size)]
+        ids = self.tokenizer([caption for caption, _ in pairs])["input_ids"]
+        perturbed = rng.random(batch_size) < self.settings.data.perturbed
+        ids = [perturb(row, self.fillers, rng) if change else row for row, change in zip(ids, perturbed, strict=True)]
+        input_ids = padded(ids, PAD)
+        labels = padded([self.canonical_ids(canonical) for _, canonical in pairs], -100)
+        return {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long(), "labels": labels}
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross entropy per canonical word; logs the share of words guessed right."""
+        output = self.model(**batch)
+        labels = batch["labels"]
+        right = (output.logits.argmax(-1) == labels)[labels != -100].float().mean()
+        return output.loss, {"word_accuracy": right.detach()}
+
+    def sheet(self, path: Path) -> dict[str, float]:
+        """Exact-match accuracy of greedy decoding on held-out captions; the first and the wrong ones go to a file."""
+        if not self.held_out:
+            rng = numpy_generator(self.settings.seed, HELD_OUT_SEED)
+            count = self.settings.data.held_out_captions
+            self.held_out = [describe(sample_scene(rng, held_out=True), rng) for _ in range(count)]
+        said = self.say([caption for caption, _ in self.held_out])
+        lines, right = [], 0
+        for index, ((caption, canonical), words) in enumerate(zip(self.held_out, said, strict=True)):
+            right += words == canonical
+            if index < 10 or words != canonical:
+                lines += [f"caption: {caption}", f"wanted:  {canonical}", f"said:    {words}", ""]
+        accuracy = right / len(self.held_out)
+        header = (
+            f"{right} of {len(self.held_out)} held-out captions said exactly ({accuracy:.2%}); wrong ones below\n\n"
+        )
+        path.with_suffix(".txt").write_text(header + "\n".join(lines), encoding="utf-8")
+        return {"held_out_exact": accuracy}
+
+    def say(self, captions: list[str], longest: int = 64) -> list[str]:
+        """Greedy decoding of captions to canonical words."""
+        self.model.eval()
+        words = {index: word for word, index in self.vocabulary.items()}
+        said = []
+        for begin in range(0, len(captions), 500):
+            inputs = self.tokenizer(captions[begin : begin + 500], padding=True, return_tensors="pt").to(self.device)
+            inputs.pop("token_type_ids", None)
+            with torch.no_grad():
+                rows = self.model.generate(**inputs, max_new_tokens=longest, do_sample=False, num_beams=1)
+            for row in rows.tolist():
+                row = row[1:]  # without the start token
+                said.append(" ".join(words[i] for i in row[: row.index(END) if END in row else len(row)]))
+        return said
+
+    def canonical_ids(self, canonical: str) -> list[int]:
+        """Ids of canonical words, which keep their semicolon, and the end."""
+        return [self.vocabulary[word] for word in canonical.split()] + [END]
+
+    def export(self, folder: Path) -> None:
+        """Write text_encoder/ (fp32 safetensors) and tokenizer/."""
+        config = T5Config(**{**self.model.config.to_dict(), "is_encoder_decoder": False, "use_cache": False})
+        encoder = T5EncoderModel(config)
+        encoder.load_state_dict(self.model.encoder.state_dict(prefix="encoder."), strict=False)
+        encoder.shared.weight.data.copy_(self.model.shared.weight)
+        encoder.float().save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def build(settings: Settings, device: torch.device) -> TextStage:
+    """The stage on `device`."""
+    return TextStage(settings, device)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per lower-case word of the drawn world; accents and punctuation dropped; ends with </s>."""
+    words = [*SPECIAL, *sorted({*VOCABULARY, ";"})]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex("['\u2019]"), ""),
+            normalizers.Replace(Regex(r"[^\p{L}\p{N}]+"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", END)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=200,
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def perturb(ids: list[int], fillers: frozenset[int], rng: numpy.random.Generator) -> list[int]:
+    """Strangers' wording: drop or replace some filler words, put unknown words anywhere; the meaning stays.
+
+    Args:
+        ids: word ids with the end token last.
+        fillers: ids that carry no meaning.
+    """
+    draws = rng.random((len(ids), 2)).tolist()
+    changed = []
+    for token, (fate, extra) in zip(ids, draws, strict=True):
+        if extra < 0.06:
+            changed.append(UNKNOWN)
+        if token not in fillers or fate >= 0.3:
+            changed.append(token)
+        elif fate < 0.1:
+            changed.append(UNKNOWN)
+    return changed
+
+
+def padded(rows: list[list[int]], value: int) -> Tensor:
+    """Rows of different length as one (B, longest) integer tensor."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

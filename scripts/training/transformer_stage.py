@@ -1,0 +1,169 @@
+"""Stage "transformer": PT-DiT learns to draw what captions say, in the latents of the frozen VAE.
+
+Rectified flow as the official training: logit-normal time, resolution-dependent shift, target x0 - noise on the first
+half of the output channels. Must not know the verifier.
+"""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoTokenizer, T5EncoderModel
+
+from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from scripts.drawn_world import describe, render, sample_scene
+from scripts.training.config import LoopSettings
+from scripts.training.stage import numpy_generator, torch_generator
+from scripts.training.vae_stage import save_sheet, to_pixels
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """Sizes of the transformer; the other fields of its configuration keep their defaults."""
+
+    num_attention_heads: int = 6
+    attention_head_dim: int = 32
+    num_layers: int = 6
+    window_size: tuple[int, int, int] = (1, 2, 2)
+    proxy_ratio: tuple[int, int, int] = (1, 2, 2)
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """Pictures, captions and time."""
+
+    components: str  # diffusers folder with text_encoder/, tokenizer/ and vae/ from the stages before
+    size: int = 128  # side of the pictures in pixels
+    scenes: int = 32768  # pictures that are drawn and encoded before training; captions are always new
+    world: int = 2  # first number of the seeds of the scenes
+    caption_dropout: float = 0.1  # share of samples trained with an empty caption, for guidance
+    time_mean: float = 0.0  # mean of the logit-normal time
+    time_std: float = 1.0  # standard deviation of the logit-normal time
+    steps: int = 30  # of the sample sheets
+    guidance: float = 4.0  # of the sample sheets
+
+
+@dataclass(kw_only=True)
+class Settings(LoopSettings):
+    """Settings of the stage."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings
+
+
+class TransformerStage:
+    """Flow matching on encoded scenes with captions that are written anew for each sample."""
+
+    def __init__(self, settings: Settings, device: torch.device) -> None:
+        self.settings, self.device = settings, device
+        folder = Path(settings.data.components)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder").eval().requires_grad_(False)
+        self.text_encoder.to(device)
+        self.vae = AutoencoderKLOpenSoraPlan.from_pretrained(folder / "vae").eval().requires_grad_(False).to(device)
+        latent = settings.data.size // 8
+        window = settings.model.window_size
+        self.model = PTDiTTransformer3DModel(
+            **asdict(settings.model),
+            sample_size=latent,
+            caption_channels=self.text_encoder.config.d_model,
+            num_windows=(latent // 2) ** 2 // (window[1] * window[2]),
+        ).to(device)
+        self.scheduler = FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_image_seq_len=(latent // 2) ** 2
+        )
+        self.latents = self.encode_scenes()
+
+    def scene(self, index: int) -> object:
+        """Scene `index` of the training set."""
+        return sample_scene(numpy_generator(self.settings.data.world, self.settings.seed, index), held_out=False)
+
+    def encode_scenes(self) -> Tensor:
+        """Latents (scenes, 4, 1, H/8, W/8) of the training set, float16 on the CPU; kept in the run's folder."""
+        data = self.settings.data
+        path = Path(self.settings.output_dir) / f"latents-{data.scenes}.pt"
+        if path.exists():
+            return torch.load(path, weights_only=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        latents, batch = [], 32
+        for start in tqdm(range(0, data.scenes, batch), desc="encoding scenes"):
+            pictures = [render(self.scene(i), data.size) for i in range(start, min(start + batch, data.scenes))]
+            with torch.no_grad():
+                posterior = self.vae.encode(to_pixels(numpy.stack(pictures)).to(self.device)).latent_dist
+            latents.append((posterior.mode() * self.vae.config.scaling_factor).half().cpu())
+        latents = torch.cat(latents)
+        temporary = path.with_suffix(".tmp")
+        torch.save(latents, temporary)
+        temporary.replace(path)
+        return latents
+
+    def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
+        data = self.settings.data
+        choice = numpy_generator(self.settings.seed, 7, rank, step)
+        generator = torch_generator(self.settings.seed, 8, rank, step)
+        indices = choice.integers(0, data.scenes, batch_size)
+        captions = [
+            "" if choice.random() < data.caption_dropout else describe(self.scene(int(i)), choice)[0] for i in indices
+        ]
+        tokens = self.tokenizer(captions, padding=True, return_tensors="pt")
+        latents = self.latents[torch.from_numpy(indices)].float()
+        normal = torch.randn(batch_size, generator=generator)
+        return {
+            "latents": latents,
+            "noise": torch.randn(latents.shape, generator=generator),
+            "time": torch.sigmoid(normal * data.time_std + data.time_mean),  # shift 1: this is the base size
+            "input_ids": tokens.input_ids,
+            "mask": tokens.attention_mask.bool(),
+        }
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            text = self.text_encoder(batch["input_ids"], attention_mask=batch["mask"]).last_hidden_state
+        time = batch["time"][:, None, None, None, None]
+        noisy = (1 - time) * batch["latents"] + time * batch["noise"]
+        sample = self.model(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False)[0]
+        error = F.mse_loss(self.model.flow(sample), batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
+        early = batch["time"] > 0.7
+        return error.mean(), {"loss_noisy": (error * early).sum().detach() / early.sum().clamp(min=1)}
+
+    def pipeline(self) -> PTDiTPipeline:
+        """The pipeline of the components at hand."""
+        return PTDiTPipeline(self.tokenizer, self.text_encoder, self.vae, self.model, self.scheduler)
+
+    def sheet(self, path: Path) -> dict[str, float]:
+        """32 held-out prompts, always the same, with their text beside the picture."""
+        choice = numpy_generator(self.settings.seed, 9)
+        prompts = [describe(sample_scene(choice, held_out=True), choice)[0] for _ in range(32)]
+        pipeline = self.pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        pictures = pipeline(
+            prompts,
+            height=self.settings.data.size,
+            width=self.settings.data.size,
+            num_inference_steps=self.settings.data.steps,
+            guidance_scale=self.settings.data.guidance,
+            generator=[torch_generator(i) for i in range(len(prompts))],
+            output_type="pt",
+        ).images
+        save_sheet(pictures[:, :, None] * 2 - 1, path.with_suffix(".png"), columns=8)
+        path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        return {}
+
+    def export(self, folder: Path) -> None:
+        """Write the whole diffusers folder."""
+        self.pipeline().save_pretrained(folder)
+
+
+def build(settings: Settings, device: torch.device) -> TransformerStage:
+    """Make the stage."""
+    return TransformerStage(settings, device)
