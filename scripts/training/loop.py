@@ -6,7 +6,6 @@ rate is a function of the step, and the checkpoint holds weights, optimiser, EMA
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from scripts.training.checkpoint import load_checkpoint, save_checkpoint
 from scripts.training.config import LoopSettings
+from scripts.training.parts import LossModule, batch_loader, due, learning_rate, stop_signals
 from scripts.training.record import append_log, draw_curve, trim_log, update_run, write_run
 from scripts.training.stage import Stage, mix
 
@@ -199,67 +198,3 @@ class Run:
     def elapsed(self) -> float:
         """Seconds trained, earlier calls included."""
         return self.seconds + time.monotonic() - self.started
-
-
-class LossModule(nn.Module):
-    """The stage's loss as a forward, so that autocast and the data-parallel wrapper see one module."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self.model, self.stage = stage.model, stage
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and scalars to log."""
-        return self.stage.loss(batch)
-
-
-class Batches(Dataset):
-    """The stage's micro-batches by number."""
-
-    def __init__(self, stage: Stage, rank: int, batch_size: int) -> None:
-        self.stage, self.rank, self.batch_size = stage, rank, batch_size
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """CPU tensors of micro-batch `index`."""
-        return self.stage.batch(index, self.rank, self.batch_size)
-
-
-def batch_loader(stage: Stage, settings: LoopSettings, accelerator: Accelerator, step: int) -> DataLoader:
-    """Micro-batches from optimiser step `step` to the end, in order, made ahead of time when `workers` > 0."""
-    indices = range(step * settings.accumulation, settings.steps * settings.accumulation)
-    data = Batches(stage, accelerator.process_index, settings.batch_size)
-    pin = accelerator.device.type == "cuda"
-    return DataLoader(
-        data, None, sampler=indices, num_workers=settings.workers, pin_memory=pin, worker_init_fn=ignore_stop
-    )
-
-
-def learning_rate(step: int, settings: LoopSettings) -> float:
-    """Rate of 0-based `step`: linear warm-up, a hold, then cosine or linear decay towards 0 at `steps`."""
-    begin = settings.warmup + settings.hold * (settings.steps - settings.warmup)
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / (settings.warmup + 1)
-    left = 1 - max(0.0, step - begin) / max(1.0, settings.steps - begin)
-    return settings.lr * (left if settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
-
-
-def due(step: int, every: int) -> bool:
-    """Whether something done every `every` steps (0 = never) is due."""
-    return every > 0 and step % every == 0
-
-
-@contextmanager
-def stop_signals() -> Iterator[dict[str, bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag, so that the step in progress ends and is saved."""
-    stop = {"now": False}
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    earlier = [signal.signal(number, lambda *_: stop.update(now=True)) for number in numbers]
-    yield stop
-    for number, handler in zip(numbers, earlier, strict=True):
-        signal.signal(number, handler)
-
-
-def ignore_stop(worker: int) -> None:
-    """Leave Ctrl-C to the training process; end on SIGTERM, which is how it ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
