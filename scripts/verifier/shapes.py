@@ -1,0 +1,159 @@
+"""Names the shape of a silhouette by comparing it with silhouettes drawn here.
+
+Owns the verifier's own idea of the eight shapes; knows nothing of colours, captions or the renderer.
+Every silhouette is moved to its centroid and scaled to unit area, so position and size do not matter.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy
+from scipy import ndimage
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "crescent")
+GRID = 44  # samples per side of the normalised silhouette
+EXTENT = 1.3  # half side of the normalised silhouette, in units of sqrt(area)
+_FINE = 220  # samples per side of the drawings that the templates are made from
+_TILTS = (-24, -18, -12, -6, 0, 6, 12, 18, 24)  # degrees
+
+
+@dataclass(frozen=True)
+class ShapeGuess:
+    """Best shape of a silhouette.
+
+    Attributes:
+        name: one of `SHAPES`.
+        score: intersection over union with the best template, 0..1.
+        runner_up: second best shape.
+        margin: score minus the runner-up's score.
+    """
+
+    name: str
+    score: float
+    runner_up: str
+    margin: float
+
+
+def _polygon(x: numpy.ndarray, y: numpy.ndarray, corners: numpy.ndarray) -> numpy.ndarray:
+    """Even-odd test of points (H, W) against a closed polygon (K, 2)."""
+    inside = numpy.zeros(x.shape, dtype=bool)
+    for (ax, ay), (bx, by) in zip(corners, numpy.roll(corners, -1, axis=0), strict=True):
+        if ay == by:
+            continue
+        crosses = ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
+        inside ^= crosses
+    return inside
+
+
+def _star(x: numpy.ndarray, y: numpy.ndarray, waist: float) -> numpy.ndarray:
+    turns = numpy.arange(10) * numpy.pi / 5
+    reach = numpy.where(numpy.arange(10) % 2 == 0, 1.0, waist)
+    return _polygon(x, y, numpy.stack([reach * numpy.sin(turns), -reach * numpy.cos(turns)], axis=1))
+
+
+def _heart_curve(x: numpy.ndarray, y: numpy.ndarray) -> numpy.ndarray:
+    u, v = x * 1.25, -y * 1.25
+    return (u * u + v * v - 1) ** 3 - u * u * v**3 < 0
+
+
+def _heart_lobes(x: numpy.ndarray, y: numpy.ndarray, lobe: float) -> numpy.ndarray:
+    """Two round lobes over a point: the heart as children cut it from paper."""
+    lobes = (numpy.abs(x) - lobe) ** 2 + (y + 0.35) ** 2 < lobe * lobe
+    depth = numpy.clip((y + 0.2) / 1.1, 0, 1)
+    return lobes | ((y > -0.35) & (y < 0.9) & (numpy.abs(x) < 2 * lobe * (1 - depth) * 0.99))
+
+
+def _crescent(x: numpy.ndarray, y: numpy.ndarray, bite: float, shift: float, side: int) -> numpy.ndarray:
+    return (x * x + y * y < 1) & ((x - side * shift) ** 2 + y * y > bite * bite)
+
+
+def _drawings(x: numpy.ndarray, y: numpy.ndarray) -> list[tuple[str, bool, numpy.ndarray]]:
+    """All template silhouettes (name, whether tilting changes it, mask (H, W)) within the unit circle."""
+    radius2 = x * x + y * y
+    found = [("circle", False, radius2 < 1)]
+    found.append(("square", True, numpy.maximum(abs(x), abs(y)) < 0.9))
+    rounded = numpy.hypot(numpy.maximum(abs(x) - 0.65, 0), numpy.maximum(abs(y) - 0.65, 0)) < 0.25
+    found.append(("square", True, rounded))
+    for height in (0.8, 1.0, 1.15):
+        corners = numpy.array([[0, -height], [0.9, 0.6], [-0.9, 0.6]])
+        found.append(("triangle", True, _polygon(x, y, corners)))
+    found += [("star", True, _star(x, y, waist)) for waist in (0.36, 0.43, 0.5)]
+    found.append(("heart", True, _heart_curve(x, y)))
+    found += [("heart", True, _heart_lobes(x, y, lobe)) for lobe in (0.42, 0.48)]
+    found += [("ring", False, (radius2 < 1) & (radius2 > hole * hole)) for hole in (0.35, 0.45, 0.55, 0.65, 0.75)]
+    for arm in (0.24, 0.32, 0.4):
+        plus = (numpy.minimum(abs(x), abs(y)) < arm) & (numpy.maximum(abs(x), abs(y)) < 0.95)
+        found.append(("cross", True, plus))
+    for bite, shift in ((0.8, 0.35), (0.85, 0.5), (0.75, 0.5), (0.95, 0.6)):
+        found += [("crescent", True, _crescent(x, y, bite, shift, side)) for side in (-1, 1)]
+    return found
+
+
+def normalise(mask: numpy.ndarray) -> numpy.ndarray:
+    """Moves a silhouette to its centroid and scales it to unit area.
+
+    Args:
+        mask: coverage (H, W), bool or float in 0..1, with some coverage.
+
+    Returns:
+        Coverage (GRID, GRID) float32, spanning EXTENT roots of the area to each side of the centroid.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    mask = mask.astype(numpy.float32)
+    area = float(mask.sum())
+    if area <= 0:
+        raise ValueError("mask has an area of 0 pixels; a silhouette needs at least 1.")
+    rows, columns = mask.sum(axis=1), mask.sum(axis=0)
+    centre_y = float(rows @ numpy.arange(rows.size)) / area
+    centre_x = float(columns @ numpy.arange(columns.size)) / area
+    step = 2 * EXTENT * area**0.5 / GRID
+    if step > 1.5:  # many pixels per sample: average before sampling, or thin parts flicker
+        mask = ndimage.uniform_filter(mask, size=max(int(round(step)), 1), mode="constant")
+    offset = (GRID - 1) / 2 * step
+    start = (centre_y - offset, centre_x - offset)
+    return ndimage.affine_transform(mask, (step, step), start, (GRID, GRID), order=1, mode="constant", prefilter=False)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> tuple[numpy.ndarray, tuple[str, ...]]:
+    """Template silhouettes (T, GRID * GRID) and their names."""
+    axis = (numpy.arange(_FINE) + 0.5) / _FINE * 3 - 1.5
+    stack, names = [], []
+    base_x, base_y = numpy.meshgrid(axis, axis)
+    for tilt in _TILTS:
+        turn = numpy.deg2rad(tilt)
+        x = base_x * numpy.cos(turn) + base_y * numpy.sin(turn)
+        y = base_y * numpy.cos(turn) - base_x * numpy.sin(turn)
+        for name, tilts, mask in _drawings(x, y):
+            if tilt and not tilts:
+                continue
+            stack.append(normalise(mask).ravel())
+            names.append(name)
+    return numpy.stack(stack), tuple(names)
+
+
+def classify_shape(mask: numpy.ndarray) -> ShapeGuess:
+    """Names the shape of a silhouette.
+
+    Args:
+        mask: coverage (H, W), bool or float in 0..1.
+
+    Returns:
+        The best shape, with the score and the distance to the second best shape.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    stack, names = _templates()
+    sample = normalise(mask).ravel()
+    overlap = numpy.minimum(stack, sample).sum(axis=1)
+    union = stack.sum(axis=1) + sample.sum() - overlap
+    scores = overlap / union
+    best_of: dict[str, int] = {}
+    for index in numpy.argsort(-scores, kind="stable"):
+        best_of.setdefault(names[index], int(index))
+    (name, first), (runner_up, second) = list(best_of.items())[:2]
+    margin = float(scores[first] - scores[second])
+    return ShapeGuess(name, float(scores[first]), runner_up, margin)
