@@ -45,8 +45,8 @@ def _ground(colour: str, pattern: str, size: int) -> np.ndarray:
     return (base + (other - base) * mask) * light[..., None].astype(np.float32)
 
 
-def _mask(shape: str, points: np.ndarray, hole: np.ndarray | None, box: tuple[int, int, int, int]) -> np.ndarray:
-    """Coverage of the figure inside box (left, top, right, bottom in pixels), float32 in 0..1."""
+def _mask(points: np.ndarray, hole: np.ndarray | None, box: tuple[int, int, int, int]) -> Image.Image:
+    """Coverage (mode "L") of a polygon less its hole, inside box (left, top, right, bottom in pixels)."""
     left, top, right, bottom = box
     fine = Image.new("L", ((right - left) * SUPERSAMPLE, (bottom - top) * SUPERSAMPLE), 0)
     pen = ImageDraw.Draw(fine)
@@ -58,7 +58,9 @@ def _mask(shape: str, points: np.ndarray, hole: np.ndarray | None, box: tuple[in
     return fine.reduce(SUPERSAMPLE)
 
 
-def figure_box_and_mask(shape: str, x: float, y: float, radius: float, angle: float, size: int, pad: int = 0) -> tuple:
+def figure_box_and_mask(
+    shape: str, x: float, y: float, radius: float, angle: float, size: int, pad: int = 0
+) -> tuple[tuple[int, int, int, int], Image.Image]:
     """((left, top, right, bottom), PIL "L" coverage mask of that box) of one figure in a picture of size pixels.
 
     x, y and radius are fractions of the side, angle is in degrees, pad is extra room in pixels.
@@ -68,7 +70,7 @@ def figure_box_and_mask(shape: str, x: float, y: float, radius: float, angle: fl
     low, high = np.floor(points.min(0)).astype(int) - pad, np.ceil(points.max(0)).astype(int) + pad
     left, top = max(0, int(low[0])), max(0, int(low[1]))
     right, bottom = min(size, int(high[0])), min(size, int(high[1]))
-    return (left, top, right, bottom), _mask(shape, points, hole, (left, top, right, bottom))
+    return (left, top, right, bottom), _mask(points, hole, (left, top, right, bottom))
 
 
 def _draw_group(canvas: np.ndarray, group: Group, size: int) -> None:

@@ -27,6 +27,8 @@ INVERSE = {
 HELD_OUT_SHARE = 0.10
 
 T = TypeVar("T")
+Kinds = list[tuple[str, str]]
+Relations = tuple[tuple[int, str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def held_out_list() -> list[str]:
     return sorted(" ".join(triple) for triple in HELD_OUT)
 
 
-def _held_out_kinds(kinds: Sequence[tuple[str, str]], relations: Sequence[tuple[int, str, int]]) -> bool:
+def _held_out_kinds(kinds: Kinds, relations: Relations) -> bool:
     for subject, relation, other in relations:
         if (*kinds[subject], relation) in HELD_OUT or (*kinds[other], INVERSE[relation]) in HELD_OUT:
             return True
@@ -90,7 +92,7 @@ def _sample_background(rng: np.random.Generator) -> tuple[str, str]:
     return colour, pattern
 
 
-def _sample_relations(rng: np.random.Generator, groups: int) -> tuple[tuple[int, str, int], ...]:
+def _sample_relations(rng: np.random.Generator, groups: int) -> Relations:
     if groups == 1:
         return ()
     if groups == 2:
@@ -100,11 +102,9 @@ def _sample_relations(rng: np.random.Generator, groups: int) -> tuple[tuple[int,
     return ((0, first, 1), (1, _pick(rng, RELATIONS[:4]), 2))
 
 
-def _sample_kinds(
-    rng: np.random.Generator, relations: Sequence[tuple[int, str, int]], groups: int, background: str
-) -> list[tuple[str, str]] | None:
+def _sample_kinds(rng: np.random.Generator, relations: Relations, groups: int, background: str) -> Kinds | None:
     """(colour, shape) for every group, or None when a figure would be hard to see on what lies behind it."""
-    kinds: list[tuple[str, str]] = []
+    kinds: Kinds = []
     for index in range(groups):
         contains = any(relation == "inside" and other == index for _, relation, other in relations)
         kinds.append((_pick(rng, COLOURS), _pick(rng, CONTAINERS if contains else SHAPES)))
@@ -117,7 +117,7 @@ def _sample_kinds(
 
 
 def _sample_counts(
-    rng: np.random.Generator, groups: int, relations: Sequence[tuple[int, str, int]], alone: bool, kinds: list
+    rng: np.random.Generator, groups: int, relations: Relations, alone: bool, kinds: Kinds
 ) -> list[int]:
     if groups == 1:
         return [1 if alone else 2 + int(rng.random() * 3)]
@@ -135,7 +135,7 @@ def _sample_counts(
     return counts
 
 
-def _sample_sizes(rng: np.random.Generator, relations: Sequence[tuple[int, str, int]], counts: list[int]) -> list[str]:
+def _sample_sizes(rng: np.random.Generator, relations: Relations, counts: list[int]) -> list[str]:
     many = len(counts) == 3 or sum(counts) > 2
     sizes = []
     for _ in counts:
@@ -160,7 +160,7 @@ def _groups_and_aloneness(rng: np.random.Generator, held_out: bool | None) -> tu
     return (2 if roll < 0.80 else 3), False
 
 
-def _sample_words(rng: np.random.Generator, held_out: bool | None) -> tuple:
+def _sample_words(rng: np.random.Generator, held_out: bool | None) -> tuple[Kinds, Relations, str, str, list[int]]:
     """Everything that can be said about a scene; rejection happens here, before places are looked for."""
     groups, alone = _groups_and_aloneness(rng, held_out)
     while True:
