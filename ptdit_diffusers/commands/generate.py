@@ -1,0 +1,284 @@
+"""`ptdit generate`: from a prompt to PNG files that carry their own settings.
+
+Everything that can be checked is checked before the model is loaded. It must not know the maths of the model.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import __version__
+from .models import DEFAULT_MODEL, check_words, download, find_model
+from .terminal import SIZE_STEP, UserError, first_line, number, pixels, say, say_warnings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..pipelines.pipeline_ptdit import PTDiTPipeline
+
+LARGEST_SEED = 2**63 - 1
+PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more pictures are made in several calls
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # our names -> torch's
+
+
+def add_command(commands: Any) -> None:
+    """Add `generate` to the subcommands of the parser."""
+    parser = commands.add_parser(
+        "generate",
+        help="turn a prompt into PNG files",
+        description="Turn a prompt into one or more PNG files that carry their own settings.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", help="what the picture shows, in quotes")
+    add(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help="a model of this package, a folder, or a Hub id OWNER/NAME, which is then fetched (default: %(default)s)",
+    )
+    add("--output", type=Path, default=Path("ptdit.png"), metavar="FILE", help="PNG to write (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace files that exist (default: refuse)")
+    add(
+        "--seed",
+        type=number(int, 0, LARGEST_SEED),
+        default=0,
+        help="of the noise; picture i gets seed + i (default: 0)",
+    )
+    add("--num-images", type=number(int, 1), default=1, metavar="N", help="several go to FILE-0.png, ... (default: 1)")
+    for side in ("--height", "--width"):
+        add(side, type=pixels, metavar="PIXELS", help=f"multiple of {SIZE_STEP} (default: the model's own size)")
+    add("--steps", type=number(int, 1), default=30, metavar="N", help="sampling steps (default: %(default)s)")
+    add("--guidance", type=number(float, 0), default=4.0, help="guidance scale, 1 is off (default: %(default)s)")
+    add("--negative-prompt", default="", metavar="TEXT", help="what to keep away from (default: nothing)")
+    add("--dtype", choices=("auto", *DTYPES), default="auto", help="number format (default: what suits the device)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: a GPU if there is one")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check, choose, load, sample, save.
+
+    Raises:
+        UserError: Whatever the user can put right; the picture that failed leaves no file behind.
+    """
+    check_text(arguments)
+    targets = output_files(arguments.output, arguments.num_images)
+    check_targets(targets, arguments.overwrite)
+    check_seeds(arguments.seed, arguments.num_images)
+    folder = find_model(arguments.model)
+    if folder is not None:
+        check_words(folder, arguments.prompt, arguments.negative_prompt)
+    device = choose_device(arguments.device)
+    dtype = choose_dtype(arguments.dtype, device.name)
+    if folder is None:
+        folder = download(arguments.model)
+        check_words(folder, arguments.prompt, arguments.negative_prompt)
+    say(f"model: {arguments.model}, device: {device.name} ({device.why}), dtype: {dtype.name} ({dtype.why})")
+    say_warnings()
+    pipe = load_pipeline(folder, device.name, dtype.name)
+    start = time.monotonic()
+    for target, (seed, image) in zip(targets, sample(pipe, arguments), strict=True):
+        facts = picture_facts(arguments, seed, image) | {"device": device.name, "dtype": dtype.name}
+        save_picture(image, target, facts, arguments.overwrite)
+        say(f"saved {target}: {image.width}x{image.height}, seed {seed}, {time.monotonic() - start:.1f} s")
+
+
+# --- checks before anything is loaded --------------------------------------------------------------------------------
+
+
+def check_text(arguments: argparse.Namespace) -> None:
+    """Refuse a prompt that says nothing or that a file cannot hold."""
+    if not arguments.prompt.strip():
+        raise UserError('the prompt is empty; say what the picture shows, such as "a red circle above a blue star"')
+    for name, text in (("prompt", arguments.prompt), ("negative prompt", arguments.negative_prompt)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:  # bytes of the shell that are no text in its encoding
+            raise UserError(f"the {name} {text!r} holds bytes that are not text") from None
+
+
+def output_files(output: Path, count: int) -> list[Path]:
+    """The files to write: FILE.png, or FILE-0.png, FILE-1.png, ... for several pictures."""
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output {output} does not end in .png, the format that keeps the settings in the picture")
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
+
+
+def check_targets(targets: list[Path], overwrite: bool) -> None:
+    """Refuse files that exist or cannot be written; writing is tried with a file that is gone at once."""
+    folder = targets[0].parent
+    try:
+        for target in targets:
+            refuse_existing(target, overwrite)
+        if not folder.is_dir():
+            raise UserError(f"--output {targets[0]}: there is no folder {folder}; make it or name another one")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {targets[0]} cannot be written: {error.strerror}") from error
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Refuse a target that exists, unless it is a file that may be replaced."""
+    if target.is_dir():
+        raise UserError(f"--output {target} is a folder; name a file, for example {target / 'ptdit.png'}")
+    if os.path.lexists(target) and not overwrite:
+        raise UserError(f"--output {target} exists; name another file, or add --overwrite to replace it")
+
+
+def check_seeds(seed: int, count: int) -> None:
+    """Refuse a first seed from which the seeds of later pictures would run over the largest one."""
+    if seed + count - 1 > LARGEST_SEED:
+        raise UserError(
+            f"--seed {seed} with {count} pictures passes the largest seed; nearest: {LARGEST_SEED - count + 1}"
+        )
+
+
+# --- choices ---------------------------------------------------------------------------------------------------------
+
+
+class Choice(NamedTuple):
+    """What was chosen, and why."""
+
+    name: str
+    why: str
+
+
+def choose_device(asked: str) -> Choice:
+    """Choose where to compute: what was asked for if torch can use it, else the best there is."""
+    import torch
+
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        name = next(name for name in usable if usable[name])
+        found = {"cuda": "a CUDA GPU was found", "mps": "an Apple GPU was found", "cpu": "no GPU that torch can use"}
+        return Choice(name, f"auto: {found[name]}")
+    if not usable[asked]:
+        names = ", ".join(name for name in usable if usable[name])
+        raise UserError(f"--device {asked}: torch {torch.__version__} finds no such device here; usable: {names}")
+    return Choice(asked, "as asked")
+
+
+def choose_dtype(asked: str, device: str) -> Choice:
+    """Choose the number format: what was asked for, else what is safe and fast on the device."""
+    import torch
+
+    if asked != "auto":
+        return Choice(asked, "as asked")
+    if device != "cuda":
+        return Choice("fp32", f"auto: the safe choice on {device}")
+    if torch.cuda.get_device_capability()[0] >= 8:  # Ampere and later
+        return Choice("bf16", "auto: this GPU computes in bf16")
+    return Choice("fp32", "auto: this GPU has no bf16, and fp16 can overflow")
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def load_pipeline(folder: Path, device: str, dtype: str) -> "PTDiTPipeline":
+    """Load a pipeline from a folder onto a device."""
+    import diffusers
+    import torch
+    import transformers
+
+    from ..pipelines.pipeline_ptdit import PTDiTPipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        pipe = PTDiTPipeline.from_pretrained(folder, dtype=getattr(torch, DTYPES[dtype]), use_safetensors=True)
+        return pipe.to(device)
+    except Exception as error:  # a damaged folder fails in many ways; all mean that there is no model to run
+        raise UserError(
+            f"the model in {folder} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def sample(pipe: "PTDiTPipeline", arguments: argparse.Namespace) -> Iterator[tuple[int, "Image"]]:
+    """Make the pictures, several in one call where they are small.
+
+    Yields:
+        The seed of a picture and the picture, in the order of the seeds.
+    """
+    import torch
+
+    default_height, default_width = pipe.default_size()
+    height, width = arguments.height or default_height, arguments.width or default_width
+    at_once = max(1, PIXELS_PER_CALL // (height * width))
+    seeds = range(arguments.seed, arguments.seed + arguments.num_images)
+    for first in range(0, len(seeds), at_once):
+        some = seeds[first : first + at_once]
+        try:
+            output = pipe(
+                arguments.prompt,
+                negative_prompt=arguments.negative_prompt,
+                height=height,
+                width=width,
+                num_inference_steps=arguments.steps,
+                guidance_scale=arguments.guidance,
+                num_images_per_prompt=len(some),
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in some],
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError("out of GPU memory; try a smaller --height and --width, or --device cpu") from error
+        except (ValueError, RuntimeError) as error:  # what the pipeline refuses, numbers that overflowed, no memory
+            raise UserError(first_line(error)) from error
+        yield from zip(some, output.images, strict=True)
+
+
+def picture_facts(arguments: argparse.Namespace, seed: int, image: "Image") -> dict[str, Any]:
+    """What made this picture: enough to make it again with one command."""
+    import diffusers
+    import torch
+    import transformers
+
+    return {
+        "prompt": arguments.prompt,
+        "negative_prompt": arguments.negative_prompt,
+        "seed": seed,
+        "height": image.height,
+        "width": image.width,
+        "steps": arguments.steps,
+        "guidance": arguments.guidance,
+        "model": arguments.model,
+        "ptdit": __version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def save_picture(image: "Image", target: Path, facts: dict[str, Any], overwrite: bool) -> None:
+    """Write a PNG with its facts as text chunks: to a name of its own first, then renamed.
+
+    Raises:
+        UserError: The file cannot be written, or appeared in the meantime. Nothing is left behind.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for name, value in facts.items():
+        chunks.add_itxt(name, str(value))
+    if not any(high for _, high in image.convert("RGB").getextrema()):
+        say(
+            f"warning: the picture for {target} is all black; numbers may have overflowed, try --dtype fp32",
+            error=True,
+        )
+    unfinished = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with open(unfinished, "xb") as file:
+            image.save(file, format="PNG", pnginfo=chunks)
+        refuse_existing(target, overwrite)
+        os.replace(unfinished, target)
+    except OSError as error:
+        raise UserError(f"--output {target} cannot be written: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

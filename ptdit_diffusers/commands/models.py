@@ -1,0 +1,120 @@
+"""Finding a model by its name and checking it, before anything heavy is loaded.
+
+It must not know arguments of subcommands. torch is imported by none of its functions but `check_words` and `download`.
+"""
+
+import difflib
+import json
+import re
+from pathlib import Path
+
+from ..pipelines.ptdit_embedded import embedded_model_names, embedded_model_path
+from .terminal import UserError, first_line, say
+
+DEFAULT_MODEL = "shapes-128"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def find_model(name: str) -> Path | None:
+    """Find the folder of a model without loading it.
+
+    Args:
+        name: A folder, the short name of an embedded model, or a Hub id OWNER/NAME.
+
+    Returns:
+        The folder, or None for a Hub id.
+
+    Raises:
+        UserError: There is no such model, or the folder does not hold one of ours.
+    """
+    if Path(name).is_dir() and name.strip():
+        folder = Path(name)
+    elif name in embedded_model_names():
+        folder = embedded_model_path(name)
+    elif HUB_ID.fullmatch(name) and not Path(name).exists():
+        return None
+    else:
+        what = "is a file, not a model folder" if Path(name).is_file() else "is not a folder"
+        names = ", ".join(difflib.get_close_matches(name, embedded_model_names(), cutoff=0.0)) or "none"
+        raise UserError(
+            f"--model {name!r} {what}; give a model folder, a Hub id OWNER/NAME, or a model of this package: {names}"
+        )
+    check_model_folder(folder)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder that is not a whole diffusers folder of a PT-DiT pipeline."""
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"the folder {folder} holds no model: it has no model_index.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    class_name = index.get("_class_name") if isinstance(index, dict) else None
+    if not str(class_name).startswith("PTDiT"):
+        raise UserError(f"the folder {folder} holds a {class_name}, not a PTDiTPipeline")
+    for component, source in index.items():
+        if isinstance(source, list) and source[0] and not (folder / component).is_dir():
+            raise UserError(f"the model folder {folder} is not complete: {component} is missing")
+
+
+def download(name: str) -> Path:
+    """Bring a model from the Hugging Face Hub into the local cache, because the user named it.
+
+    Raises:
+        UserError: The Hub cannot be reached or has no such model.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from ..pipelines.pipeline_ptdit import PTDiTPipeline
+
+    say(f"fetching {name} from the Hugging Face Hub into {HF_HUB_CACHE} (files that are there already are kept)")
+    try:
+        folder = Path(PTDiTPipeline.download(name, use_safetensors=True))
+    except Exception as error:  # network, Hub and cache fail in many ways; all mean that there is no model to run
+        raise UserError(
+            f"there is no folder {name}, and it cannot be fetched from the Hub: {first_line(error)}"
+        ) from error
+    check_model_folder(folder)
+    return folder
+
+
+def check_words(folder: Path, prompt: str, negative_prompt: str) -> None:
+    """Refuse words that a model with a word list does not know, and name the nearest that it does.
+
+    A model whose tokeniser works with pieces of words can read every word, so there is nothing to check.
+    """
+    path = folder / "tokenizer" / "tokenizer.json"
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a tokeniser: {first_line(error)}") from error
+    if model.get("type") != "WordLevel":
+        return
+    from tokenizers import Tokenizer
+
+    from ..pipelines.ptdit_text import prepare_prompts
+
+    tokenizer = Tokenizer.from_file(str(path))
+    unknown: dict[str, None] = {}  # a dict keeps the order in which the words come
+    for text, clean in ((prompt, True), (negative_prompt, False)):
+        prepared = prepare_prompts([text], clean=clean)[0]
+        encoding = tokenizer.encode(prepared, add_special_tokens=False)
+        if clean and not encoding.tokens:
+            raise UserError(f"nothing is left of the prompt {text!r} after cleaning; use plain English words")
+        for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
+            if token == model["unk_token"]:
+                unknown[prepared[start:end]] = None
+    if unknown:
+        known = [word for word in model["vocab"] if word.isalpha()]
+        words = "; ".join(f"{word!r} (nearest: {', '.join(nearest_words(word, known))})" for word in unknown)
+        raise UserError(f"this model does not know {words}")
+
+
+def nearest_words(word: str, known: list[str]) -> list[str]:
+    """The three known words that are spelt most like the given one."""
+    return difflib.get_close_matches(word, known, n=3, cutoff=0.0)
