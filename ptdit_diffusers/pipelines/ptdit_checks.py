@@ -1,0 +1,115 @@
+"""Checks of what a user hands to the pipeline. Each error names the value given, the rule and the nearest legal value.
+
+It must not know components: sizes, lists and shapes come in as plain values.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_size(name: str, value: Any, multiple: int, offset: int, reason: str) -> None:
+    """Raise unless `value` is a positive integer of the form multiple * n + offset (offset 0 or 1)."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be an integer.")
+    if value >= 1 and value % multiple == offset:
+        return
+    smallest = offset or multiple
+    low = max(smallest, (value - offset) // multiple * multiple + offset)
+    rule = f"a multiple of {multiple}" if offset == 0 else f"of the form {multiple}n + {offset}"
+    raise ValueError(f"{name}={value} is not {rule} ({reason}); nearest: {low} or {low + multiple}.")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise unless `value` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+
+
+def check_output_type(output_type: Any) -> None:
+    """Raise unless `output_type` is one that the pipeline can return."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type={output_type!r} is unknown; choose one of {', '.join(OUTPUT_TYPES)}.")
+
+
+def check_sigmas(sigmas: Sequence[float] | None) -> None:
+    """Raise unless `sigmas` is None or falls strictly from at most 1 to above 0."""
+    if sigmas is None:
+        return
+    falls = all(later < earlier for earlier, later in zip(sigmas, sigmas[1:], strict=False))
+    if len(sigmas) == 0 or not falls or sigmas[0] > 1 or sigmas[-1] <= 0:
+        raise ValueError(f"sigmas={list(sigmas)} must fall strictly from at most 1 to above 0, e.g. [1.0, 0.5].")
+
+
+def check_settings(
+    num_inference_steps: Any, sigmas: Sequence[float] | None, max_sequence_length: Any, window_size: Any, ratio: Any
+) -> None:
+    """Raise unless the arguments of a call that stand for themselves are legal."""
+    check_count("num_inference_steps", num_inference_steps)
+    check_sigmas(sigmas)
+    check_count("max_sequence_length", max_sequence_length)
+    check_windows("window_size", window_size)
+    check_windows("proxy_ratio", ratio)
+
+
+def check_text(name: str, text: Any, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> None:
+    """Raise if a prompt has the wrong type, comes in two forms, or its mask does not fit its embeddings."""
+    if text is not None and not isinstance(text, str):
+        if not isinstance(text, list) or not text or not all(isinstance(part, str) for part in text):
+            raise ValueError(f"`{name}` must be a string or a list of strings, got {type(text).__name__}: {text!r}.")
+    if text is not None and embeds is not None:
+        raise ValueError(f"`{name}` and `{name}_embeds` were both given; pass only one of them.")
+    if embeds is not None and embeds.ndim != 3:
+        raise ValueError(f"`{name}_embeds` must have shape (batch, tokens, width), got {tuple(embeds.shape)}.")
+    if mask is None:
+        return
+    mask_name = f"{name}_attention_mask"
+    if embeds is None:
+        raise ValueError(f"`{mask_name}` was given without `{name}_embeds`; pass both or neither.")
+    if mask.shape != embeds.shape[:2]:
+        raise ValueError(f"`{mask_name}` must have shape {tuple(embeds.shape[:2])}, got {tuple(mask.shape)}.")
+    if not mask.bool().any(dim=1).all():
+        raise ValueError(f"`{mask_name}` has a row without a single kept token; keep at least the end token.")
+
+
+def check_batch(name: str, given: int, batch_size: int, alternative: str = "") -> None:
+    """Raise unless a list or tensor has as many members as the batch; `alternative` names another legal form."""
+    if given != batch_size:
+        alternative = f" or {alternative}" if alternative else ""
+        raise ValueError(f"`{name}` has {given} members for a batch of {batch_size}; pass {batch_size}{alternative}.")
+
+
+def check_callback_inputs(names: Any, allowed: list[str]) -> None:
+    """Raise if a callback asks for a tensor that the pipeline does not hand out."""
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise ValueError(f"callback_on_step_end_tensor_inputs={unknown} are unknown; choose from {allowed}.")
+
+
+def check_windows(name: str, value: Any) -> None:
+    """Raise unless a window size or proxy ratio is "auto" or three integers >= 1 (frames, rows, columns)."""
+    triple = isinstance(value, (tuple, list)) and len(value) == 3
+    if value == "auto" or (triple and all(type(part) is int and part >= 1 for part in value)):
+        return
+    raise ValueError(
+        f'{name}={value!r} must be "auto" or three integers >= 1 (frames, rows, columns), e.g. (1, 8, 8).'
+    )
+
+
+def require_finite(tensor: torch.Tensor, what: str, dtype: torch.dtype) -> None:
+    """Raise `RuntimeError` if a result of the networks holds NaN or infinity; it would become a black picture.
+
+    Args:
+        tensor: (B, ...).
+        what: Which result this is, for the message.
+        dtype: What the network that made it computes in.
+    """
+    broken = (~torch.isfinite(tensor)).flatten(1).any(dim=1)
+    if broken.any():
+        raise RuntimeError(
+            f"the {what} of {int(broken.sum())} of {len(broken)} results hold NaN or infinite values "
+            f"(computed in {dtype}); load the pipeline with dtype torch.bfloat16 or torch.float32."
+        )

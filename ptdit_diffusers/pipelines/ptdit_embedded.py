@@ -1,0 +1,42 @@
+"""Where the models that come with the package lie, and their short names.
+
+It must not know what is inside a model folder.
+"""
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+
+def embedded_model_names() -> list[str]:
+    """Short names of the models in the package, sorted; each is a folder that a pipeline can be loaded from."""
+    return sorted(folder.parent.name for folder in WEIGHTS.glob("*/model_index.json"))
+
+
+def embedded_model_path(name: str) -> Path:
+    """Folder of a model that comes with the package.
+
+    Args:
+        name: Short name, as `embedded_model_names()` lists it.
+
+    Raises:
+        ValueError: There is no such model in the package; names those that there are.
+    """
+    if name not in embedded_model_names():
+        known = ", ".join(embedded_model_names()) or "none is installed"
+        raise ValueError(
+            f"{name!r} is neither a folder nor a model of this package; give the path of a model folder, a Hub id of "
+            f"the form owner/name, or a short name of this package: {known}."
+        )
+    return WEIGHTS / name
+
+
+def resolve_model(name_or_path: str | Path) -> str:
+    """Turn a short name into its folder and leave a folder or a Hub id (owner/name) as it is.
+
+    A local folder goes first, so a short name never hides one.
+    """
+    given = str(name_or_path)
+    if isinstance(name_or_path, Path) or Path(given).is_dir() or "/" in given or "\\" in given:
+        return given
+    return str(embedded_model_path(given))

@@ -1,0 +1,60 @@
+"""Formulas around the network: how far time is shifted, guidance, and which windows suit a size.
+
+It must not know text, files or pixels.
+"""
+
+import math
+
+import torch
+
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+
+Triple = tuple[int, int, int]
+
+
+def time_shift(tokens_per_frame: int, base_tokens: int, num_frames: int = 1, frames_per_latent: int = 4) -> float:
+    """Ratio r by which larger pictures and videos spend more steps at high noise: t' = r t / (1 + (r - 1) t).
+
+    r = sqrt(tokens_per_frame / base_tokens * m). m is 1 for a picture and (num_frames // 17) * 5 from 17 frames on, as
+    in the official sampler. Below 17 frames the official rule gives r = 0 and a useless schedule; here m is the number
+    of latent frames there, which meets the official rule at both ends (1 frame: 1, 17 frames: 5).
+
+    Args:
+        tokens_per_frame: Tokens of one frame, rows * columns.
+        base_tokens: Tokens of one frame at which r = 1 for a picture (official: 1024, which is 512 x 512 pixels).
+        num_frames: Frames in pixel space.
+        frames_per_latent: Frames that the VAE packs into one latent frame.
+    """
+    frames = (num_frames // 17) * 5 if num_frames >= 17 else (num_frames - 1) // frames_per_latent + 1
+    return math.sqrt(tokens_per_frame / base_tokens * frames)
+
+
+def apply_guidance(flow: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance: negative + scale * (positive - negative), from a batch [negative, positive]."""
+    negative, positive = flow.chunk(2)
+    return negative + guidance_scale * (positive - negative)
+
+
+def choose_windows(
+    transformer: PTDiTTransformer3DModel, window_size: str | Triple, proxy_ratio: str | Triple, height: int, width: int
+) -> tuple[Triple, Triple]:
+    """Window size and proxy ratio of a run.
+
+    "auto" is what `transformer.set_windows` was told, where it was called; else the number of windows of the trained
+    size is kept. An explicit window with `proxy_ratio="auto"` keeps the trained number of proxies per window.
+
+    Args:
+        transformer: The model that will run.
+        window_size, proxy_ratio: "auto" or tokens (frames, rows, columns).
+        height, width: Latent size.
+    """
+    trained_window, trained_ratio = transformer.trained_windows
+    auto_window, auto_ratio = transformer.window_size, transformer.proxy_ratio
+    if (auto_window, auto_ratio) == (trained_window, trained_ratio):
+        auto_window, auto_ratio = transformer.auto_windows(height, width)
+    if window_size == "auto":
+        window_size = auto_window
+    elif proxy_ratio == "auto":
+        sides = zip(window_size, trained_ratio, trained_window, strict=True)
+        auto_ratio = tuple(max(1, round(new * ratio / old)) for new, ratio, old in sides)
+    return tuple(window_size), auto_ratio if proxy_ratio == "auto" else tuple(proxy_ratio)
