@@ -3,6 +3,9 @@
 Must not know the transformer or text; the layers and the tiling maths are in `ptdit_vae_backbone`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin
@@ -35,6 +38,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
     """
 
     _supports_gradient_checkpointing = True
+    _no_split_modules = ["ResidualBlock", "FrameAttention"]
 
     @register_to_config
     def __init__(
@@ -127,3 +131,27 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         posterior = self.encode(sample).latent_dist
         latents = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(latents, return_dict=return_dict)
+
+
+def official_vae_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Find the weights in a loaded Open-Sora-Plan `checkpoint.ckpt`.
+
+    Args:
+        checkpoint: the file's content. Weights are taken from a non-empty `ema_state_dict`, else from
+            `state_dict` (its `gen_model` if there is one), else the content is taken as the weights.
+
+    Returns:
+        Parameter name to tensor, fit for `AutoencoderKLOpenSoraPlan.load_state_dict`; training losses are left out.
+
+    Raises:
+        ValueError: if no weights of this VAE are found, instead of loading nothing.
+    """
+    weights = checkpoint.get("ema_state_dict") or checkpoint.get("state_dict") or checkpoint
+    weights = weights.get("gen_model", weights)
+    weights = {name.removeprefix("module."): value for name, value in weights.items() if "loss" not in name}
+    if "encoder.conv_in.weight" not in weights:
+        found = ", ".join(list(weights)[:5])
+        raise ValueError(
+            f"no encoder.conv_in.weight in the checkpoint, so it is not this VAE; it starts with: {found}."
+        )
+    return weights

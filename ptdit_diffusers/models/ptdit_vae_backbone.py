@@ -1,7 +1,7 @@
 """Causal video VAE of Open-Sora-Plan v1.2 in plain torch: layers, encoder, decoder and tiling.
 
-Must not know diffusers or ComfyUI: the heads add names, configuration and manners. Layers are built from an injected
-`operations` namespace (Linear, Conv2d, Conv3d, GroupNorm), parameter names are those of the official checkpoint.
+Must not know diffusers or ComfyUI: the heads add names, configuration and manners. Parameter names are those of the
+official checkpoint. `**factory` is `operations` (namespace with Conv2d, Conv3d and GroupNorm), `dtype` and `device`.
 Shape letters: B batch, C channels, T frames, H W rows/columns (pixels or latent cells, 8 pixels per cell).
 """
 
@@ -18,11 +18,6 @@ from torch.utils.checkpoint import checkpoint
 SPATIAL_RATIO = 8
 TEMPORAL_RATIO = 4
 NORM_EPS = 1e-6
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Legal sizes
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def check_pixel_sizes(num_frames: int, height: int, width: int) -> None:
@@ -47,9 +42,12 @@ def check_pixel_sizes(num_frames: int, height: int, width: int) -> None:
             raise ValueError(f"{name}={size} is not a multiple of {SPATIAL_RATIO}; nearest: {below} or {above}.")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Layers
-# ---------------------------------------------------------------------------------------------------------------------
+def _check_axes(video: torch.Tensor) -> None:
+    if video.ndim != 5:
+        raise ValueError(
+            f"shape {tuple(video.shape)} has {video.ndim} axes; it must be (batch, channels, frames, height, width), "
+            "one picture being one frame: unsqueeze(2)."
+        )
 
 
 class FrameConv3d(nn.Conv3d):
@@ -89,14 +87,9 @@ class CausalConv3d(nn.Module):
         self.time_pad = kernel_size[0] - 1
         # Other operations classes own the casting of their weights, so only torch's plain class is replaced.
         conv_class = FrameConv3d if operations.Conv3d is nn.Conv3d else operations.Conv3d
+        spatial_padding = (0, padding, padding)
         self.conv = conv_class(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=(0, padding, padding),
-            dtype=dtype,
-            device=device,
+            in_channels, out_channels, kernel_size, stride, spatial_padding, dtype=dtype, device=device
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -114,11 +107,11 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, causal: bool, norm_num_groups: int, operations: Any = nn, **factory
+        self, in_channels: int, out_channels: int, causal: bool, norm_num_groups: int, **factory: Any
     ) -> None:
         super().__init__()
-        conv = partial(_conv, causal=causal, operations=operations, **factory)
-        norm = partial(_norm, norm_num_groups=norm_num_groups, operations=operations, **factory)
+        conv = partial(_conv, causal=causal, **factory)
+        norm = partial(_norm, norm_num_groups=norm_num_groups, **factory)
         self.norm1 = norm(in_channels)
         self.conv1 = conv(in_channels, out_channels, 3)
         self.norm2 = norm(out_channels)
@@ -135,10 +128,10 @@ class ResidualBlock(nn.Module):
 class FrameAttention(nn.Module):
     """Single-head self-attention among the pixels of each frame, with norm (statistics over time) and residual."""
 
-    def __init__(self, channels: int, norm_num_groups: int, operations: Any = nn, **factory) -> None:
+    def __init__(self, channels: int, norm_num_groups: int, **factory: Any) -> None:
         super().__init__()
-        conv = partial(_conv, causal=True, operations=operations, **factory)
-        self.norm = _norm(channels, norm_num_groups, operations, **factory)
+        conv = partial(_conv, causal=True, **factory)
+        self.norm = _norm(channels, norm_num_groups, **factory)
         self.q = conv(channels, channels, 1)
         self.k = conv(channels, channels, 1)
         self.v = conv(channels, channels, 1)
@@ -146,36 +139,25 @@ class FrameAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         batch, channels, frames, height, width = hidden_states.shape
-
-        def tokens(projection: nn.Module, normed: torch.Tensor) -> torch.Tensor:
-            projected = projection(normed).permute(0, 2, 3, 4, 1)  # (B, T, H, W, C)
-            return projected.reshape(batch * frames, 1, height * width, channels)
-
         normed = self.norm(hidden_states)
-        attended = F.scaled_dot_product_attention(
-            tokens(self.q, normed), tokens(self.k, normed), tokens(self.v, normed)
-        )  # (B T, 1, H W, C)
+        query, key, value = (
+            projection(normed).permute(0, 2, 3, 4, 1).reshape(batch * frames, 1, height * width, channels)
+            for projection in (self.q, self.k, self.v)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)  # (B T, 1, H W, C)
         attended = attended.reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3).contiguous()
         return hidden_states + self.proj_out(attended)
 
 
-class FrameDownsample(nn.Module):
-    """Halves each frame (B, C, H, W): one zero row and column at the bottom and right, then 3x3 with stride 2."""
+class Downsample(nn.Module):
+    """Halves space: one zero row and column at the bottom and right, then a convolution of 3 with stride 2.
 
-    def __init__(self, channels: int, operations: Any = nn, **factory) -> None:
+    `causal=True` halves time too, T = 2n + 1 frames to n + 1; `causal=False` works on single frames (B, C, H, W).
+    """
+
+    def __init__(self, channels: int, causal: bool, **factory: Any) -> None:
         super().__init__()
-        self.conv = operations.Conv2d(channels, channels, 3, stride=2, **factory)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
-
-
-class VideoDownsample(nn.Module):
-    """Halves space, and T = 2n + 1 frames to n + 1: padded as `FrameDownsample`, then causal 3x3x3 with stride 2."""
-
-    def __init__(self, channels: int, operations: Any = nn, **factory) -> None:
-        super().__init__()
-        self.conv = CausalConv3d(channels, channels, (3, 3, 3), stride=2, operations=operations, **factory)
+        self.conv = _conv(channels, channels, 3, causal=causal, stride=2, padding=0, **factory)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
@@ -184,9 +166,9 @@ class VideoDownsample(nn.Module):
 class FrameUpsample(nn.Module):
     """Doubles space by nearest neighbour, then a convolution of 1x3x3."""
 
-    def __init__(self, channels: int, operations: Any = nn, **factory) -> None:
+    def __init__(self, channels: int, **factory: Any) -> None:
         super().__init__()
-        self.conv = CausalConv3d(channels, channels, (1, 3, 3), padding=1, operations=operations, **factory)
+        self.conv = CausalConv3d(channels, channels, (1, 3, 3), padding=1, **factory)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.conv(F.interpolate(hidden_states, scale_factor=(1, 2, 2), mode="nearest"))
@@ -198,9 +180,9 @@ class VideoUpsample(nn.Module):
     The first frame is one picture before and after, so it is only resized in space, apart from the others.
     """
 
-    def __init__(self, channels: int, operations: Any = nn, **factory) -> None:
+    def __init__(self, channels: int, **factory: Any) -> None:
         super().__init__()
-        self.conv = CausalConv3d(channels, channels, (3, 3, 3), padding=1, operations=operations, **factory)
+        self.conv = CausalConv3d(channels, channels, (3, 3, 3), padding=1, **factory)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         first, later = hidden_states[:, :, 0], hidden_states[:, :, 1:]
@@ -212,24 +194,17 @@ class VideoUpsample(nn.Module):
 
 
 def _conv(
-    in_channels: int, out_channels: int, size: int, causal: bool, operations: Any, **factory
-) -> "CausalConv3d | nn.Module":
-    """Size-keeping convolution: causal 3D or plain 2D, kernel `size` on every axis."""
+    in_channels: int, out_channels: int, size: int, causal: bool, operations: Any = nn, **options: Any
+) -> nn.Module:
+    """Convolution of kernel `size` on every axis, causal 3D or plain 2D; it keeps the size unless told otherwise."""
+    options = {"padding": size // 2, **options}
     if causal:
-        kernel_size = (size, size, size)
-        return CausalConv3d(
-            in_channels, out_channels, kernel_size, padding=size // 2, operations=operations, **factory
-        )
-    return operations.Conv2d(in_channels, out_channels, size, padding=size // 2, **factory)
+        return CausalConv3d(in_channels, out_channels, (size, size, size), operations=operations, **options)
+    return operations.Conv2d(in_channels, out_channels, size, **options)
 
 
-def _norm(channels: int, norm_num_groups: int, operations: Any, **factory) -> nn.Module:
-    return operations.GroupNorm(norm_num_groups, channels, eps=NORM_EPS, affine=True, **factory)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Encoder and decoder
-# ---------------------------------------------------------------------------------------------------------------------
+def _norm(channels: int, norm_num_groups: int, operations: Any = nn, **options: Any) -> nn.Module:
+    return operations.GroupNorm(norm_num_groups, channels, eps=NORM_EPS, affine=True, **options)
 
 
 class _Checkpointed(nn.Module):
@@ -245,15 +220,20 @@ class _Checkpointed(nn.Module):
             return self._gradient_checkpointing_func(block, hidden_states)
         return block(hidden_states)
 
+    def _run_all(self, blocks: nn.ModuleList, hidden_states: torch.Tensor) -> torch.Tensor:
+        for block in blocks:
+            hidden_states = self._run(block, hidden_states)
+        return hidden_states
+
 
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, norm_num_groups: int, operations: Any = nn, **factory) -> None:
+    def __init__(self, channels: int, norm_num_groups: int, **factory: Any) -> None:
         super().__init__()
-        self.block_1 = ResidualBlock(channels, channels, True, norm_num_groups, operations, **factory)
-        self.attn_1 = FrameAttention(channels, norm_num_groups, operations, **factory)
-        self.block_2 = ResidualBlock(channels, channels, True, norm_num_groups, operations, **factory)
+        self.block_1 = ResidualBlock(channels, channels, True, norm_num_groups, **factory)
+        self.attn_1 = FrameAttention(channels, norm_num_groups, **factory)
+        self.block_2 = ResidualBlock(channels, channels, True, norm_num_groups, **factory)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.block_2(self.attn_1(self.block_1(hidden_states)))
@@ -263,7 +243,7 @@ class Level(nn.Module):
     """The residual blocks of one resolution; `upsample` or `downsample` is set by the encoder or decoder."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_blocks: int, causal: bool, norm_num_groups: int, **factory
+        self, in_channels: int, out_channels: int, num_blocks: int, causal: bool, norm_num_groups: int, **factory: Any
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * num_blocks
@@ -282,19 +262,17 @@ class Encoder(_Checkpointed):
         z_channels: int,
         num_res_blocks: int,
         norm_num_groups: int,
-        operations: Any = nn,
-        **factory,
+        **factory: Any,
     ) -> None:
         super().__init__()
-        factory = {"operations": operations, **factory}
         self.conv_in = _conv(in_channels, widths[0], 3, causal=False, **factory)
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             before = widths[max(level - 1, 0)]
             self.down.append(Level(before, width, num_res_blocks, level >= 2, norm_num_groups, **factory))
-        self.down[0].downsample = FrameDownsample(widths[0], **factory)
-        self.down[1].downsample = VideoDownsample(widths[1], **factory)
-        self.down[2].downsample = VideoDownsample(widths[2], **factory)
+        self.down[0].downsample = Downsample(widths[0], causal=False, **factory)
+        self.down[1].downsample = Downsample(widths[1], causal=True, **factory)
+        self.down[2].downsample = Downsample(widths[2], causal=True, **factory)
         self.mid = Middle(widths[-1], norm_num_groups, **factory)
         self.norm_out = _norm(widths[-1], norm_num_groups, **factory)
         self.conv_out = _conv(widths[-1], 2 * z_channels, 3, causal=True, **factory)
@@ -302,18 +280,14 @@ class Encoder(_Checkpointed):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         batch, _, frames = pixels.shape[:3]
         hidden_states = self.conv_in(pixels.transpose(1, 2).flatten(0, 1))  # (B T, C, H, W)
-        for block in self.down[0].block:
-            hidden_states = self._run(block, hidden_states)
+        hidden_states = self._run_all(self.down[0].block, hidden_states)
         hidden_states = self.down[0].downsample(hidden_states)  # (B T, C, H/2, W/2)
-        for block in self.down[1].block:
-            hidden_states = self._run(block, hidden_states)
+        hidden_states = self._run_all(self.down[1].block, hidden_states)
         hidden_states = hidden_states.unflatten(0, (batch, frames)).transpose(1, 2)  # (B, C, T, H/2, W/2)
         hidden_states = self.down[1].downsample(hidden_states)  # (B, C, (T-1)/2 + 1, H/4, W/4)
-        for block in self.down[2].block:
-            hidden_states = self._run(block, hidden_states)
+        hidden_states = self._run_all(self.down[2].block, hidden_states)
         hidden_states = self.down[2].downsample(hidden_states)  # (B, C, (T-1)/4 + 1, H/8, W/8)
-        for block in self.down[3].block:
-            hidden_states = self._run(block, hidden_states)
+        hidden_states = self._run_all(self.down[3].block, hidden_states)
         hidden_states = self._run(self.mid, hidden_states)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
@@ -328,11 +302,9 @@ class Decoder(_Checkpointed):
         z_channels: int,
         num_res_blocks: int,
         norm_num_groups: int,
-        operations: Any = nn,
-        **factory,
+        **factory: Any,
     ) -> None:
         super().__init__()
-        factory = {"operations": operations, **factory}
         self.conv_in = _conv(z_channels, widths[-1], 3, causal=True, **factory)
         self.mid = Middle(widths[-1], norm_num_groups, **factory)
         self.up = nn.ModuleList()
@@ -348,16 +320,10 @@ class Decoder(_Checkpointed):
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         hidden_states = self._run(self.mid, self.conv_in(latents))
         for level in reversed(self.up):  # levels are numbered by resolution: 3 is the smallest and runs first
-            for block in level.block:
-                hidden_states = self._run(block, hidden_states)
+            hidden_states = self._run_all(level.block, hidden_states)
             if level is not self.up[0]:
                 hidden_states = self._run(level.upsample, hidden_states)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tiling
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -440,11 +406,6 @@ def _map_tiles(
     return torch.cat(joined_rows, dim=-2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole VAE
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class PTDiTVAEBackbone(nn.Module):
     """Encoder, decoder and the 1x1x1 convolutions around the latents; a head calls `_build` in its constructor."""
 
@@ -497,6 +458,7 @@ class PTDiTVAEBackbone(nn.Module):
         Raises:
             ValueError: if the sizes are not legal.
         """
+        _check_axes(pixels)
         check_pixel_sizes(*pixels.shape[-3:])
         if tiling is None or tiling.covers(*pixels.shape[-3:]):
             return self._encode_tile(pixels)
@@ -515,7 +477,11 @@ class PTDiTVAEBackbone(nn.Module):
 
         Returns:
             (B, out_channels, 4 (T - 1) + 1, 8 H, 8 W), about [-1, 1], not clamped.
+
+        Raises:
+            ValueError: if `latents` has not five axes.
         """
+        _check_axes(latents)
         num_frames, height, width = latents.shape[-3:]
         num_frames = (num_frames - 1) * TEMPORAL_RATIO + 1
         if tiling is None or tiling.covers(num_frames, height * SPATIAL_RATIO, width * SPATIAL_RATIO):
