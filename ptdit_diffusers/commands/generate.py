@@ -19,7 +19,7 @@ from .terminal import SIZE_STEP, UserError, first_line, number, pixels, say, say
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..pipelines.pipeline_ptdit import PTDiTPipeline
+    from .. import PTDiTPipeline
 
 LARGEST_SEED = 2**63 - 1
 PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more pictures are made in several calls
@@ -189,7 +189,7 @@ def load_pipeline(folder: Path, device: str, dtype: str) -> "PTDiTPipeline":
     import torch
     import transformers
 
-    from ..pipelines.pipeline_ptdit import PTDiTPipeline
+    from .. import PTDiTPipeline
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

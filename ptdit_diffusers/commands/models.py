@@ -68,7 +68,7 @@ def download(name: str) -> Path:
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from ..pipelines.pipeline_ptdit import PTDiTPipeline
+    from .. import PTDiTPipeline
 
     say(f"fetching {name} from the Hugging Face Hub into {HF_HUB_CACHE} (files that are there already are kept)")
     try:

@@ -1,0 +1,70 @@
+"""Fixtures that tests of several modules share. Everything runs offline and on the CPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+TINY_WORDS = (
+    "a an the above below inside left right of two small large red green blue purple yellow white black circle square "
+    "star stars ring heart triangle background on with and"
+).split()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole pipeline folder of the real classes with random weights; its own size is 64 x 64 pixels."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers import T5Config, T5EncoderModel
+
+    from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+    from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+    from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer()
+    width = 32
+    pipe = PTDiTPipeline(
+        tokenizer=tokenizer,
+        text_encoder=T5EncoderModel(
+            T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+        ).eval(),
+        vae=AutoencoderKLOpenSoraPlan(
+            hidden_size=8, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, norm_num_groups=4
+        ),
+        transformer=PTDiTTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=24,
+            num_layers=2,
+            sample_size=8,
+            caption_channels=width,
+            window_size=(1, 2, 2),
+            proxy_ratio=(1, 2, 2),
+            num_windows=4,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=16),
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def word_tokenizer():
+    """A tokeniser of the embedded model's kind: one token per word, punctuation and case dropped."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *TINY_WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\p{L}\p{N}]+"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
+    )
