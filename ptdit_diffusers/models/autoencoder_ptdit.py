@@ -101,6 +101,9 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
 
         Returns:
             `sample` (B, out_channels, 4 (T - 1) + 1, 8 H, 8 W), about [-1, 1], not clamped.
+
+        Raises:
+            ValueError: if `z` has not five axes.
         """
         tiling = self.tiling if self.use_tiling else None
         slices = z.split(1) if self.use_slicing else [z]
