@@ -10,7 +10,8 @@ import numpy
 from PIL import Image
 from scipy import ndimage
 
-from scripts.verifier.colours import COLOURS, colour_word, name_pixels, to_lab
+from scripts.verifier.background import background_pattern, background_word, find_tones
+from scripts.verifier.colours import COLOURS, name_pixels, to_lab
 from scripts.verifier.shapes import classify_shape
 
 SIDE = 128  # pictures are read at this many pixels on their shorter side
@@ -59,11 +60,11 @@ class Figure:
 
 @dataclass
 class Reading:
-    """What a picture shows: its figures, its background colour word, and whether that has two tones."""
+    """What a picture shows: its figures, and the colour word and pattern of its background."""
 
     figures: list[Figure] = field(default_factory=list)
     background: str = ""
-    patterned: bool = False
+    pattern: str = "plain"
 
 
 def _prepare(array: numpy.ndarray) -> numpy.ndarray:
@@ -90,31 +91,6 @@ def _steepness(lab: numpy.ndarray) -> numpy.ndarray:
     return steep
 
 
-def _tones(lab: numpy.ndarray, flat: numpy.ndarray) -> numpy.ndarray:
-    """Colours (K, 3) that the rim of the picture is made of: the tones of the background, most frequent first."""
-    rim = numpy.ones(flat.shape, dtype=bool)
-    rim[4:-4, 4:-4] = False
-    chosen = rim & flat
-    colours = lab[chosen if chosen.sum() > 200 else rim]
-    cells, member, counts = numpy.unique(
-        numpy.round(colours / 5).astype(int), axis=0, return_inverse=True, return_counts=True
-    )
-    member = member.ravel()
-    centres = numpy.stack([numpy.bincount(member, colours[:, c]) for c in range(3)], axis=1) / counts[:, None]
-    tones: list[numpy.ndarray] = []
-    weights: list[float] = []
-    for index in numpy.argsort(-counts, kind="stable"):
-        gaps = [float(numpy.linalg.norm(centres[index] - tone)) for tone in tones]
-        if gaps and min(gaps) < 10:
-            weights[int(numpy.argmin(gaps))] += float(counts[index])
-        else:
-            tones.append(centres[index])
-            weights.append(float(counts[index]))
-    share = numpy.array(weights) / sum(weights)
-    order = [int(i) for i in numpy.argsort(-share, kind="stable") if share[i] > 0.06]
-    return numpy.stack([tones[i] for i in order]).astype(numpy.float32)
-
-
 def _distance(lab: numpy.ndarray, points: numpy.ndarray) -> numpy.ndarray:
     """Distance (...) from each colour (..., 3) to the nearest of the points (K, 3)."""
     return numpy.sqrt(numpy.stack([((lab - point) ** 2).sum(-1) for point in points]).min(axis=0))
@@ -130,7 +106,7 @@ def _label_pixels(lab: numpy.ndarray, steep: numpy.ndarray) -> tuple[numpy.ndarr
         Labels (H, W) int, and the background's tones (K, 3).
     """
     flat = steep < _FLAT
-    tones = _tones(lab, flat)
+    tones = find_tones(lab, flat)
     names = name_pixels(lab) + 1
     names[_distance(lab, tones) < _TONE] = 0
     best = numpy.full(flat.shape, numpy.inf, dtype=numpy.float32)
@@ -226,12 +202,6 @@ def _is_shadow(part: _Part, lab: numpy.ndarray, tones: numpy.ndarray, score: flo
     return False
 
 
-def _background_word(tones: numpy.ndarray) -> str:
-    """Colour word of a background of tones (K, 3): patterns are a colour and a darker tone of it; on black, lighter."""
-    darkest, brightest = tones[tones[:, 0].argmin()], tones[tones[:, 0].argmax()]
-    return colour_word(darkest if darkest[0] < 18 else brightest)
-
-
 def read_picture(array: numpy.ndarray) -> Reading:
     """Finds the figures of a picture.
 
@@ -250,7 +220,7 @@ def read_picture(array: numpy.ndarray) -> Reading:
     labels, tones = _label_pixels(lab, _steepness(lab))
     parts = _parts(labels)
     height, width = labels.shape
-    reading = Reading(background=_background_word(tones), patterned=len(tones) > 1)
+    reading = Reading([], background_word(tones), background_pattern(lab[..., 0], labels > 0))
     place: dict[int, int] = {}
     for index, part in enumerate(parts):
         if part.see_through:
