@@ -10,12 +10,14 @@ import argparse
 import importlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
 
+from scripts.training.checkpoint import checkpoints
 from scripts.training.config import load_settings
 from scripts.training.loop import Run, train
 
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module = importlib.import_module(STAGES[flags.stage])
     try:
         settings = load_settings(flags.config, flags.stage, module.Settings, overrides(flags))
+        if flags.export_only and not checkpoints(Path(settings.output_dir)):
+            raise ValueError(f"--export-only: {settings.output_dir} has no checkpoint.")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     torch.set_float32_matmul_precision("high")

@@ -19,7 +19,9 @@ from scripts.training.stage import numpy_generator
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
 PAD, END, UNKNOWN = range(3)
-FILLERS = frozenset("a an the there is are with and on of some picture image drawing show please scene i see".split())
+FILLERS = frozenset(
+    "a an the there is are of some picture image drawing photo show draw please scene you can we see".split()
+)
 HELD_OUT_SEED = 2**31  # apart from every training seed
 
 
@@ -40,7 +42,7 @@ class DataSettings:
     """Captions of training and of the report."""
 
     scenes: int = 60_000  # pool of scenes; each gets a fresh caption whenever it is drawn
-    perturbed: float = 0.25  # share of captions with strangers' wording: unknown words added, fillers changed
+    perturbed: float = 0.25  # share of captions with strangers' wording: idle words added, fillers changed
     held_out_captions: int = 2000  # for the report
 
 
@@ -70,9 +72,22 @@ class TextStage:
             decoder_start_token_id=PAD,
             **sizes,
         )
-        self.model = T5ForConditionalGeneration(config).to(device)
+        self.model = T5ForConditionalGeneration(config)
+        prefer_neighbours(self.model)
+        self.model.to(device)
         self.pool = [sample_scene(numpy_generator(settings.seed, 0, i)) for i in range(settings.data.scenes)]
+        self.idle = self.idle_words()
         self.held_out: list[tuple[str, str]] = []
+
+    def idle_words(self, captions: int = 5000) -> list[int]:
+        """Ids to put between the words of a caption: words that no caption uses, and as often the unknown word."""
+        rng = numpy_generator(self.settings.seed, 2)
+        used = set(range(len(SPECIAL)))
+        for i in rng.integers(len(self.pool), size=captions):
+            caption, canonical = describe(self.pool[i], rng)
+            used.update(self.tokenizer(caption)["input_ids"], self.canonical_ids(canonical))
+        unused = sorted(set(self.vocabulary.values()) - used)
+        return unused + [UNKNOWN] * max(1, len(unused))
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         """input_ids (B, L), attention_mask (B, L), labels (B, T) with -100 where padded."""
@@ -80,7 +95,10 @@ class TextStage:
         pairs = [describe(self.pool[i], rng) for i in rng.integers(len(self.pool), size=batch_size)]
         ids = self.tokenizer([caption for caption, _ in pairs])["input_ids"]
         perturbed = rng.random(batch_size) < self.settings.data.perturbed
-        ids = [perturb(row, self.fillers, rng) if change else row for row, change in zip(ids, perturbed, strict=True)]
+        ids = [
+            perturb(row, self.fillers, self.idle, rng) if change else row
+            for row, change in zip(ids, perturbed, strict=True)
+        ]
         input_ids = padded(ids, PAD)
         labels = padded([self.canonical_ids(canonical) for _, canonical in pairs], -100)
         return {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long(), "labels": labels}
@@ -145,6 +163,32 @@ def build(settings: Settings, device: torch.device) -> TextStage:
     return TextStage(settings, device)
 
 
+def prefer_neighbours(model: T5ForConditionalGeneration) -> None:
+    """Start the heads with a liking for near words: after, before, both, and none, in turn.
+
+    The usual start is flat, and learning to look at neighbours, which binds colours to shapes, then takes thousands
+    of steps because these few numbers move by no more than the learning rate a step.
+    """
+    for stack in (model.encoder, model.decoder):
+        attention = stack.block[0].layer[0].SelfAttention
+        offsets = torch.tensor(sorted(range(-40, 41), key=abs, reverse=True))  # key position - query position
+        buckets = attention._relative_position_bucket(
+            offsets,
+            bidirectional=not stack.config.is_decoder,
+            num_buckets=attention.relative_attention_num_buckets,
+            max_distance=attention.relative_attention_max_distance,
+        )
+        weight = attention.relative_attention_bias.weight.data  # (buckets, heads)
+        for offset, bucket in zip(
+            offsets.tolist(), buckets.tolist(), strict=True
+        ):  # the nearest offset of a bucket wins
+            for head in range(weight.shape[1]):
+                liking = -abs(offset) * (0.1 if head % 4 == 3 else 0.7)
+                if (head % 4 == 0 and offset <= 0) or (head % 4 == 1 and offset >= 0):
+                    liking -= 3.0
+                weight[bucket, head] = max(liking, -6.0)
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per lower-case word of the drawn world; accents and punctuation dropped; ends with </s>."""
     words = [*SPECIAL, *sorted({*VOCABULARY, ";"})]
@@ -173,22 +217,23 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def perturb(ids: list[int], fillers: frozenset[int], rng: numpy.random.Generator) -> list[int]:
-    """Strangers' wording: drop or replace some filler words, put unknown words anywhere; the meaning stays.
+def perturb(ids: list[int], fillers: frozenset[int], idle: list[int], rng: numpy.random.Generator) -> list[int]:
+    """Strangers' wording: drop or replace some filler words, put idle words anywhere; the meaning stays.
 
     Args:
         ids: word ids with the end token last.
-        fillers: ids that carry no meaning.
+        fillers: ids that may go without changing the meaning.
+        idle: ids to put in, drawn evenly.
     """
-    draws = rng.random((len(ids), 2)).tolist()
     changed = []
-    for token, (fate, extra) in zip(ids, draws, strict=True):
+    for token, (fate, extra, which) in zip(ids, rng.random((len(ids), 3)).tolist(), strict=True):
+        stranger = idle[int(which * len(idle))]
         if extra < 0.06:
-            changed.append(UNKNOWN)
+            changed.append(stranger)
         if token not in fillers or fate >= 0.3:
             changed.append(token)
         elif fate < 0.1:
-            changed.append(UNKNOWN)
+            changed.append(stranger)
     return changed
 
 
