@@ -70,6 +70,7 @@ MAY_IMPORT = {
     # The world and its judge know neither each other nor the model: the judge must not learn from what it judges.
     "scripts/drawn_world/": ("numpy", "PIL", "scripts.drawn_world."),
     "scripts/verifier/": ("numpy", "scipy", "PIL", "scripts.verifier."),
+    "scripts/verifier/truth.py": ("numpy", "scipy", "PIL", "scripts.verifier.", "scripts.drawn_world."),
 }
 BLOCKED_FOR_BACKBONES = ("diffusers", "transformers", "huggingface_hub", "einops", "comfy")
 
