@@ -46,7 +46,7 @@ def find_tones(lab: numpy.ndarray, flat: numpy.ndarray) -> numpy.ndarray:
 
 
 def background_word(tones: numpy.ndarray) -> str:
-    """Colour word of a background of tones (K, 3): patterns are a colour and a darker tone of it; on black, lighter."""
+    """Colour word of a background of tones (K, 3): a pattern is a colour and a darker tone of it, or black and a lighter."""
     darkest, brightest = tones[tones[:, 0].argmin()], tones[tones[:, 0].argmax()]
     return colour_word(darkest if darkest[0] < 18 else brightest)
 

@@ -13,7 +13,9 @@ from scipy.optimize import linear_sum_assignment
 from scripts.verifier.picture import Figure, Reading
 from scripts.verifier.prompt import Asked, Request, read_prompt
 
-SMALL_BELOW = 0.143  # radius, fraction of the picture side; drawn: small 0.11 (up to 0.14 inside another), medium 0.155
+SMALL_BELOW = (
+    0.143  # radius, fraction of the picture side; drawn: small 0.11 (up to 0.14 inside another), medium 0.155
+)
 LARGE_ABOVE = 0.182  # drawn: large 0.21
 
 
@@ -112,10 +114,12 @@ def _stands(relation: str, subject: list[int], other: list[int], figures: list[F
     """Whether all subject figures stand in the relation to all other figures.
 
     Beside and above go by centroids: those of the groups are further apart along the asked direction than across it,
-    and every figure of one group lies on its side of every figure of the other.
+    and every figure of one group lies on its side of every figure of the other. What is inside is not beside.
     """
     if relation == "inside":
         return all(figures[index].inside in other for index in subject)
+    if any(figures[a].inside == b or figures[b].inside == a for a in subject for b in other):
+        return False
     sign = 1 if relation in ("left of", "above") else -1
     along, across = ("x", "y") if relation in ("left of", "right of") else ("y", "x")
 
@@ -177,7 +181,9 @@ def _judge_relations(
     objects = list(objects)
     for subject, relation, other in request.relations:
         sides = [[o for o in objects if o.group == group] for group in (subject, other)]
-        known = [[o.figure for o in side if o.figure is not None and (o.colour_right or o.shape_right)] for side in sides]
+        known = [
+            [o.figure for o in side if o.figure is not None and (o.colour_right or o.shape_right)] for side in sides
+        ]
         stands = all(known) and _stands(relation, known[0], known[1], figures)
         clean = all(o.colour_right and o.shape_right for side in sides for o in side)
         verdicts.append(RelationVerdict(stands, stands and clean))
@@ -214,7 +220,9 @@ def judge(reading: Reading, scene: Any) -> Verdict:
     if pattern is False:
         wrong.append(f"background is {reading.pattern} instead of {request.pattern}")
     spots = [(request.groups[o.group].place, o) for o in objects if request.groups[o.group].place]
-    places = all(o.figure is not None and _place_right(place, figures[o.figure]) for place, o in spots) if spots else None
+    places = (
+        all(o.figure is not None and _place_right(place, figures[o.figure]) for place, o in spots) if spots else None
+    )
     if places is False:
         wrong.append(f"not at {spots[0][0].replace('_', ' ')}")
     return Verdict(objects, counts, figures_right, relations, background, pattern, places, tuple(wrong))

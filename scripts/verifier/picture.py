@@ -136,7 +136,7 @@ def _without_specks(mask: numpy.ndarray, smallest: int) -> numpy.ndarray:
 
 @dataclass
 class _Part:
-    """A connected area of one colour: its label, its mask (H, W), the mask with holes filled, and what surrounds it."""
+    """A connected area of one colour: label, mask (H, W), the mask with its holes filled, and what surrounds it."""
 
     label: int
     mask: numpy.ndarray

@@ -119,7 +119,7 @@ _WORDS = {
     "IT": {"it": "", "them": ""},
     "IN": {"in": ""},
     "SKIP": dict.fromkeys(("in front of", "image contains", "picture contains", "scene contains"), ""),
-    "ON": {"on": "", "on a": "", "against": ""},
+    "ON": {"on": "", "on a": "", "against": "", "against a": ""},
     "WITH": {"with": ""},
     "BREAK": {"and": "", ",": "", ".": "", ";": ""},
 }
@@ -151,10 +151,15 @@ def _tokens(text: str) -> list[_Token]:
 def _background_span(kinds: list[str]) -> tuple[int, int] | None:
     """Where the background's colour and pattern stand: "plain white background", "background is white with dots"."""
     if "BACKGROUND" not in kinds:
-        for start in range(len(kinds) - 1):
-            # "on white" at the end of a clause; "on white squares" is not a background
-            if kinds[start : start + 2] == ["ON", "COLOUR"] and kinds[start + 2 : start + 3] in ([], ["BREAK"]):
-                return start, start + 2
+        for start in (at for at, kind in enumerate(kinds) if kind == "ON"):
+            # "on striped white" at the end of a clause; "on white squares" is not a background
+            stop = start + 1
+            while stop < len(kinds) and kinds[stop] in ("COLOUR", "PATTERN"):
+                stop += 1
+            if stop > start + 1:
+                stop += 2 * (kinds[stop : stop + 2] == ["WITH", "PATTERN"])
+                if kinds[stop : stop + 1] in ([], ["BREAK"]):
+                    return start, stop
         return None
     middle = kinds.index("BACKGROUND")
     start, stop = middle, middle + 1
