@@ -92,7 +92,6 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
-        vae = getattr(self, "vae", None)
         self.vae_scale_factor_spatial = vae.spatial_compression_ratio if vae is not None else 8
         self.vae_scale_factor_temporal = vae.temporal_compression_ratio if vae is not None else 4
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
@@ -215,7 +214,7 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
             )
         ids, mask = tokenise(self.tokenizer, prompts, max_sequence_length)
         ids, mask = ids.to(device), mask.to(device)
-        return self.text_encoder(ids, attention_mask=mask).last_hidden_state, mask.bool()
+        return self.text_encoder(ids, attention_mask=mask)[0], mask.bool()
 
     def check_inputs(
         self,
@@ -241,8 +240,10 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         Raises:
             ValueError: Something does not fit; the message names the value, the rule and the nearest legal values.
         """
-        check_text("prompt", prompt, prompt_embeds, prompt_attention_mask)
-        check_text("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
+        width_of_text = self.transformer.config.caption_channels
+        check_text("prompt", prompt, prompt_embeds, prompt_attention_mask, width_of_text)
+        negative = negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
+        check_text("negative_prompt", *negative, width_of_text)
         if prompt is None and prompt_embeds is None:
             raise ValueError("`prompt` and `prompt_embeds` are both None; pass one of them.")
         prompts = len(prompt_embeds) if prompt is None else 1 if isinstance(prompt, str) else len(prompt)
@@ -251,10 +252,9 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         if negative_prompt_embeds is not None:
             check_batch("negative_prompt_embeds", len(negative_prompt_embeds), prompts)
 
-        patch = self.transformer.config.patch_size
-        reason = f"VAE {self.vae_scale_factor_spatial} x patch {patch}"
-        check_size("height", height, self.vae_scale_factor_spatial * patch, 0, reason)
-        check_size("width", width, self.vae_scale_factor_spatial * patch, 0, reason)
+        spatial, patch = self.vae_scale_factor_spatial, self.transformer.config.patch_size
+        for name, size in (("height", height), ("width", width)):
+            check_size(name, size, spatial * patch, 0, f"VAE {spatial} x patch {patch}")
         check_size("num_frames", num_frames, self.vae_scale_factor_temporal, 1, "frames that the VAE packs into one")
         check_count("num_images_per_prompt", num_images_per_prompt)
         samples = prompts * num_images_per_prompt
@@ -299,8 +299,7 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         if latents is not None:
             return latents.to(device=device, dtype=torch.float32)
         generators = generator if isinstance(generator, list) else [generator] * shape[0]
-        noise = [randn_tensor((1, *shape[1:]), one, device, torch.float32) for one in generators]
-        return torch.cat(noise)
+        return torch.cat([randn_tensor((1, *shape[1:]), one, device, torch.float32) for one in generators])
 
     def prepare_timesteps(
         self, num_inference_steps: int, sigmas: list[float] | None, height: int, width: int, num_frames: int
@@ -310,7 +309,8 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         The noise levels are 1 - i / N, or `sigmas`; with `use_dynamic_shifting` they are shifted by `time_shift`.
         Height and width are in pixels.
         """
-        sigmas = sigmas or [1 - step / num_inference_steps for step in range(num_inference_steps)]
+        if sigmas is None:
+            sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
         shift = {}
         if self.scheduler.config.use_dynamic_shifting:
             token = self.vae_scale_factor_spatial * self.transformer.config.patch_size

@@ -55,15 +55,15 @@ def check_settings(
     check_windows("proxy_ratio", ratio)
 
 
-def check_text(name: str, text: Any, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> None:
-    """Raise if a prompt has the wrong type, comes in two forms, or its mask does not fit its embeddings."""
+def check_text(name: str, text: Any, embeds: torch.Tensor | None, mask: torch.Tensor | None, width: int) -> None:
+    """Raise if a prompt has the wrong type, comes in two forms, or its embeddings or mask have the wrong shape."""
     if text is not None and not isinstance(text, str):
         if not isinstance(text, list) or not text or not all(isinstance(part, str) for part in text):
             raise ValueError(f"`{name}` must be a string or a list of strings, got {type(text).__name__}: {text!r}.")
     if text is not None and embeds is not None:
         raise ValueError(f"`{name}` and `{name}_embeds` were both given; pass only one of them.")
-    if embeds is not None and embeds.ndim != 3:
-        raise ValueError(f"`{name}_embeds` must have shape (batch, tokens, width), got {tuple(embeds.shape)}.")
+    if embeds is not None and (embeds.ndim != 3 or embeds.shape[2] != width):
+        raise ValueError(f"`{name}_embeds` must have shape (batch, tokens, {width}), got {tuple(embeds.shape)}.")
     if mask is None:
         return
     mask_name = f"{name}_attention_mask"
