@@ -1,4 +1,4 @@
-"""The maths of PT-DiT (arXiv 2409.04005 v2): positions, windows, proxies, block, backbone, sign of the prediction.
+"""The maths of PT-DiT (arXiv 2409.04005 v2): attention, block, backbone, sign of the prediction.
 
 Plain torch; it knows nothing of diffusers, ComfyUI, files or devices. Layers come from `operations` (a namespace with
 Linear and Conv2d), attention from one callable, so that every host builds the same maths with its own layers.
@@ -8,14 +8,14 @@ L text tokens, S tokens of one window.
 
 import math
 from collections.abc import Callable
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-Triple = tuple[int, int, int]
+from .ptdit_grid import ProxyPlan, Triple, Windows, legal_triple, position_table, proxy_index, timestep_sinusoid
+
 PROXY_MODES = ("mean", "random", "first")
 
 
@@ -30,202 +30,6 @@ def scaled_dot_product(
 def layer_norm(hidden_states: torch.Tensor) -> torch.Tensor:
     """LayerNorm without parameters, eps 1e-6: the only norm of the model."""
     return F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sinusoids
-# ---------------------------------------------------------------------------------------------------------------------
-def frequencies(count: int, device: torch.device) -> torch.Tensor:
-    """10000^(-k/count) for k = 0..count-1, float32."""
-    return torch.exp(torch.arange(count, dtype=torch.float32, device=device) * (-math.log(10000.0) / count))
-
-
-def timestep_sinusoid(values: torch.Tensor) -> torch.Tensor:
-    """256 wide sinusoid of unscaled numbers (a timestep is 0..1000): 128 cosines, then 128 sines; (...,) -> (..., 256)."""
-    angles = values.float()[..., None] * frequencies(128, values.device)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def position_table(grid: Triple, dim: int, scale: int, scrambled: bool, device: torch.device) -> torch.Tensor:
-    """Absolute sin-cos positions [time D/4 | column 3D/8 | row 3D/8] of a token grid.
-
-    Args:
-        grid: token frames, rows, columns.
-        dim: width D, a multiple of 16.
-        scale: rows and columns are divided by it (frames are not).
-        scrambled: give token i of a frame the column `i mod rows` and the row `i div rows`, as the official code does
-            by mistake. Square grids are the same either way.
-        device: where to compute.
-
-    Returns:
-        float32 tensor (F*H*W, D).
-    """
-    frames, rows, columns = grid
-    index = torch.arange(rows * columns, device=device)
-    run = rows if scrambled else columns
-    column, row = (index % run).float() / scale, index.div(run, rounding_mode="floor").float() / scale
-    parts = []
-    for position, width in (
-        (torch.arange(frames, device=device).float(), dim // 4),
-        (column, 3 * dim // 8),
-        (row, 3 * dim // 8),
-    ):
-        angles = position[:, None] * frequencies(width // 2, device)
-        parts.append(torch.cat([angles.sin(), angles.cos()], dim=-1))
-    time, column, row = parts
-    space = torch.cat([column, row], dim=-1)  # (H*W, 3D/4)
-    table = torch.cat([time[:, None].expand(-1, rows * columns, -1), space[None].expand(frames, -1, -1)], dim=-1)
-    return table.flatten(0, 1)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Windows and proxies
-# ---------------------------------------------------------------------------------------------------------------------
-class Segment(NamedTuple):
-    """A run of equal windows along one axis: tokens start..stop, cut into windows of `length`."""
-
-    start: int
-    stop: int
-    length: int
-
-
-def axis_segments(size: int, window: int, shifted: bool) -> list[Segment]:
-    """Cuts one axis at 0, c, 2c, ..., N; shifted at 0, s, s+c, s+2c, ..., N with s = c // 2.
-
-    The shifted cut is what a cyclic roll by -s with the usual region mask amounts to, without roll and mask.
-    """
-    head = min(window // 2, size) if shifted else 0
-    tail = head + (size - head) // window * window
-    runs = [Segment(0, head, head), Segment(head, tail, window), Segment(tail, size, size - tail)]
-    return [run for run in runs if run.stop > run.start]
-
-
-class Windows:
-    """One cut of a token grid into windows, grouped by window shape, and the moves into and out of that order.
-
-    Args:
-        grid: token frames, rows, columns; any size.
-        window: window length on each axis; a grid that it does not divide gets smaller windows at its borders.
-        shifted: shift the cut by half a window (axes with window 1 have nothing to shift).
-    """
-
-    def __init__(self, grid: Triple, window: Triple, shifted: bool):
-        self.grid = grid
-        self.axes = [axis_segments(size, length, shifted) for size, length in zip(grid, window, strict=True)]
-        self.groups = list(product(*self.axes))
-        # (windows, tokens per window) of every group, in the order of the partitioned tokens
-        self.sizes = []
-        for group in self.groups:
-            count, tokens = 1, 1
-            for run in group:
-                count *= (run.stop - run.start) // run.length
-                tokens *= run.length
-            self.sizes.append((count, tokens))
-
-    def partition(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) raster order -> (B, N, D) window after window."""
-        video = hidden_states.unflatten(1, self.grid)
-        pieces = []
-        for f, h, w in self.groups:
-            piece = video[:, f.start : f.stop, h.start : h.stop, w.start : w.stop]
-            piece = piece.unflatten(3, (-1, w.length)).unflatten(2, (-1, h.length)).unflatten(1, (-1, f.length))
-            pieces.append(piece.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(1, 6))  # (B, windows * S, D)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-
-    def restore(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Undoes `partition`."""
-        pieces = []
-        for tokens, (f, h, w) in zip(self.split(hidden_states), self.groups, strict=True):
-            counts = [(run.stop - run.start) // run.length for run in (f, h, w)]
-            boxes = tokens.unflatten(1, (*counts, f.length, h.length, w.length))
-            pieces.append(boxes.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2))
-        for axis in (3, 2, 1):  # join columns, then rows, then frames
-            run = len(self.axes[axis - 1])
-            if run > 1:
-                pieces = [torch.cat(pieces[i : i + run], dim=axis) for i in range(0, len(pieces), run)]
-        return pieces[0].flatten(1, 3)
-
-    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Partitioned tokens (B, N, ...) -> one tensor (B, windows * S, ...) per window shape."""
-        return tokens.split([count * size for count, size in self.sizes], dim=1)
-
-
-def proxy_boxes(window: Triple, ratio: Triple) -> list[tuple[int, int]]:
-    """Per axis: (box, stride) of the pooling. A box holds `stride` proxies; proxy y averages tokens y, y+stride, ...
-
-    Ratios finer than the window give strided proxies inside each window, as the official code does; in time a finer
-    ratio counts as the window's (also as there). A ratio coarser than the window pools over boxes of its own.
-    """
-    boxes = [(max(length, part), max(length, part) // part) for length, part in zip(window, ratio, strict=True)]
-    return [(boxes[0][0], 1), *boxes[1:]]
-
-
-def pool_axis(video: torch.Tensor, axis: int, box: int, stride: int) -> torch.Tensor:
-    """Averages one axis of (B, F, H, W, D) down to its proxies; the last box may be shorter: its mean is of what it has."""
-    pooled = []
-    for start, stop, length in axis_segments(video.shape[axis], box, shifted=False):
-        boxes = video.narrow(axis, start, stop - start).unflatten(axis, (-1, length))
-        if length > stride:
-            inner = axis + 1
-            means = [
-                boxes.narrow(inner, y, length - y)[(slice(None),) * inner + (slice(None, None, stride),)].mean(inner)
-                for y in range(stride)
-            ]
-            boxes = torch.stack(means, dim=inner)
-        pooled.append(boxes.flatten(axis, axis + 1))
-    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=axis)
-
-
-def mean_proxies(hidden_states: torch.Tensor, grid: Triple, window: Triple, ratio: Triple) -> torch.Tensor:
-    """Proxy tokens as means (v2 of the paper, Eq. 1): (B, N, D) -> (B, M, D)."""
-    video = hidden_states.unflatten(1, grid)
-    for axis, (box, stride) in reversed(list(enumerate(proxy_boxes(window, ratio), start=1))):
-        video = pool_axis(video, axis, box, stride)
-    return video.flatten(1, 3)
-
-
-def proxy_index(
-    batch: int,
-    grid: Triple,
-    window: Triple,
-    ratio: Triple,
-    random: bool,
-    generator: torch.Generator | None,
-    device: torch.device,
-) -> torch.Tensor:
-    """Token indices (B, M) of proxies that are single tokens: drawn at random (v1 of the paper) or the first of each set.
-
-    Sets are those that `mean_proxies` averages, in the same order. The draw happens on the generator's device.
-    """
-    starts, counts, strides = [], [], []
-    for size, (box, stride) in zip(grid, proxy_boxes(window, ratio), strict=True):
-        first = [b + y for b in range(0, size, box) for y in range(min(stride, min(box, size - b)))]
-        ends = [min((start // box + 1) * box, size) for start in first]
-        starts.append(first)
-        counts.append([-(-(end - start) // stride) for start, end in zip(first, ends, strict=True)])
-        strides.append(stride)
-    shape = tuple(len(first) for first in starts)
-    index = torch.zeros((batch, *shape), dtype=torch.long, device=device)
-    for axis in range(3):
-        view = [-1 if other == axis else 1 for other in range(3)]
-        position = torch.tensor(starts[axis], device=device).view(view)
-        if random:
-            where = generator.device if generator is not None else device
-            draw = torch.rand((batch, *shape), generator=generator, device=where).to(device)
-            count = torch.tensor(counts[axis], device=device).view(view)
-            position = position + strides[axis] * (draw * count).long()
-        index = index * grid[axis] + position
-    return index.flatten(1)
-
-
-def legal_triple(name: str, value: Any) -> Triple:
-    """Checks a window size or proxy ratio: three integers >= 1 (frames, rows, columns of tokens)."""
-    triple = tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(triple) != 3 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in triple):
-        numbers = [v if isinstance(v, int) else 1 for v in triple][:3] + [1] * (3 - len(triple[:3]))
-        nearest = tuple(max(1, int(v)) for v in numbers)
-        raise ValueError(f"{name}={value!r} must be three integers >= 1 (frames, rows, columns); nearest: {nearest}.")
-    return triple
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -418,7 +222,7 @@ class PTDiTBlock(nn.Module):
         encoder_hidden_states: torch.Tensor,
         modulation: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None,
-        proxies: "ProxyPlan",
+        proxies: ProxyPlan,
         windows: Windows,
         shifted_windows: Windows,
         index: torch.Tensor | None,
@@ -448,20 +252,6 @@ class PTDiTBlock(nn.Module):
         # 5, 6: text, feed-forward
         hidden_states = hidden_states + self.attn2(hidden_states, encoder_hidden_states, encoder_attention_mask)
         return hidden_states + gate2 * self.ff(layer_norm(hidden_states) * (1 + scale2) + shift2)
-
-
-class ProxyPlan(NamedTuple):
-    """Where proxies come from: the grid, the windows, the ratio."""
-
-    grid: Triple
-    window: Triple
-    ratio: Triple
-
-    def tokens(self, hidden_states: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-        """Means without an index, else the tokens at `index` (B, M)."""
-        if index is None:
-            return mean_proxies(hidden_states, *self)
-        return hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[-1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -580,7 +370,7 @@ class PTDiTBackbone(nn.Module):
             self.proxy_mode = proxy_mode
 
     def auto_windows(self, height: int, width: int) -> tuple[Triple, Triple]:
-        """Window size and proxy ratio that keep the number of windows of the trained size (section 3.2.3 of the paper).
+        """Window size and proxy ratio that keep the trained number of windows (section 3.2.3 of the paper).
 
         Args:
             height, width: latent size.

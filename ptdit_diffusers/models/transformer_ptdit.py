@@ -13,7 +13,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 
-from .ptdit_backbone import Attention, PTDiTBackbone, PTDiTBlock, Triple, Windows
+from .ptdit_backbone import Attention, PTDiTBackbone, PTDiTBlock
+from .ptdit_grid import Triple, Windows
 
 
 class PTDiTAttnProcessor:

@@ -1,7 +1,9 @@
 """Stage "text": a small T5 learns to say every caption in the regular words of the drawn world.
 
-The encoder and the tokenizer become components of the pipeline. The decoder has one layer only, so that the encoder
-has to bind sizes, colours and relations to the right words. Must not know the pipeline or the other stages.
+The encoder and the tokenizer become components of the pipeline. The decoder has one layer and says each clause of the
+canonical form by itself, told only which clause is wanted, so that the encoder has to bind sizes, colours and
+relations to the right words. Must not know the pipeline or the other stages.
+Shape letters: B batch, L caption tokens, T clause tokens.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
 from scripts.drawn_world import VOCABULARY, describe, sample_scene
 from scripts.training.config import LoopSettings
@@ -19,6 +22,7 @@ from scripts.training.stage import numpy_generator
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
 PAD, END, UNKNOWN = range(3)
+CLAUSES = ("1", "2", "background")  # first words of the decoder: two relations (the second may be empty), background
 FILLERS = frozenset(
     "a an the there is are of some picture image drawing photo show draw please scene you can we see".split()
 )
@@ -85,12 +89,13 @@ class TextStage:
         used = set(range(len(SPECIAL)))
         for i in rng.integers(len(self.pool), size=captions):
             caption, canonical = describe(self.pool[i], rng)
-            used.update(self.tokenizer(caption)["input_ids"], self.canonical_ids(canonical))
+            used.update(self.tokenizer(caption)["input_ids"])
+            used.update(*map(self.clause_ids, split(canonical)))
         unused = sorted(set(self.vocabulary.values()) - used)
         return unused + [UNKNOWN] * max(1, len(unused))
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
-        """input_ids (B, L), attention_mask (B, L), labels (B, T) with -100 where padded."""
+        """input_ids and attention_mask (B, L); labels (3 B, T), one row per clause, -100 where padded."""
         rng = numpy_generator(self.settings.seed, 1, rank, step)
         pairs = [describe(self.pool[i], rng) for i in rng.integers(len(self.pool), size=batch_size)]
         ids = self.tokenizer([caption for caption, _ in pairs])["input_ids"]
@@ -100,15 +105,27 @@ class TextStage:
             for row, change in zip(ids, perturbed, strict=True)
         ]
         input_ids = padded(ids, PAD)
-        labels = padded([self.canonical_ids(canonical) for _, canonical in pairs], -100)
+        labels = padded([self.clause_ids(clause) for _, canonical in pairs for clause in split(canonical)], -100)
         return {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long(), "labels": labels}
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross entropy per canonical word; logs the share of words guessed right."""
-        output = self.model(**batch)
-        labels = batch["labels"]
+        labels, mask = batch["labels"], batch["attention_mask"]
+        captions = self.model.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        earlier = torch.cat([self.first_words(len(mask)), labels[:, :-1].clamp(min=PAD)], dim=1)
+        output = self.model(
+            encoder_outputs=BaseModelOutput(captions.repeat_interleave(len(CLAUSES), 0)),
+            attention_mask=mask.repeat_interleave(len(CLAUSES), 0),
+            decoder_input_ids=earlier,
+            labels=labels,
+        )
         right = (output.logits.argmax(-1) == labels)[labels != -100].float().mean()
         return output.loss, {"word_accuracy": right.detach()}
+
+    def first_words(self, captions: int) -> Tensor:
+        """Decoder tokens (3 * captions, 1) that ask for each clause."""
+        asked = torch.tensor([[self.vocabulary[word]] for word in CLAUSES], device=self.device)
+        return asked.repeat(captions, 1)
 
     def sheet(self, path: Path) -> dict[str, float]:
         """Exact-match accuracy of greedy decoding on held-out captions; the first and the wrong ones go to a file."""
@@ -129,24 +146,31 @@ class TextStage:
         path.with_suffix(".txt").write_text(header + "\n".join(lines), encoding="utf-8")
         return {"held_out_exact": accuracy}
 
-    def say(self, captions: list[str], longest: int = 64) -> list[str]:
-        """Greedy decoding of captions to canonical words."""
+    @torch.no_grad()
+    def say(self, captions: list[str], longest: int = 24) -> list[str]:
+        """Greedy decoding of captions to the canonical form, at most `longest` words per clause."""
         self.model.eval()
         words = {index: word for word, index in self.vocabulary.items()}
         said = []
-        for begin in range(0, len(captions), 500):
-            inputs = self.tokenizer(captions[begin : begin + 500], padding=True, return_tensors="pt").to(self.device)
-            inputs.pop("token_type_ids", None)
-            with torch.no_grad():
-                rows = self.model.generate(**inputs, max_new_tokens=longest, do_sample=False, num_beams=1)
-            for row in rows.tolist():
-                row = row[1:]  # without the start token
-                said.append(" ".join(words[i] for i in row[: row.index(END) if END in row else len(row)]))
+        for begin in range(0, len(captions), 250):
+            inputs = self.tokenizer(captions[begin : begin + 250], padding=True, return_tensors="pt").to(self.device)
+            encoded = self.model.encoder(**inputs).last_hidden_state
+            rows = self.model.generate(
+                encoder_outputs=BaseModelOutput(encoded.repeat_interleave(len(CLAUSES), 0)),
+                attention_mask=inputs["attention_mask"].repeat_interleave(len(CLAUSES), 0),
+                decoder_input_ids=self.first_words(len(encoded)),
+                max_new_tokens=longest,
+                do_sample=False,
+                num_beams=1,
+            )
+            clauses = [[words[token] for token in row[1:] if token not in (PAD, END)] for row in rows.tolist()]
+            for first in range(0, len(clauses), len(CLAUSES)):
+                said.append(join([" ".join(clause) for clause in clauses[first : first + len(CLAUSES)]]))
         return said
 
-    def canonical_ids(self, canonical: str) -> list[int]:
-        """Ids of canonical words, which keep their semicolon, and the end."""
-        return [self.vocabulary[word] for word in canonical.split()] + [END]
+    def clause_ids(self, clause: str) -> list[int]:
+        """Ids of the words of a clause, and the end."""
+        return [self.vocabulary[word] for word in clause.split()] + [END]
 
     def export(self, folder: Path) -> None:
         """Write text_encoder/ (fp32 safetensors) and tokenizer/."""
@@ -215,6 +239,19 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="right",
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def split(canonical: str) -> tuple[str, str, str]:
+    """First relation, second relation (may be empty) and background of a canonical form."""
+    *relations, background = canonical.split(" ; ")
+    first, second = [*relations, ""][:2]
+    return first, second, background.removeprefix("background ")
+
+
+def join(clauses: list[str]) -> str:
+    """Canonical form of the three clauses; the inverse of `split`."""
+    first, second, background = clauses
+    return " ; ".join([first, *([second] if second else []), f"background {background}"])
 
 
 def perturb(ids: list[int], fillers: frozenset[int], idle: list[int], rng: numpy.random.Generator) -> list[int]:

@@ -4,7 +4,7 @@ Rectified flow as the official training: logit-normal time, resolution-dependent
 half of the output channels. Must not know the verifier.
 """
 
-import logging
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,8 +23,6 @@ from scripts.drawn_world import describe, render, sample_scene
 from scripts.training.config import LoopSettings
 from scripts.training.stage import numpy_generator, torch_generator
 from scripts.training.vae_stage import save_sheet, to_pixels
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -47,8 +45,7 @@ class DataSettings:
     scenes: int = 32768  # pictures that are drawn and encoded before training; captions are always new
     world: int = 2  # first number of the seeds of the scenes
     caption_dropout: float = 0.1  # share of samples trained with an empty caption, for guidance
-    time_mean: float = 0.0  # mean of the logit-normal time
-    time_std: float = 1.0  # standard deviation of the logit-normal time
+    base_tokens: int = 28  # tokens at which the time shift is 1; fewer give more steps to high noise, which lays out
     steps: int = 30  # of the sample sheets
     guidance: float = 4.0  # of the sample sheets
 
@@ -80,8 +77,9 @@ class TransformerStage:
             num_windows=(latent // 2) ** 2 // (window[1] * window[2]),
         ).to(device)
         self.scheduler = FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True, base_image_seq_len=(latent // 2) ** 2
+            use_dynamic_shifting=True, base_image_seq_len=settings.data.base_tokens
         )
+        self.log_shift = math.log((latent // 2) ** 2 / settings.data.base_tokens) / 2  # ln r, as the pipeline has it
         self.latents = self.encode_scenes()
 
     def scene(self, index: int) -> object:
@@ -121,7 +119,7 @@ class TransformerStage:
         return {
             "latents": latents,
             "noise": torch.randn(latents.shape, generator=generator),
-            "time": torch.sigmoid(normal * data.time_std + data.time_mean),  # shift 1: this is the base size
+            "time": torch.sigmoid(normal + self.log_shift),  # logit-normal; the shift by r adds ln r to the logit
             "input_ids": tokens.input_ids,
             "mask": tokens.attention_mask.bool(),
         }
@@ -132,7 +130,9 @@ class TransformerStage:
         time = batch["time"][:, None, None, None, None]
         noisy = (1 - time) * batch["latents"] + time * batch["noise"]
         sample = self.model(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False)[0]
-        error = F.mse_loss(self.model.flow(sample), batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
+        error = F.mse_loss(self.model.flow(sample), batch["noise"] - batch["latents"], reduction="none").mean(
+            (1, 2, 3, 4)
+        )
         early = batch["time"] > 0.7
         return error.mean(), {"loss_noisy": (error * early).sum().detach() / early.sum().clamp(min=1)}
 

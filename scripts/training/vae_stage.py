@@ -32,7 +32,7 @@ class DataSettings:
     size: int = 128  # side of the pictures in pixels
     crop: int = 64  # side of the random crops that are trained on; a quarter of the cost of a whole picture
     whole_after: float = 0.7  # share of the steps after which whole pictures replace crops, at equal cost per step
-    kl_weight: float = 1e-5  # of the mean KL divergence per latent value, against the mean absolute error
+    kl_weight: float = 1e-4  # of the mean KL divergence per latent value, against the mean absolute error
     world: int = 1  # first number of the seeds of the scenes
 
 
@@ -73,7 +73,7 @@ class VAEStage:
         posterior = self.model.encode(pixels).latent_dist
         reconstruction = self.model.decode(posterior.sample()).sample.float()
         error = F.l1_loss(reconstruction, pixels)
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        kl = (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean() / 2
         psnr = -10 * torch.log10(F.mse_loss(reconstruction.detach(), pixels) / 4)
         return error + self.settings.data.kl_weight * kl, {"kl": kl.detach(), "psnr": psnr}
 
