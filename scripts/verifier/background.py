@@ -9,7 +9,7 @@ from scipy import ndimage
 from scripts.verifier.colours import colour_word
 
 _SOFT = 1.0  # pixels of blur before gradients are taken
-_PLAIN = 0.55  # root mean square of the lightness change per pixel, CIELAB units, below which there is no pattern
+_PLAIN = 0.75  # root mean square of the lightness change per pixel, CIELAB units, below which there is no pattern
 
 
 def find_tones(lab: numpy.ndarray, flat: numpy.ndarray) -> numpy.ndarray:
@@ -46,9 +46,9 @@ def find_tones(lab: numpy.ndarray, flat: numpy.ndarray) -> numpy.ndarray:
 
 
 def background_word(tones: numpy.ndarray) -> str:
-    """Colour word of a background of tones (K, 3): a pattern is a colour and a darker tone of it, or black and a lighter."""
+    """Colour word of a background of tones (K, 3): a pattern darkens its colour, but lightens black."""
     darkest, brightest = tones[tones[:, 0].argmin()], tones[tones[:, 0].argmax()]
-    return colour_word(darkest if darkest[0] < 18 else brightest)
+    return colour_word(darkest if darkest[0] < 28 else brightest)
 
 
 def background_pattern(lightness: numpy.ndarray, figures: numpy.ndarray) -> str:

@@ -191,13 +191,13 @@ def _silhouette(part: _Part, children: list[_Part]) -> numpy.ndarray:
 
 
 def _is_shadow(part: _Part, lab: numpy.ndarray, tones: numpy.ndarray, score: float) -> bool:
-    """Whether an area is a thin, shapeless, darker strip of the background: a cast shadow, no figure."""
+    """Whether an area is a thin, shapeless, darker strip of what is behind it (tones (K, 3)): a cast shadow."""
     if score > 0.8 or ndimage.distance_transform_edt(part.mask).max() > 5:
         return False
     colour = numpy.median(lab[part.mask], axis=0)
     for tone in tones:
         light = colour[0] / max(float(tone[0]), 1.0)
-        if 0.5 < light < 1 and numpy.linalg.norm(colour - tone * numpy.array([light, light, light])) < 14:
+        if 0.5 < light < 1 and numpy.linalg.norm(colour - tone * light) < 14:
             return True
     return False
 
@@ -223,11 +223,12 @@ def read_picture(array: numpy.ndarray) -> Reading:
     reading = Reading([], background_word(tones), background_pattern(lab[..., 0], labels > 0))
     place: dict[int, int] = {}
     for index, part in enumerate(parts):
-        if part.see_through:
-            continue
+        if part.see_through or COLOURS[part.label - 1] == reading.background:
+            continue  # nothing is drawn in the background's own colour
         own = _silhouette(part, [child for child in parts if child.holder == index and not child.see_through])
         guess = classify_shape(own)
-        if _is_shadow(part, lab, tones, guess.score):
+        ground = tones if part.holder is None else numpy.median(lab[parts[part.holder].mask], axis=0)[None]
+        if _is_shadow(part, lab, ground, guess.score):
             continue
         place[index] = len(reading.figures)
         rows, columns = numpy.nonzero(own)
