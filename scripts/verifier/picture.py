@@ -192,7 +192,8 @@ def _silhouette(part: _Part, children: list[_Part]) -> numpy.ndarray:
 
 def _is_shadow(part: _Part, lab: numpy.ndarray, tones: numpy.ndarray, score: float) -> bool:
     """Whether an area is a thin, shapeless, darker strip of what is behind it (tones (K, 3)): a cast shadow."""
-    if score > 0.8 or ndimage.distance_transform_edt(part.mask).max() > 5:
+    shapely = score > 0.8 and COLOURS[part.label - 1] != "gray"  # the drawn world has no gray figures
+    if shapely or ndimage.distance_transform_edt(part.mask).max() > 5:
         return False
     colour = numpy.median(lab[part.mask], axis=0)
     for tone in tones:
