@@ -51,16 +51,21 @@ def draw_curve(log: Path, picture: Path) -> None:
 
 
 def write_run(path: Path, settings: Any, progress: dict[str, Any], processes: int) -> None:
-    """Write run.json: settings and seed, progress so far, and one entry per call with versions and hardware."""
-    earlier = json.loads(path.read_text(encoding="utf-8"))["calls"] if path.exists() else []
+    """Write run.json: settings and seed, progress so far, and one entry per call.
+
+    An entry has versions, hardware and what the settings of the call before were where they differ.
+    """
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"calls": [], "settings": {}}
+    new = json.loads(json.dumps(dataclasses.asdict(settings)))  # tuples become lists, as in the file
     call = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "from_step": progress["step"],
         "processes": processes,
         "hardware": hardware(),
         "versions": versions(),
+        "settings_before": {key: old for key, old in earlier["settings"].items() if old != new.get(key)},
     }
-    run = {"seed": settings.seed, **progress, "settings": dataclasses.asdict(settings), "calls": [*earlier, call]}
+    run = {"seed": settings.seed, **progress, "settings": new, "calls": [*earlier["calls"], call]}
     path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 

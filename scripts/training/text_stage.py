@@ -155,18 +155,21 @@ class TextStage:
         for begin in range(0, len(captions), 250):
             inputs = self.tokenizer(captions[begin : begin + 250], padding=True, return_tensors="pt").to(self.device)
             encoded = self.model.encoder(**inputs).last_hidden_state
-            rows = self.model.generate(
-                encoder_outputs=BaseModelOutput(encoded.repeat_interleave(len(CLAUSES), 0)),
-                attention_mask=inputs["attention_mask"].repeat_interleave(len(CLAUSES), 0),
-                decoder_input_ids=self.first_words(len(encoded)),
-                max_new_tokens=longest,
-                do_sample=False,
-                num_beams=1,
-            )
-            clauses = [[words[token] for token in row[1:] if token not in (PAD, END)] for row in rows.tolist()]
+            rows = self.greedy(encoded, inputs["attention_mask"], longest).tolist()
+            clauses = [[words[token] for token in row[: (row + [END]).index(END)]] for row in rows]
             for first in range(0, len(clauses), len(CLAUSES)):
                 said.append(join([" ".join(clause) for clause in clauses[first : first + len(CLAUSES)]]))
         return said
+
+    def greedy(self, encoded: Tensor, mask: Tensor, longest: int) -> Tensor:
+        """The likeliest next word, again and again: (3 B, <= longest) ids; what follows END is noise."""
+        captions = BaseModelOutput(encoded.repeat_interleave(len(CLAUSES), 0))
+        mask = mask.repeat_interleave(len(CLAUSES), 0)
+        rows = self.first_words(len(encoded))
+        while rows.shape[1] <= longest and not (rows == END).any(1).all():
+            logits = self.model(encoder_outputs=captions, attention_mask=mask, decoder_input_ids=rows).logits
+            rows = torch.cat([rows, logits[:, -1:].argmax(-1)], dim=1)
+        return rows[:, 1:]
 
     def clause_ids(self, clause: str) -> list[int]:
         """Ids of the words of a clause, and the end."""
