@@ -1,3 +1,32 @@
-"""PT-DiT (Qihoo-T2X) for diffusers and ComfyUI."""
+"""PT-DiT (Qihoo-T2X) for diffusers and ComfyUI.
+
+Public names are loaded when they are first used: `import ptdit_diffusers` costs nothing, and the plain-torch backbones
+in `ptdit_diffusers.models` need neither diffusers nor transformers.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AutoencoderKLOpenSoraPlan": "models.autoencoder_ptdit",
+    "PTDiTLoraLoaderMixin": "pipelines.ptdit_lora",
+    "PTDiTPipeline": "pipelines.pipeline_ptdit",
+    "PTDiTPipelineOutput": "pipelines.pipeline_ptdit",
+    "PTDiTTransformer3DModel": "models.transformer_ptdit",
+    "embedded_model_path": "pipelines.ptdit_embedded",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "embedded_model_path":
+        importlib.import_module(f"{__name__}.pipelines.pipeline_ptdit")  # registers our classes with diffusers
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.registration import register
 
 from .ptdit_checks import (
     check_batch,
@@ -71,7 +72,7 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = ["tokenizer", "text_encoder", "vae", "transformer"]
+    _optional_components = []
     _callback_tensor_inputs = [
         "latents",
         "prompt_embeds",
@@ -188,9 +189,7 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
             prompt_embeds, prompt_attention_mask = self._encode("prompt", prompts, max_sequence_length, device)
         if not do_classifier_free_guidance:
             if negative_prompt or negative_prompt_embeds is not None:
-                warnings.warn(
-                    "guidance is off (guidance_scale <= 1): the negative prompt has no effect.", stacklevel=2
-                )
+                warnings.warn("guidance is off (scale <= 1): the negative prompt has no effect.", stacklevel=2)
             negative_prompt_embeds = negative_prompt_attention_mask = None
         elif negative_prompt_embeds is None:
             prompts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
@@ -330,10 +329,8 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         return embeds.to(self.transformer.dtype), mask
 
     def _cache_context(self, step: int) -> AbstractContextManager:
-        sigma = float(self.scheduler.sigmas[step])
-        return self.transformer.cache_context(
-            "cond_uncond", step_index=step, sigma=sigma, num_inference_steps=self._num_timesteps
-        )
+        place = {"step_index": step, "sigma": float(self.scheduler.sigmas[step])}
+        return self.transformer.cache_context("cond_uncond", num_inference_steps=self._num_timesteps, **place)
 
     def _predict_flow(
         self, latents: torch.Tensor, text: torch.Tensor, mask: torch.Tensor | None, step: int, options: dict[str, Any]
@@ -498,3 +495,6 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         if not return_dict:
             return (result,)
         return PTDiTPipelineOutput(images=result) if num_frames == 1 else PTDiTPipelineOutput(frames=result)
+
+
+register(PTDiTPipeline, PTDiTPipelineOutput)

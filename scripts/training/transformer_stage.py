@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, T5EncoderModel
@@ -87,23 +89,32 @@ class TransformerStage:
         return sample_scene(numpy_generator(self.settings.data.world, self.settings.seed, index), held_out=False)
 
     def encode_scenes(self) -> Tensor:
-        """Latents (scenes, 4, 1, H/8, W/8) of the training set, float16 on the CPU; kept in the run's folder."""
-        data = self.settings.data
-        path = Path(self.settings.output_dir) / f"latents-{data.scenes}.pt"
-        if path.exists():
-            return torch.load(path, weights_only=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Latents (scenes, 4, 1, H/8, W/8) of the training set, float16 on the CPU; kept in the run's folder.
+
+        Each process draws and encodes its share; all of them read everything.
+        """
+        data, state = self.settings.data, PartialState()
+        folder = Path(self.settings.output_dir) / "latents"
+        folder.mkdir(parents=True, exist_ok=True)
+        shares = torch.arange(data.scenes).tensor_split(state.num_processes)
+        files = [folder / f"scenes-{int(share[0])}-{int(share[-1])}.safetensors" for share in shares]
+        if not files[state.process_index].exists():
+            latents = self.encode(shares[state.process_index].tolist())
+            temporary = files[state.process_index].with_suffix(".tmp")
+            save_file({"latents": latents}, temporary)
+            temporary.replace(files[state.process_index])
+        state.wait_for_everyone()
+        return torch.cat([load_file(file)["latents"] for file in files])
+
+    @torch.no_grad()
+    def encode(self, indices: list[int]) -> Tensor:
+        """Scaled posterior means of scenes."""
         latents, batch = [], 32
-        for start in tqdm(range(0, data.scenes, batch), desc="encoding scenes"):
-            pictures = [render(self.scene(i), data.size) for i in range(start, min(start + batch, data.scenes))]
-            with torch.no_grad():
-                posterior = self.vae.encode(to_pixels(numpy.stack(pictures)).to(self.device)).latent_dist
+        for start in tqdm(range(0, len(indices), batch), desc="encoding scenes", mininterval=10):
+            pictures = [render(self.scene(index), self.settings.data.size) for index in indices[start : start + batch]]
+            posterior = self.vae.encode(to_pixels(numpy.stack(pictures)).to(self.device)).latent_dist
             latents.append((posterior.mode() * self.vae.config.scaling_factor).half().cpu())
-        latents = torch.cat(latents)
-        temporary = path.with_suffix(".tmp")
-        torch.save(latents, temporary)
-        temporary.replace(path)
-        return latents
+        return torch.cat(latents)
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         data = self.settings.data

@@ -22,7 +22,7 @@ class ModelSettings:
     hidden_size: int = 16
     hidden_size_mult: tuple[int, int, int, int] = (1, 2, 4, 4)
     num_res_blocks: int = 1
-    norm_num_groups: int = 8
+    norm_num_groups: int = 1  # more groups lose the colour of plain areas: few channels are normalised per group
 
 
 @dataclass(kw_only=True)
@@ -32,7 +32,7 @@ class DataSettings:
     size: int = 128  # side of the pictures in pixels
     crop: int = 64  # side of the random crops that are trained on; a quarter of the cost of a whole picture
     whole_after: float = 0.7  # share of the steps after which whole pictures replace crops, at equal cost per step
-    kl_weight: float = 1e-4  # of the mean KL divergence per latent value, against the mean absolute error
+    kl_weight: float = 1e-4  # of the mean KL divergence per latent value, against the reconstruction error
     world: int = 1  # first number of the seeds of the scenes
 
 
@@ -45,34 +45,30 @@ class Settings(LoopSettings):
 
 
 class VAEStage:
-    """L1 reconstruction with a small KL weight."""
+    """Reconstruction (L1 + MSE) with a small KL weight."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings = settings
         self.model = AutoencoderKLOpenSoraPlan(**asdict(settings.model)).to(device)
-        for name, parameter in self.model.named_parameters():
-            if name.endswith(".conv.weight") and parameter.shape[2] == 3:  # pictures see the three time taps as one
-                parameter.data[:, :, :2] = 0
+        start_as_identity(self.model)
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         data = self.settings.data
         generator = numpy_generator(data.world, self.settings.seed, rank, step)
         whole = step >= data.whole_after * self.settings.steps * self.settings.accumulation
         crop = data.size if whole else data.crop
-        crops = (data.size // data.crop) ** 2
         pictures = []
-        for _ in range(max(1, batch_size // crops)):
+        for _ in range(max(1, batch_size * data.crop**2 // crop**2)):
             picture = render(sample_scene(generator), data.size)
-            for _ in range(1 if whole else crops):
-                y, x = generator.integers(0, data.size - crop + 1, 2)
-                pictures.append(picture[y : y + crop, x : x + crop])
+            y, x = generator.integers(0, data.size - crop + 1, 2)
+            pictures.append(picture[y : y + crop, x : x + crop])
         return {"pixels": to_pixels(numpy.stack(pictures))}
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixels"]
         posterior = self.model.encode(pixels).latent_dist
         reconstruction = self.model.decode(posterior.sample()).sample.float()
-        error = F.l1_loss(reconstruction, pixels)
+        error = F.l1_loss(reconstruction, pixels) + F.mse_loss(reconstruction, pixels)
         kl = (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean() / 2
         psnr = -10 * torch.log10(F.mse_loss(reconstruction.detach(), pixels) / 4)
         return error + self.settings.data.kl_weight * kl, {"kl": kl.detach(), "psnr": psnr}
@@ -96,6 +92,26 @@ class VAEStage:
         latents = self.model.encode(to_pixels(truth).to(self.model.device)).latent_dist.mode()
         self.model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
         self.model.save_pretrained(folder / "vae")
+
+
+@torch.no_grad()
+def start_as_identity(model: AutoencoderKLOpenSoraPlan) -> None:
+    """Let the untrained VAE pass the picture, subsampled, through its first channels; it learns colours from there.
+
+    Residual blocks and attention begin as the identity, the convolutions between them as Dirac kernels plus a little
+    of their random values. Only the newest of three time taps is used, since a picture sees them as one.
+    """
+    for name, weight in model.named_parameters():
+        if weight.ndim < 4:
+            continue
+        kernel = weight if weight.ndim == 4 else weight[:, :, -1]
+        if weight.ndim == 5:
+            weight[:, :, :-1] = 0
+        if "conv2." in name or "proj_out." in name:
+            kernel.zero_()
+        elif not any(part in name for part in ("conv1.", ".q.", ".k.", ".v.")):
+            kernel.mul_(0.3).add_(torch.nn.init.dirac_(torch.empty_like(kernel)))
+    model.quant_conv.conv.bias[model.config.z_channels :] = -6  # begin with little posterior noise
 
 
 def to_pixels(pictures: numpy.ndarray) -> Tensor:

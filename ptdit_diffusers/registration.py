@@ -1,0 +1,65 @@
+"""Makes our classes known to diffusers under its own names, so that its loaders find them. Idempotent.
+
+It changes nothing that diffusers owns: it adds attributes, and entries to the tables that diffusers keeps for this.
+"""
+
+import diffusers
+from diffusers.hooks._helpers import (
+    AttentionProcessorMetadata,
+    AttentionProcessorRegistry,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+)
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
+
+from .models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
+from .models.ptdit_backbone import PTDiTBlock
+from .models.transformer_ptdit import PTDiTAttnProcessor, PTDiTTransformer3DModel
+from .pipelines.ptdit_lora import PTDiTLoraLoaderMixin
+
+
+def register(pipeline: type, output: type) -> None:
+    """Adds the pipeline, its output, our models and the LoRA mixin to diffusers' namespaces, loaders and cache tables.
+
+    The pipeline's module calls this at its end, so whoever can name our pipeline can load it.
+    """
+    for cls in (pipeline, output, PTDiTTransformer3DModel, AutoencoderKLOpenSoraPlan, PTDiTLoraLoaderMixin):
+        setattr(diffusers, cls.__name__, cls)
+    setattr(diffusers.pipelines, pipeline.__name__, pipeline)
+    diffusers.models.PTDiTTransformer3DModel = PTDiTTransformer3DModel
+    diffusers.models.AutoencoderKLOpenSoraPlan = AutoencoderKLOpenSoraPlan
+    diffusers.loaders.PTDiTLoraLoaderMixin = PTDiTLoraLoaderMixin
+    for name in ("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", "AUTO_TEXT2VIDEO_PIPELINES_MAPPING"):
+        if hasattr(auto_pipeline, name):  # the second one came with 0.36
+            getattr(auto_pipeline, name)["ptdit"] = pipeline
+    pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
+        "ptdit_diffusers", {"ModelMixin": ["save_pretrained", "from_pretrained"]}
+    )
+    SINGLE_FILE_LOADABLE_CLASSES["PTDiTTransformer3DModel"] = {
+        "checkpoint_mapping_fn": official_transformer_state_dict,
+        "default_subfolder": "transformer",
+    }
+    SINGLE_FILE_LOADABLE_CLASSES["AutoencoderKLOpenSoraPlan"] = {
+        "checkpoint_mapping_fn": lambda checkpoint, **_: official_vae_state_dict(checkpoint),
+        "default_subfolder": "vae",
+    }
+    TransformerBlockRegistry.register(
+        PTDiTBlock, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)
+    )
+    AttentionProcessorRegistry.register(
+        PTDiTAttnProcessor,
+        AttentionProcessorMetadata(skip_processor_output_fn=lambda _, hidden_states, *a, **k: hidden_states),
+    )
+
+
+def official_transformer_state_dict(checkpoint: dict, **_) -> dict:
+    """Keys of a single file without wrappers' prefixes and without the position buffer, which is computed."""
+    prefixes = ("module.", "model.", "_orig_mod.")
+    state = {}
+    for key, value in checkpoint.items():
+        while key.startswith(prefixes):
+            key = key.removeprefix(next(prefix for prefix in prefixes if key.startswith(prefix)))
+        state[key] = value
+    state.pop("pos_embed.pos_embed", None)
+    return state
