@@ -190,15 +190,17 @@ def _silhouette(part: _Part, children: list[_Part]) -> numpy.ndarray:
     return own
 
 
-def _is_shadow(part: _Part, lab: numpy.ndarray, tones: numpy.ndarray, score: float) -> bool:
-    """Whether an area is a thin, shapeless, darker strip of what is behind it (tones (K, 3)): a cast shadow."""
+def _is_shadow(part: _Part, larger: list[_Part], lab: numpy.ndarray, tones: numpy.ndarray, score: float) -> bool:
+    """Whether an area is a thin, shapeless, darker strip of the background or of a figure that it touches."""
     shapely = score > 0.8 and COLOURS[part.label - 1] != "gray"  # the drawn world has no gray figures
     if shapely or ndimage.distance_transform_edt(part.mask).max() > 5:
         return False
     colour = numpy.median(lab[part.mask], axis=0)
-    for tone in tones:
-        light = colour[0] / max(float(tone[0]), 1.0)
-        if 0.5 < light < 1 and numpy.linalg.norm(colour - tone * light) < 14:
+    rim = _rim(part.mask)
+    grounds = [*tones, *(numpy.median(lab[other.mask], axis=0) for other in larger if (other.mask & rim).any())]
+    for ground in grounds:
+        light = colour[0] / max(float(ground[0]), 1.0)
+        if 0.65 < light < 1 and numpy.linalg.norm(colour - ground * light) < 12:
             return True
     return False
 
@@ -228,8 +230,7 @@ def read_picture(array: numpy.ndarray) -> Reading:
             continue  # nothing is drawn in the background's own colour
         own = _silhouette(part, [child for child in parts if child.holder == index and not child.see_through])
         guess = classify_shape(own)
-        ground = tones if part.holder is None else numpy.median(lab[parts[part.holder].mask], axis=0)[None]
-        if _is_shadow(part, lab, ground, guess.score):
+        if _is_shadow(part, parts[:index], lab, tones, guess.score):
             continue
         place[index] = len(reading.figures)
         rows, columns = numpy.nonzero(own)
