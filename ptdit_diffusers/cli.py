@@ -5,10 +5,9 @@ import sys
 
 from . import __version__
 from .commands import generate
-from .commands.terminal import LineParser, UserError, say
+from .commands.terminal import EXIT_INTERRUPTED, LineParser, UserError, say
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"ptdit: {error}", error=True)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        say("ptdit: interrupted; finished files were kept, unfinished ones removed", error=True)
+        say("ptdit: interrupted; finished pictures were kept", error=True)
         return EXIT_INTERRUPTED
     return 0
 

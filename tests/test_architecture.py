@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "ftfy",
         "ptdit_diffusers.models.",
         "ptdit_diffusers.pipelines.",
+        "ptdit_diffusers.registration",
     ),
     "ptdit_diffusers/pipelines/ptdit_embedded.py": (),
     "ptdit_diffusers/cli.py": ("ptdit_diffusers", "ptdit_diffusers.commands."),

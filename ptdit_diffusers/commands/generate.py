@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
-from .models import DEFAULT_MODEL, check_words, download, find_model
-from .terminal import SIZE_STEP, UserError, first_line, number, pixels, say, say_warnings
+from .models import DEFAULT_MODEL, check_words, download, find_model, load_pipeline_class
+from .terminal import SIZE_STEP, UserError, first_line, interrupt_ends_at_once, number, pixels, say, say_warnings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,6 +71,21 @@ def run(arguments: argparse.Namespace) -> None:
     targets = output_files(arguments.output, arguments.num_images)
     check_targets(targets, arguments.overwrite)
     check_seeds(arguments.seed, arguments.num_images)
+    with interrupt_ends_at_once():
+        pipe, chosen = prepare(arguments)
+    start = time.monotonic()
+    for target, (seed, image) in zip(targets, sample(pipe, arguments), strict=True):
+        facts = picture_facts(arguments, seed, image) | chosen
+        save_picture(image, target, facts, arguments.overwrite)
+        say(f"saved {target}: {image.width}x{image.height}, seed {seed}, {time.monotonic() - start:.1f} s")
+
+
+def prepare(arguments: argparse.Namespace) -> tuple["PTDiTPipeline", dict[str, str]]:
+    """Find and check the model, choose device and number format, say so, and load.
+
+    Returns:
+        The pipeline on its device, and the choices by name.
+    """
     folder = find_model(arguments.model)
     if folder is not None:
         check_words(folder, arguments.prompt, arguments.negative_prompt)
@@ -81,12 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_words(folder, arguments.prompt, arguments.negative_prompt)
     say(f"model: {arguments.model}, device: {device.name} ({device.why}), dtype: {dtype.name} ({dtype.why})")
     say_warnings()
-    pipe = load_pipeline(folder, device.name, dtype.name)
-    start = time.monotonic()
-    for target, (seed, image) in zip(targets, sample(pipe, arguments), strict=True):
-        facts = picture_facts(arguments, seed, image) | {"device": device.name, "dtype": dtype.name}
-        save_picture(image, target, facts, arguments.overwrite)
-        say(f"saved {target}: {image.width}x{image.height}, seed {seed}, {time.monotonic() - start:.1f} s")
+    return load_pipeline(folder, device.name, dtype.name), {"device": device.name, "dtype": dtype.name}
 
 
 # --- checks before anything is loaded --------------------------------------------------------------------------------
@@ -185,16 +195,11 @@ def choose_dtype(asked: str, device: str) -> Choice:
 
 def load_pipeline(folder: Path, device: str, dtype: str) -> "PTDiTPipeline":
     """Load a pipeline from a folder onto a device."""
-    import diffusers
     import torch
-    import transformers
 
-    from .. import PTDiTPipeline
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    pipeline_class = load_pipeline_class()
     try:
-        pipe = PTDiTPipeline.from_pretrained(folder, dtype=getattr(torch, DTYPES[dtype]), use_safetensors=True)
+        pipe = pipeline_class.from_pretrained(folder, dtype=getattr(torch, DTYPES[dtype]), use_safetensors=True)
         return pipe.to(device)
     except Exception as error:  # a damaged folder fails in many ways; all mean that there is no model to run
         raise UserError(

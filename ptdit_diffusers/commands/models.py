@@ -1,15 +1,19 @@
 """Finding a model by its name and checking it, before anything heavy is loaded.
 
-It must not know arguments of subcommands. torch is imported by none of its functions but `check_words` and `download`.
+It must not know arguments of subcommands. Only `load_pipeline_class`, `download` and `check_words` import torch.
 """
 
 import difflib
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..pipelines.ptdit_embedded import embedded_model_names, embedded_model_path
 from .terminal import UserError, first_line, say
+
+if TYPE_CHECKING:
+    from .. import PTDiTPipeline
 
 DEFAULT_MODEL = "shapes-128"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -68,17 +72,29 @@ def download(name: str) -> Path:
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from .. import PTDiTPipeline
-
+    pipeline_class = load_pipeline_class()
     say(f"fetching {name} from the Hugging Face Hub into {HF_HUB_CACHE} (files that are there already are kept)")
     try:
-        folder = Path(PTDiTPipeline.download(name, use_safetensors=True))
+        folder = Path(pipeline_class.download(name, use_safetensors=True))
     except Exception as error:  # network, Hub and cache fail in many ways; all mean that there is no model to run
         raise UserError(
             f"there is no folder {name}, and it cannot be fetched from the Hub: {first_line(error)}"
         ) from error
     check_model_folder(folder)
     return folder
+
+
+def load_pipeline_class() -> "type[PTDiTPipeline]":
+    """Import the pipeline, without the libraries' remarks and loading bars about themselves."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    from .. import PTDiTPipeline
+
+    return PTDiTPipeline
 
 
 def check_words(folder: Path, prompt: str, negative_prompt: str) -> None:

@@ -5,12 +5,16 @@ It must not know any subcommand, nor import torch or diffusers.
 
 import argparse
 import math
+import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 SIZE_STEP = 16  # pixels: VAE 8 x patch 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 class UserError(Exception):
@@ -38,6 +42,23 @@ def say_warnings() -> None:
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
     warnings.showwarning = lambda message, *place: say(f"warning: {message}", error=True)
+
+
+@contextmanager
+def interrupt_ends_at_once() -> Iterator[None]:
+    """Within this block Ctrl-C ends the process on the spot. For imports and loading, before any file is written:
+    an exception in the middle of an import is caught by some libraries and comes back as something else.
+    """
+
+    def end(*_: Any) -> None:
+        say("ptdit: interrupted", error=True)
+        os._exit(EXIT_INTERRUPTED)
+
+    previous = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def first_line(error: BaseException) -> str:

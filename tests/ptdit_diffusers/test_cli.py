@@ -36,7 +36,7 @@ def shell(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     """Runs the command in a process of its own, as the console script does."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ptdit_diffusers.cli", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def facts_of(path: Path) -> dict[str, str]:
@@ -273,7 +273,7 @@ def test_a_hub_model_in_the_cache_is_used_without_a_network(tiny_model_folder, t
     environment = os.environ | {"HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     words = ["generate", PROMPT, "--model", "someone/tiny", "--steps", "1", "--output", "a.png"]
     command = [sys.executable, "-m", "ptdit_diffusers.cli", *words]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "fetching someone/tiny from the Hugging Face Hub" in done.stdout
     assert (tmp_path / "a.png").is_file()
@@ -323,7 +323,7 @@ def test_ctrl_c_ends_with_one_line_and_exit_code_130_and_leaves_no_half_file(tin
         process.stdout.readline()  # the choices are said; loading and sampling come next
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith("ptdit: interrupted")
     assert "Traceback" not in errors
@@ -341,7 +341,7 @@ def test_a_terminal_that_cannot_show_a_letter_gets_it_escaped(tiny_model_folder,
         "--model",
         str(tiny_model_folder),
     ]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "r\\xf8d" in done.stderr
 
