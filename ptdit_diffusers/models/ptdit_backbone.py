@@ -230,28 +230,49 @@ class PTDiTBlock(nn.Module):
         table = self.scale_shift_table.to(hidden_states.dtype) + modulation  # (B, 6, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = table.chunk(6, dim=1)  # (B, 1, D) each
 
-        # 1, 2: global information through the proxies
-        proxy_tokens = proxies.tokens(hidden_states, index)  # (B, M, D)
-        proxy_tokens = proxy_tokens + self.proxy_attn1(layer_norm(proxy_tokens))
-        injected = self.pvisual_attn2(layer_norm(hidden_states), layer_norm(proxy_tokens))
-        hidden_states = hidden_states + self.linear_1_visual(injected)
-
-        # 3: texture inside windows
-        inner = windows.partition(hidden_states)
-        inner = self.attn1(layer_norm(inner) * (1 + scale1) + shift1, windows=windows)
-        hidden_states = hidden_states + windows.restore(gate1 * inner)
-
-        # 4: texture across the borders of windows
+        proxy_tokens = self.interact(proxies.tokens(hidden_states, index))  # (B, M, D)
+        hidden_states = self.inject(hidden_states, proxy_tokens)
+        hidden_states = self.window(hidden_states, shift1, scale1, gate1, windows)
         if self.shift_window:
             table = self.proxy_scale_shift_table.to(hidden_states.dtype) + modulation[:, :3]
-            shift3, scale3, gate3 = table.chunk(3, dim=1)
-            inner = shifted_windows.partition(hidden_states)
-            inner = self.attn3(layer_norm(inner) * (1 + scale3) + shift3, windows=shifted_windows)
-            hidden_states = hidden_states + shifted_windows.restore(self.linear_2(gate3 * inner))
-
-        # 5, 6: text, feed-forward
+            hidden_states = self.shifted_window(hidden_states, *table.chunk(3, dim=1), shifted_windows)
         hidden_states = hidden_states + self.attn2(hidden_states, encoder_hidden_states, encoder_attention_mask)
         return hidden_states + gate2 * self.ff(layer_norm(hidden_states) * (1 + scale2) + shift2)
+
+    def interact(self, proxy_tokens: torch.Tensor) -> torch.Tensor:
+        """Proxies attend to each other: (B, M, D)."""
+        return proxy_tokens + self.proxy_attn1(layer_norm(proxy_tokens))
+
+    def inject(self, hidden_states: torch.Tensor, proxy_tokens: torch.Tensor) -> torch.Tensor:
+        """Every token queries all proxies."""
+        injected = self.pvisual_attn2(layer_norm(hidden_states), layer_norm(proxy_tokens))
+        return hidden_states + self.linear_1_visual(injected)
+
+    def window(
+        self,
+        hidden_states: torch.Tensor,
+        shift: torch.Tensor,
+        scale: torch.Tensor,
+        gate: torch.Tensor,
+        windows: Windows,
+    ) -> torch.Tensor:
+        """Texture inside windows."""
+        inner = windows.partition(hidden_states)
+        inner = self.attn1(layer_norm(inner) * (1 + scale) + shift, windows=windows)
+        return hidden_states + windows.restore(gate * inner)
+
+    def shifted_window(
+        self,
+        hidden_states: torch.Tensor,
+        shift: torch.Tensor,
+        scale: torch.Tensor,
+        gate: torch.Tensor,
+        windows: Windows,
+    ) -> torch.Tensor:
+        """Texture across the borders of windows; the gate comes before the last linear layer."""
+        inner = windows.partition(hidden_states)
+        inner = self.attn3(layer_norm(inner) * (1 + scale) + shift, windows=windows)
+        return hidden_states + windows.restore(self.linear_2(gate * inner))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
