@@ -3,7 +3,8 @@
     accelerate launch -m scripts.train --config scripts/configs/shapes.yaml --stage text
     python -m scripts.train --config scripts/configs/shapes.yaml --stage vae --max-minutes 30
 
-Stages in order: text (T5 encoder and tokenizer), vae, transformer. Call it again to resume.
+Stages in order: text (T5 encoder and tokenizer), vae, transformer, decoder (the VAE's, its encoder frozen).
+Call it again to resume.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from scripts.training.loop import Run, train
 STAGES = {  # stage -> module with `Settings` and `build`
     "text": "scripts.training.text_stage",
     "vae": "scripts.training.vae_stage",
+    "decoder": "scripts.training.vae_stage",
     "transformer": "scripts.training.transformer_stage",
 }
 

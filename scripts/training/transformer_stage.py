@@ -31,8 +31,8 @@ from scripts.training.vae_stage import save_sheet, to_pixels
 class ModelSettings:
     """Sizes of the transformer; the other fields of its configuration keep their defaults."""
 
-    num_attention_heads: int = 6
-    attention_head_dim: int = 32
+    num_attention_heads: int = 3
+    attention_head_dim: int = 64
     num_layers: int = 6
     window_size: tuple[int, int, int] = (1, 2, 2)
     proxy_ratio: tuple[int, int, int] = (1, 2, 2)

@@ -1,4 +1,8 @@
-"""Stage "vae": the small causal VAE learns the drawn world's pictures. Must not know text or the transformer."""
+"""Stages "vae" and "decoder": the small causal VAE learns the drawn world's pictures.
+
+"decoder" goes on from a trained VAE with its encoder frozen, so that latents stay what the transformer knows; it can
+run beside the transformer's training. Must not know text or the transformer.
+"""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +35,7 @@ class DataSettings:
 
     size: int = 128  # side of the pictures in pixels
     crop: int = 64  # side of the random crops that are trained on; a quarter of the cost of a whole picture
+    start: str = ""  # diffusers folder of a trained VAE to go on from with a frozen encoder; "" = train all from new
     whole_after: float = 0.7  # share of the steps after which whole pictures replace crops, at equal cost per step
     kl_weight: float = 1e-4  # of the mean KL divergence per latent value, against the reconstruction error
     world: int = 1  # first number of the seeds of the scenes
@@ -49,8 +54,13 @@ class VAEStage:
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings = settings
-        self.model = AutoencoderKLOpenSoraPlan(**asdict(settings.model)).to(device)
-        start_as_identity(self.model)
+        if settings.data.start:
+            self.model = AutoencoderKLOpenSoraPlan.from_pretrained(settings.data.start).to(device)
+            self.model.encoder.requires_grad_(False)
+            self.model.quant_conv.requires_grad_(False)
+        else:
+            self.model = AutoencoderKLOpenSoraPlan(**asdict(settings.model)).to(device)
+            start_as_identity(self.model)
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         data = self.settings.data
@@ -87,6 +97,9 @@ class VAEStage:
 
     def export(self, folder: Path) -> None:
         """Write vae/ with the scaling factor that gives latents a standard deviation of one."""
+        if self.settings.data.start:  # the encoder is the one that was scaled
+            self.model.save_pretrained(folder / "vae")
+            return
         generator = numpy_generator(self.settings.data.world, self.settings.seed, 998, 998)
         truth = numpy.stack([render(sample_scene(generator), self.settings.data.size) for _ in range(64)])
         latents = self.model.encode(to_pixels(truth).to(self.model.device)).latent_dist.mode()
