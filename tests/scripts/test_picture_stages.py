@@ -1,0 +1,113 @@
+"""The stages vae, decoder and transformer: they run through the real script, freeze what they should, and export."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+import yaml
+
+from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from scripts import train
+from scripts.drawn_world import is_held_out, render, sample_scene
+from scripts.training.transformer_stage import DataSettings, Settings, TransformerStage
+from scripts.training.vae_stage import start_as_identity, to_pixels
+
+LOOP = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1, "sheet_every": 0, "checkpoint_every": 0}
+TEXT = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1}
+VAE = {"hidden_size": 4, "hidden_size_mult": [1, 1, 1, 1]}
+TRANSFORMER = {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every stage ran two tiny steps; components are in `export`."""
+    folder = tmp_path_factory.mktemp("training")
+    export = str(folder / "export")
+    sections = {
+        "text": {**LOOP, "model": TEXT, "data": {"scenes": 20, "held_out_captions": 2}},
+        "vae": {**LOOP, "model": VAE},
+        "transformer": {**LOOP, "model": TRANSFORMER, "data": {"components": export, "scenes": 6, "steps": 2}},
+        "decoder": {**LOOP, "data": {"start": str(folder / "export" / "vae")}, "export_dir": str(folder / "decoder")},
+    }
+    for stage, section in sections.items():
+        section.update({"output_dir": str(folder / stage), "export_dir": section.get("export_dir", export)})
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(sections), encoding="utf-8")
+    for stage in sections:
+        assert train.main(["--config", str(config), "--stage", stage]) == 0
+    return folder
+
+
+def test_the_last_stage_leaves_a_folder_that_the_pipeline_loads(trained):
+    pipe = PTDiTPipeline.from_pretrained(str(trained / "export"))
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.default_size() == (128, 128)
+    picture = pipe("a red circle", num_inference_steps=2, generator=torch.manual_seed(0)).images[0]
+    assert picture.size == (128, 128)
+
+
+def test_sheets_logs_and_curves_are_written(trained):
+    for stage in ("vae", "transformer", "decoder"):
+        assert (trained / stage / "loss.png").exists()
+        assert len(list((trained / stage / "sheets").glob("*.png"))) == 1
+        assert len((trained / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()) >= 2
+
+
+def test_the_decoder_stage_changes_the_decoder_only(trained):
+    before = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
+    after = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "decoder" / "vae")
+    assert after.config.scaling_factor == before.config.scaling_factor
+    changed = {name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])}
+    assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+
+
+def test_the_scaling_factor_gives_latents_of_unit_deviation(trained):
+    vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
+    generator = numpy.random.default_rng(5)
+    pixels = to_pixels(numpy.stack([render(sample_scene(generator)) for _ in range(32)]))
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    assert 0.8 < latents.std() < 1.25
+
+
+def test_an_untrained_vae_already_passes_brightness_and_hue():
+    torch.manual_seed(0)
+    vae = AutoencoderKLOpenSoraPlan(hidden_size=16, num_res_blocks=1, norm_num_groups=1)
+    start_as_identity(vae)
+    pixels = to_pixels(render(sample_scene(numpy.random.default_rng(1)))[None])
+    with torch.no_grad():
+        output = vae(pixels).sample
+    together = torch.stack([output.flatten(), pixels.flatten()])
+    assert torch.corrcoef(together)[0, 1] > 0.5
+
+
+def test_training_scenes_are_never_held_out_and_batches_are_repeatable(trained):
+    settings = Settings(
+        output_dir=str(trained / "transformer"),
+        steps=2,
+        batch_size=4,
+        warmup=0,
+        data=DataSettings(components=str(trained / "export"), scenes=6),
+    )
+    stage = TransformerStage(settings, torch.device("cpu"))
+    assert not any(is_held_out(stage.scene(index)) for index in range(200))
+    first, again, other = stage.batch(3, 0, 4), stage.batch(3, 0, 4), stage.batch(3, 1, 4)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["noise"], other["noise"])
+
+
+def test_more_noise_is_drawn_where_the_shift_asks_for_it(trained):
+    def mean_time(base_tokens):
+        settings = Settings(
+            output_dir=str(trained / "transformer"),
+            steps=2,
+            batch_size=4,
+            warmup=0,
+            data=DataSettings(components=str(trained / "export"), scenes=6, base_tokens=base_tokens),
+        )
+        return TransformerStage(settings, torch.device("cpu")).batch(0, 0, 400)["time"].mean()
+
+    assert abs(mean_time(64) - 0.5) < 0.05
+    assert mean_time(16) > 0.58
