@@ -18,7 +18,9 @@ SIDE = 128  # pictures are read at this many pixels on their shorter side
 SMALLEST = 70  # pixels at SIDE; anything less is a dot of the pattern or an artefact
 _FLAT = 7.0  # CIELAB units between neighbours; more than this is an edge
 _TONE = 15.0  # CIELAB units around a background tone that still are background
+_ALIKE = 14.0  # CIELAB units around a figure's colour that still are the figure
 _REACH = 4  # pixels over which an edge pixel may belong to a flat area
+_WHITE, _GRAY = COLOURS.index("white") + 1, COLOURS.index("gray") + 1
 # Area of each shape of radius 1, as the drawn world defines "radius".
 _AREA = {
     "circle": 3.14,
@@ -109,6 +111,8 @@ def _label_pixels(lab: numpy.ndarray, steep: numpy.ndarray) -> tuple[numpy.ndarr
     tones = find_tones(lab, flat)
     names = name_pixels(lab) + 1
     names[_distance(lab, tones) < _TONE] = 0
+    if (names == _WHITE).sum() >= SMALLEST:
+        names[names == _GRAY] = _WHITE  # the drawn world has no gray figures: it is a shadow on a white one
     best = numpy.full(flat.shape, numpy.inf, dtype=numpy.float32)
     labels = numpy.zeros(flat.shape, dtype=int)
     for name in numpy.unique(names[flat]):
@@ -118,6 +122,10 @@ def _label_pixels(lab: numpy.ndarray, steep: numpy.ndarray) -> tuple[numpy.ndarr
             if core.sum() < 20:
                 continue
         points = tones if name == 0 else numpy.median(lab[core], axis=0)[None]
+        if name:
+            # Thin parts (tips of stars, thin rings) are nowhere flat, but have the colour of what they are joined to.
+            alike = core | (_distance(lab, points) < _ALIKE)
+            core = ndimage.binary_dilation(core, _EIGHT, iterations=3, mask=alike)
         near = ndimage.distance_transform_edt(~core) <= _REACH
         gap = numpy.where(core, -1.0, _distance(lab, points))
         better = near & (gap < best)
@@ -145,6 +153,27 @@ class _Part:
     see_through: bool = False  # the holder's holder, seen through a hole
 
 
+def _fit(mask: numpy.ndarray) -> float:
+    """How well an area (H, W), with or without its holes, looks like any shape, 0..1."""
+    return max(classify_shape(mask).score, classify_shape(ndimage.binary_fill_holes(mask)).score)
+
+
+def _split(mask: numpy.ndarray) -> list[numpy.ndarray]:
+    """Parts two or more figures of one colour that touch; an area that looks like one shape stays whole."""
+    if mask.sum() < 2 * SMALLEST or (whole := _fit(mask)) > 0.82:
+        return [mask]
+    for depth in (1, 2, 3):
+        cores, count = ndimage.label(ndimage.binary_erosion(mask, _EIGHT, iterations=depth), _FOUR)
+        large = [i for i in range(1, count + 1) if (cores == i).sum() >= SMALLEST // 2]
+        if len(large) < 2:
+            continue
+        far = numpy.stack([ndimage.distance_transform_edt(cores != i) for i in large])
+        pieces = [mask & (far.argmin(axis=0) == i) for i in range(len(large))]
+        if min(_fit(piece) for piece in pieces) > whole + 0.05:
+            return [part for piece in pieces for part in _split(piece)]
+    return [mask]
+
+
 def _parts(labels: numpy.ndarray) -> list[_Part]:
     """Connected areas that are large enough to be figures, largest (holes filled) first, each with its holder."""
     found = []
@@ -152,8 +181,7 @@ def _parts(labels: numpy.ndarray) -> list[_Part]:
         areas, count = ndimage.label(labels == name, _FOUR)
         for index, size in enumerate(numpy.bincount(areas.ravel(), minlength=count + 1)):
             if index and size >= SMALLEST:
-                mask = areas == index
-                found.append(_Part(int(name), mask, ndimage.binary_fill_holes(mask)))
+                found += [_Part(int(name), mask, ndimage.binary_fill_holes(mask)) for mask in _split(areas == index)]
     found.sort(key=lambda part: -int(part.filled.sum()))
     for index, part in enumerate(found):
         holders = [i for i in range(index) if _surrounds(found[i], part)]
@@ -192,8 +220,7 @@ def _silhouette(part: _Part, children: list[_Part]) -> numpy.ndarray:
 
 def _is_shadow(part: _Part, larger: list[_Part], lab: numpy.ndarray, tones: numpy.ndarray, score: float) -> bool:
     """Whether an area is a thin, shapeless, darker strip of the background or of a figure that it touches."""
-    shapely = score > 0.8 and COLOURS[part.label - 1] != "gray"  # the drawn world has no gray figures
-    if shapely or ndimage.distance_transform_edt(part.mask).max() > 5:
+    if (score > 0.8 and part.label != _GRAY) or ndimage.distance_transform_edt(part.mask).max() > 5:
         return False
     colour = numpy.median(lab[part.mask], axis=0)
     rim = _rim(part.mask)
