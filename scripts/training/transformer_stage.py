@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
-from scripts.drawn_world import describe, render, sample_scene
+from scripts.drawn_world import BACKGROUNDS, SHAPES, Scene, describe, render, sample_scene
 from scripts.training.config import LoopSettings
 from scripts.training.stage import numpy_generator, torch_generator
 from scripts.training.vae_stage import save_sheet, to_pixels
@@ -36,6 +36,7 @@ class ModelSettings:
     num_layers: int = 6
     window_size: tuple[int, int, int] = (1, 2, 2)
     proxy_ratio: tuple[int, int, int] = (1, 2, 2)
+    start: str = ""  # transformer folder to go on from; "" = new weights
 
 
 @dataclass(kw_only=True)
@@ -48,6 +49,7 @@ class DataSettings:
     world: int = 2  # first number of the seeds of the scenes
     caption_dropout: float = 0.1  # share of samples trained with an empty caption, for guidance
     base_tokens: int = 28  # tokens at which the time shift is 1; fewer give more steps to high noise, which lays out
+    layout_weight: float = 0.0  # of the layout loss: what stands at each token, read off a middle block
     steps: int = 30  # of the sample sheets
     guidance: float = 4.0  # of the sample sheets
 
@@ -72,19 +74,25 @@ class TransformerStage:
         self.vae = AutoencoderKLOpenSoraPlan.from_pretrained(folder / "vae").eval().requires_grad_(False).to(device)
         latent = settings.data.size // 8
         window = settings.model.window_size
-        self.model = PTDiTTransformer3DModel(
-            **asdict(settings.model),
-            sample_size=latent,
-            caption_channels=self.text_encoder.config.d_model,
-            num_windows=(latent // 2) ** 2 // (window[1] * window[2]),
-        ).to(device)
+        if settings.model.start:
+            transformer = PTDiTTransformer3DModel.from_pretrained(settings.model.start)
+        else:
+            sizes = {name: value for name, value in asdict(settings.model).items() if name != "start"}
+            transformer = PTDiTTransformer3DModel(
+                **sizes,
+                sample_size=latent,
+                caption_channels=self.text_encoder.config.d_model,
+                num_windows=(latent // 2) ** 2 // (window[1] * window[2]),
+            )
+        self.transformer, self.layout = transformer, LayoutHead(transformer)
+        self.model = torch.nn.ModuleDict({"transformer": transformer, "layout": self.layout}).to(device)
         self.scheduler = FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_image_seq_len=settings.data.base_tokens
         )
         self.log_shift = math.log((latent // 2) ** 2 / settings.data.base_tokens) / 2  # ln r, as the pipeline has it
         self.latents = self.encode_scenes()
 
-    def scene(self, index: int) -> object:
+    def scene(self, index: int) -> Scene:
         """Scene `index` of the training set."""
         return sample_scene(numpy_generator(self.settings.data.world, self.settings.seed, index), held_out=False)
 
@@ -124,6 +132,7 @@ class TransformerStage:
         captions = [
             "" if choice.random() < data.caption_dropout else describe(self.scene(int(i)), choice)[0] for i in indices
         ]
+        layouts = [layout_targets(self.scene(int(i)), data.size // 16) for i in indices]
         tokens = self.tokenizer(captions, padding=True, return_tensors="pt")
         latents = self.latents[torch.from_numpy(indices)].float()
         normal = torch.randn(batch_size, generator=generator)
@@ -133,6 +142,7 @@ class TransformerStage:
             "time": torch.sigmoid(normal + self.log_shift),  # logit-normal; the shift by r adds ln r to the logit
             "input_ids": tokens.input_ids,
             "mask": tokens.attention_mask.bool(),
+            "layout": torch.from_numpy(numpy.stack(layouts)),
         }
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -140,16 +150,19 @@ class TransformerStage:
             text = self.text_encoder(batch["input_ids"], attention_mask=batch["mask"]).last_hidden_state
         time = batch["time"][:, None, None, None, None]
         noisy = (1 - time) * batch["latents"] + time * batch["noise"]
-        sample = self.model(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False)[0]
-        error = F.mse_loss(self.model.flow(sample), batch["noise"] - batch["latents"], reduction="none").mean(
-            (1, 2, 3, 4)
-        )
+        sample = self.transformer(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False)[0]
+        flow = self.transformer.flow(sample)
+        error = F.mse_loss(flow, batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
         early = batch["time"] > 0.7
-        return error.mean(), {"loss_noisy": (error * early).sum().detach() / early.sum().clamp(min=1)}
+        numbers = {"loss_flow": error.mean().detach()}
+        numbers["loss_noisy"] = (error * early).sum().detach() / early.sum().clamp(min=1)
+        layout, shapes_right = self.layout.loss(batch["layout"])
+        numbers |= {"loss_layout": layout.detach(), "layout_shapes": shapes_right}
+        return error.mean() + self.settings.data.layout_weight * layout, numbers
 
     def pipeline(self) -> PTDiTPipeline:
         """The pipeline of the components at hand."""
-        return PTDiTPipeline(self.tokenizer, self.text_encoder, self.vae, self.model, self.scheduler)
+        return PTDiTPipeline(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
 
     def sheet(self, path: Path) -> dict[str, float]:
         """32 held-out prompts, always the same, with their text beside the picture."""
@@ -173,6 +186,67 @@ class TransformerStage:
     def export(self, folder: Path) -> None:
         """Write the whole diffusers folder."""
         self.pipeline().save_pretrained(folder)
+
+
+class LayoutHead(torch.nn.Module):
+    """Reads off a middle block what stands at each token; a training aid that is not part of the exported model.
+
+    It teaches the blocks before it to know figures instead of textures, in the manner of representation alignment
+    (arXiv 2410.06940), with the drawn scene in place of another network's features.
+    """
+
+    def __init__(self, transformer: PTDiTTransformer3DModel) -> None:
+        super().__init__()
+        blocks = transformer.transformer_blocks
+        width = transformer.proj_out.in_features
+        self.read = torch.nn.Sequential(
+            torch.nn.LayerNorm(width),
+            torch.nn.Linear(width, width),
+            torch.nn.GELU(),
+            torch.nn.Linear(width, len(SHAPES) + 1 + len(BACKGROUNDS) + 3),
+        )
+        blocks[(len(blocks) - 1) // 2].register_forward_hook(self.keep)
+
+    def keep(self, block: torch.nn.Module, arguments: tuple, output: Tensor) -> None:
+        """Remember the block's output (B, N, D) until `loss`."""
+        self.tokens = output
+
+    def loss(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropies of shape and colour plus the distance error, and the share of right shapes on figures.
+
+        Args:
+            targets: (B, N, 5) from `layout_targets`.
+        """
+        shapes, colours, place = self.read(self.tokens).float().split([len(SHAPES) + 1, len(BACKGROUNDS), 3], dim=-1)
+        shape, colour = targets[..., 0].long(), targets[..., 1].long()
+        figure = shape > 0
+        error = F.cross_entropy(shapes.flatten(0, 1), shape.flatten())
+        error = error + F.cross_entropy(colours.flatten(0, 1), colour.flatten())
+        distance = F.smooth_l1_loss(place, targets[..., 2:], reduction="none").mean(-1)
+        right = (shapes.argmax(-1) == shape) & figure
+        self.tokens = None
+        return error + (distance * figure).sum() / figure.sum().clamp(min=1), right.sum() / figure.sum().clamp(min=1)
+
+
+def layout_targets(scene: Scene, side: int) -> numpy.ndarray:
+    """What stands at each of side x side tokens: float32 (side * side, 5).
+
+    Columns: shape (0 = background, else 1 + index in SHAPES), colour (index in BACKGROUNDS), and for figures the
+    centre's distance right and down and the radius, in tokens. A smaller figure hides a larger one around it.
+    """
+    centres = (numpy.arange(side) + 0.5) / side
+    x, y = (axis.ravel() for axis in numpy.meshgrid(centres, centres))
+    targets = numpy.zeros((side * side, 5), dtype=numpy.float32)
+    targets[:, 1] = BACKGROUNDS.index(scene.background)
+    figures = [(thing, group) for group in scene.groups for thing in group.things]
+    for thing, group in sorted(figures, key=lambda item: -item[0].radius):
+        here = numpy.hypot(x - thing.x, y - thing.y) < thing.radius + 0.25 / side
+        targets[here, 0] = 1 + SHAPES.index(group.shape)
+        targets[here, 1] = BACKGROUNDS.index(group.colour)
+        targets[here, 2] = (thing.x - x[here]) * side
+        targets[here, 3] = (thing.y - y[here]) * side
+        targets[here, 4] = thing.radius * side
+    return targets
 
 
 def build(settings: Settings, device: torch.device) -> TransformerStage:

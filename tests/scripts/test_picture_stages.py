@@ -8,10 +8,17 @@ import torch
 import yaml
 
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from scripts import train
-from scripts.drawn_world import is_held_out, render, sample_scene
-from scripts.training.transformer_stage import DataSettings, Settings, TransformerStage
+from scripts.drawn_world import BACKGROUNDS, SHAPES, Group, Scene, Thing, is_held_out, render, sample_scene
+from scripts.training.transformer_stage import (
+    DataSettings,
+    ModelSettings,
+    Settings,
+    TransformerStage,
+    layout_targets,
+)
 from scripts.training.vae_stage import start_as_identity, to_pixels
 
 LOOP = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1, "sheet_every": 0, "checkpoint_every": 0}
@@ -111,3 +118,35 @@ def test_more_noise_is_drawn_where_the_shift_asks_for_it(trained):
 
     assert abs(mean_time(64) - 0.5) < 0.05
     assert mean_time(16) > 0.58
+
+
+def test_layout_targets_name_the_figure_at_each_token_and_where_it_is():
+    outer = Group("circle", "red", "large", (Thing(0.5, 0.5, 0.38, 0.0),))
+    inner = Group("star", "white", "", (Thing(0.5625, 0.4375, 0.1, 0.0),))
+    targets = layout_targets(Scene((inner, outer), ((0, "inside", 1),), "gray", "plain"), 8).reshape(8, 8, 5)
+    assert targets[0, 0].tolist() == [0, BACKGROUNDS.index("gray"), 0, 0, 0]  # a corner is background
+    star = targets[3, 4]  # the token that the star is centred on; it hides the circle
+    assert star[0] == 1 + SHAPES.index("star") and star[1] == BACKGROUNDS.index("white")
+    assert numpy.allclose(star[2:], [0, 0, 0.8], atol=1e-6)
+    circle = targets[4, 1]
+    assert circle[0] == 1 + SHAPES.index("circle")
+    assert numpy.allclose(circle[2:], [2.5, -0.5, 3.04], atol=1e-6)  # right, up, radius in tokens
+
+
+def test_going_on_from_a_transformer_keeps_its_weights_and_the_layout_head_is_not_exported(trained):
+    folder = trained / "export" / "transformer"
+    settings = Settings(
+        output_dir=str(trained / "transformer"),
+        steps=2,
+        batch_size=4,
+        warmup=0,
+        model=ModelSettings(start=str(folder)),
+        data=DataSettings(components=str(trained / "export"), scenes=6, layout_weight=0.25),
+    )
+    stage = TransformerStage(settings, torch.device("cpu"))
+    saved = PTDiTTransformer3DModel.from_pretrained(folder).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in stage.transformer.state_dict().items())
+    loss, numbers = stage.loss(stage.batch(0, 0, 4))
+    assert loss > numbers["loss_flow"]
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in stage.layout.parameters())
