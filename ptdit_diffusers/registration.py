@@ -13,6 +13,7 @@ from diffusers.hooks._helpers import (
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 
+from .conversion.keys import official_transformer_state_dict
 from .models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
 from .models.ptdit_backbone import PTDiTBlock
 from .models.transformer_ptdit import PTDiTAttnProcessor, PTDiTTransformer3DModel
@@ -51,15 +52,3 @@ def register(pipeline: type, output: type) -> None:
         PTDiTAttnProcessor,
         AttentionProcessorMetadata(skip_processor_output_fn=lambda _, hidden_states, *a, **k: hidden_states),
     )
-
-
-def official_transformer_state_dict(checkpoint: dict, **_) -> dict:
-    """Keys of a single file without wrappers' prefixes and without the position buffer, which is computed."""
-    prefixes = ("module.", "model.", "_orig_mod.")
-    state = {}
-    for key, value in checkpoint.items():
-        while key.startswith(prefixes):
-            key = key.removeprefix(next(prefix for prefix in prefixes if key.startswith(prefix)))
-        state[key] = value
-    state.pop("pos_embed.pos_embed", None)
-    return state

@@ -1,0 +1,77 @@
+"""`ptdit convert`: from official checkpoint files to a diffusers folder. Arguments and messages only."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .terminal import EXIT_INTERRUPTED, UserError, first_line, interrupt_ends_at_once, number, say, say_warnings
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # our names -> torch's
+
+
+def add_command(commands: Any) -> None:
+    """Add `convert` to the subcommands of the parser."""
+    parser = commands.add_parser(
+        "convert",
+        help="make a model folder from official checkpoint files",
+        description="Make a diffusers folder from official checkpoint files on this machine (.pt, .pth, .ckpt, "
+        ".safetensors, or the .index.json of a sharded file). No code in a file is run.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--transformer", type=Path, metavar="FILE", help="checkpoint of the PT-DiT transformer")
+    add("--vae", type=Path, metavar="FILE", help="checkpoint of the Open-Sora-Plan v1.2 VAE (checkpoint.ckpt)")
+    add("--text-encoder", type=Path, metavar="DIR_OR_FILE", help="T5: a transformers folder, or one file such as "
+        "t5xxl_fp16.safetensors")  # fmt: skip
+    add("--tokenizer", type=Path, metavar="DIR", help="T5's tokeniser (default: in or beside --text-encoder)")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    add("--overwrite", action="store_true", help="replace a model folder that exists (default: refuse)")
+    add("--dtype", choices=tuple(DTYPES), help="number format of all weights (default: as in the files, fp8 as bf16)")
+    triple = {"type": number(int, 1), "nargs": 3, "metavar": ("F", "H", "W")}
+    add("--window-size", **triple, help="tokens per window, frames rows columns (default: 1 8 8)")
+    add("--proxy-ratio", **triple, help="tokens per proxy, frames rows columns (default: one proxy per window)")
+    add("--num-heads", type=number(int, 1), metavar="N", help="attention heads (default: those of the known sizes)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Convert, saying what was inferred.
+
+    Raises:
+        UserError: An input cannot be converted, or the output cannot be written; nothing is left behind.
+    """
+    if not (arguments.transformer or arguments.vae or arguments.text_encoder):
+        raise UserError("give at least one of --transformer, --vae and --text-encoder")
+    with interrupt_ends_at_once():
+        import torch
+        import transformers
+
+        from ..conversion.folder import convert
+        from ..conversion.keys import ConversionError
+
+        transformers.utils.logging.set_verbosity_error()
+    say_warnings()
+    try:
+        convert(
+            arguments.output,
+            transformer=arguments.transformer,
+            vae=arguments.vae,
+            text_encoder=arguments.text_encoder,
+            tokenizer=arguments.tokenizer,
+            overwrite=arguments.overwrite,
+            dtype=getattr(torch, DTYPES[arguments.dtype]) if arguments.dtype else None,
+            window_size=tuple(arguments.window_size) if arguments.window_size else None,
+            proxy_ratio=tuple(arguments.proxy_ratio) if arguments.proxy_ratio else None,
+            num_heads=arguments.num_heads,
+            report=say,
+        )
+    except ConversionError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"--output {arguments.output} cannot be written: {error.strerror or first_line(error)}; nothing was kept"
+        ) from error
+    except KeyboardInterrupt:
+        say("ptdit: interrupted; nothing was written", error=True)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    say(f"saved {arguments.output}")

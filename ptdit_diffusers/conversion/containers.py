@@ -1,0 +1,216 @@
+"""Reading checkpoint files: torch (.pt, .pth, .ckpt), safetensors, sharded safetensors. Local files only.
+
+Weights are memory-mapped and handed out one by one, and no code in a file is ever run. It must not know what a
+network looks like.
+"""
+
+import io
+import json
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .keys import ConversionError, Shapes, clean_names, find_weights
+
+RELEASE_BYTES = 256 * 1024**2  # pages of a mapped file count as memory until it is mapped anew
+LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# What a torch file of weights imports.
+HARMLESS = re.compile(
+    r"torch\.((_utils|_tensor)\._rebuild_\w+|\w+Storage|Size|device|bool|(b?float|u?int|complex)\w*)"
+    r"|collections\.OrderedDict"
+)
+FP8 = tuple(getattr(torch, name) for name in dir(torch) if name.startswith("float8_e") and "e8m0" not in name)
+
+
+class Facts(NamedTuple):
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Weights:
+    """The weights of a checkpoint under clean names. Opening reads no values.
+
+    Args:
+        path: A torch or safetensors file, or the index of a sharded one.
+
+    Raises:
+        ConversionError: It is no readable checkpoint; the text says what is wrong with it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.files = checkpoint_files(self.path)
+        self.nesting, tensors = self._open()
+        if not tensors:
+            raise ConversionError(f"{self.path} holds no weights")
+        self.given = clean_names(tensors)  # clean name -> name in the file
+        self.facts = {
+            clean: Facts(tuple(tensors[name].shape), tensors[name].dtype) for clean, name in self.given.items()
+        }
+        self.mapped = all(file_kind(file) != "pickle" for file in self.files)
+
+    def _open(self) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
+        content: dict[str, Any] = {}
+        for file in self.files:
+            content |= read_file(file)
+        return find_weights(content)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Name -> shape of every weight."""
+        return {name: facts.shape for name, facts in self.facts.items()}
+
+    def rename(self, names: dict[str, str]) -> None:
+        """Keep only some weights, under new names (new -> present)."""
+        self.given = {new: self.given[old] for new, old in names.items()}
+        self.facts = {new: self.facts[old] for new, old in names.items()}
+
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield weights in the given order. A weight is to be used before the next one is asked for."""
+        tensors: dict[str, torch.Tensor] = {}
+        read = 0
+        for name in names:
+            if not tensors or (self.mapped and read > RELEASE_BYTES):
+                tensors.clear()  # closes the mapping, so that its pages are given back
+                _, tensors = self._open()
+                read = 0
+            tensor = tensors[self.given[name]]
+            read += tensor.nbytes
+            yield name, tensor
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The files that hold the weights: the file itself, or the shards that an index names.
+
+    Raises:
+        ConversionError: There is no such file, it is a folder, or shards are missing.
+    """
+    if path.is_dir():
+        inside = sorted(each.name for pattern in ("*.index.json", "*.safetensors", "*.p*t*", "*.ckpt")
+                        for each in path.glob(pattern) if each.is_file())  # fmt: skip
+        hint = f", for example {path / inside[0]}" if inside else "; it holds no checkpoint"
+        raise ConversionError(f"{path} is a folder; name a checkpoint file{hint}")
+    if not path.exists():
+        raise ConversionError(f"there is no file {path}")
+    if not path.name.endswith(".json"):
+        return [path]
+    try:
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{path} is not an index of sharded weights (no weight_map)") from error
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ConversionError(f"{path} names {shard!r}, which is not a file beside it")
+        if not (path.parent / shard).is_file():
+            raise ConversionError(f"{path} names {shard}, which is missing; fetch it, too")
+    return [path.parent / shard for shard in shards]
+
+
+def file_kind(path: Path) -> str:
+    """What a file is by its first bytes: "zip" (torch), "pickle" (older torch) or "safetensors".
+
+    Raises:
+        ConversionError: It is something else, empty, or a file that was cut off.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if size == 0:
+        raise ConversionError(f"{path} is empty; fetch it again")
+    if head.startswith(b"PK\x03\x04"):
+        if not zipfile.is_zipfile(path):
+            raise ConversionError(f"{path} is cut off or damaged: its end is missing; fetch it again")
+        return "zip"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "pickle"
+    header = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header <= LARGEST_HEADER:
+        if 8 + header > size:
+            raise ConversionError(f"{path} is cut off: its header alone has {header} bytes; fetch it again")
+        return "safetensors"
+    known = {
+        b"GGUF": "is a GGUF file, whose numbers are quantised; convert the original file",
+        b"version https://git-lfs": "only says where the weights are (Git LFS); fetch the file itself",
+        b"<": "is a web page, not a checkpoint; fetch the file itself",
+    }
+    for start, what in known.items():
+        if head.startswith(start):
+            raise ConversionError(f"{path} {what}")
+    raise ConversionError(f"{path} is neither a torch file (.pt, .pth, .ckpt) nor safetensors")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The content of one file, tensors mapped and not read.
+
+    Raises:
+        ConversionError: It is cut off or damaged, or it wants to run code.
+    """
+    kind = file_kind(path)
+    if kind == "safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ConversionError(f"{path} is cut off or damaged; fetch it again ({one_line(error)})") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about unusual pickles that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except pickle.UnpicklingError as error:
+        raise ConversionError(refusal(path, kind)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ConversionError(f"{path} is cut off or damaged; fetch it again ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} holds a {type(content).__name__}, not named weights")
+    return content
+
+
+def refusal(path: Path, kind: str) -> str:
+    """Why torch would not unpickle a file: because it asks for code, or because it is damaged."""
+    wanted = [name for name in names_in_pickle(path, kind) if not HARMLESS.fullmatch(name)]
+    if not wanted:
+        return f"{path} is cut off or damaged, or no checkpoint of torch; fetch it again"
+    return (
+        f"{path} was refused: besides weights it wants to run code ({wanted[0]}) when it is read; "
+        "nothing of it was run. Take a file from a source that you trust, best as .safetensors"
+    )
+
+
+def names_in_pickle(path: Path, kind: str) -> list[str]:
+    """Full names of the classes and functions that a torch file imports, found by reading it without running it."""
+    names, strings = [], ["", ""]
+    with ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb"))
+        if kind == "zip":
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            member = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+            file = stack.enter_context(archive.open(member)) if member else io.BytesIO()
+        try:
+            for _ in range(4 if kind == "pickle" else 1):  # the old format is a row of pickles
+                for operation, value, _ in pickletools.genops(file):
+                    if operation.name == "GLOBAL":
+                        names.append(value.replace(" ", "."))
+                    elif operation.name == "STACK_GLOBAL":  # takes the two last strings
+                        names.append(".".join(strings[-2:]))
+                    elif isinstance(value, str):
+                        strings.append(value)
+        except (ValueError, IndexError, EOFError, OSError, zipfile.BadZipFile):
+            pass  # damaged further on; what was found until there counts
+    return names
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

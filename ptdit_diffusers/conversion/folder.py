@@ -1,0 +1,212 @@
+"""Writes a diffusers folder from checkpoint files: all checks first, then everything into a hidden folder beside the
+output, which gets its name when it is complete. It must not know names of weights or file formats.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from .containers import Facts
+from .keys import ConversionError
+from .networks import Part, Triple, plan_transformer, plan_vae
+from .text import WIDTHS, find_tokenizer, load_tokenizer, plan_text_encoder
+from .writing import bytes_of, plan_dtypes, write_weights
+
+BASE_TOKENS = 1024  # tokens per frame (512 x 512 pixels) at which the official time shift is 1
+OTHER_BYTES = 20 * 10**6  # tokeniser and configurations, generously
+LIBRARIES = {"text_encoder": "transformers", "tokenizer": "transformers"}  # of all others diffusers
+
+
+def convert(
+    output: Path,
+    transformer: Path | None = None,
+    vae: Path | None = None,
+    text_encoder: Path | None = None,
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
+    dtype: torch.dtype | None = None,
+    window_size: Triple | None = None,
+    proxy_ratio: Triple | None = None,
+    num_heads: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Convert checkpoint files to a folder that `PTDiTPipeline.from_pretrained` loads.
+
+    Components that are not given are null in `model_index.json`.
+
+    Args:
+        output: Folder to make.
+        transformer, vae: Checkpoint files (torch or safetensors), or indexes of sharded ones.
+        text_encoder: Folder or file of a T5.
+        tokenizer: Folder of its tokeniser; None looks in and beside `text_encoder`.
+        overwrite: Replace a model folder that exists.
+        dtype: Number format of all weights; None keeps what the files have, and fp8 becomes bf16.
+        window_size, proxy_ratio: Tokens per window and per proxy (frames, rows, columns).
+        num_heads: Heads of the transformer; None takes those of the known size.
+        report: Gets a line for everything that was inferred or written.
+
+    Raises:
+        ConversionError: An input cannot be converted, or the output exists. Nothing was written.
+        OSError: Writing failed. Nothing is left behind.
+    """
+    output = Path(os.path.abspath(output))
+    inputs = [Path(path) for path in (transformer, vae, text_encoder, tokenizer) if path is not None]
+    check_output(output, overwrite, inputs)
+    parts: dict[str, Part] = {}
+    if transformer is not None:
+        parts["transformer"] = plan_transformer(Path(transformer), num_heads, window_size, proxy_ratio)
+    if vae is not None:
+        parts["vae"] = plan_vae(Path(vae))
+    if text_encoder is not None:
+        parts["text_encoder"] = plan_text_encoder(Path(text_encoder))
+    if not parts:
+        raise ConversionError("nothing to convert; give a transformer, a VAE or a text encoder")
+    check_together(parts)
+    folder = find_tokenizer(tokenizer and Path(tokenizer), text_encoder and Path(text_encoder))
+    loaded_tokenizer = None if folder is None else load_tokenizer(folder)
+    planned = {name: plan_dtypes(part.weights, dtype) for name, part in parts.items()}
+    check_space(output, planned)
+    for name, part in parts.items():
+        for fact in part.facts:
+            report(fact)
+        formats = " and ".join(sorted({str(facts.dtype).removeprefix("torch.") for facts in planned[name].values()}))
+        size = sum(bytes_of(facts) for facts in planned[name].values())
+        report(f"{name.replace('_', ' ')}: will be {formats}, {size / 10**9:.2f} GB")
+    if folder is not None:
+        report(f"tokeniser: {folder}")
+    write_folder(output, overwrite, parts, planned, loaded_tokenizer)
+    absent = [name for name in ("transformer", "vae", "text_encoder") if name not in parts]
+    if loaded_tokenizer is None:
+        absent.append("tokenizer")
+    if absent:
+        arguments = ", ".join(f"{name}=..." for name in absent)
+        report(
+            f"the folder has no {', '.join(absent).replace('_', ' ')} (null in model_index.json), because none was "
+            f"given; load it with PTDiTPipeline.from_pretrained(folder, {arguments})"
+        )
+
+
+# --- checks before anything is written -------------------------------------------------------------------------------
+
+
+def check_output(output: Path, overwrite: bool, inputs: list[Path]) -> None:
+    """Refuse an output that exists, unless it is a model folder that may be replaced and that holds no input."""
+    if not output.parent.is_dir():
+        raise ConversionError(f"there is no folder {output.parent}; make it or name another one")
+    if not output.exists() and not output.is_symlink():
+        return
+    if not overwrite:
+        raise ConversionError(f"{output} exists; name another folder, or add --overwrite to replace it")
+    if output.is_symlink() or not output.is_dir():
+        raise ConversionError(f"{output} is not a folder, so it is not replaced; name another one")
+    if any(output.iterdir()) and not (output / "model_index.json").is_file():
+        raise ConversionError(f"{output} holds something else than a model, so it is not replaced; name another one")
+    for path in inputs:
+        if output.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConversionError(f"{path} lies in the folder {output} that would be replaced; name another output")
+
+
+def check_together(parts: dict[str, Part]) -> None:
+    """Refuse components that do not fit each other."""
+    transformer = parts.get("transformer")
+    if transformer is None:
+        return
+    wanted = transformer.model.config.caption_channels
+    if "text_encoder" in parts and parts["text_encoder"].model.config.d_model != wanted:
+        part = parts["text_encoder"]
+        needed = f"{WIDTHS[wanted]}, " if wanted in WIDTHS else ""
+        raise ConversionError(
+            f"{part.weights.path} is a T5 of width {part.model.config.d_model}, but the transformer reads text of "
+            f"width {wanted}; it needs the T5 that it was trained with ({needed}width {wanted})"
+        )
+    wanted = transformer.model.config.in_channels
+    if "vae" in parts and parts["vae"].model.config.z_channels != wanted:
+        part = parts["vae"]
+        raise ConversionError(
+            f"{part.weights.path} has {part.model.config.z_channels} latent channels, but the transformer has {wanted}"
+        )
+
+
+def check_space(output: Path, planned: dict[str, dict[str, Facts]]) -> None:
+    """Refuse to start when the disk has too little room."""
+    needed = OTHER_BYTES + sum(bytes_of(facts) for plan in planned.values() for facts in plan.values())
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise ConversionError(
+            f"{output.parent} has {free / 10**9:.2f} GB of free space, and {needed / 10**9:.2f} GB are needed; "
+            "make room or name another folder"
+        )
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_folder(
+    output: Path, overwrite: bool, parts: dict[str, Part], planned: dict[str, dict[str, Facts]], tokenizer: Any
+) -> None:
+    """Write everything beside the output, `model_index.json` last, then give it its name."""
+    unfinished = output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        unfinished.mkdir()
+        for name, part in parts.items():
+            folder = unfinished / name
+            folder.mkdir()
+            write_config(folder, part, planned[name])
+            write_weights(folder, part.stem, part.weights, planned[name])
+        if tokenizer is not None:
+            tokenizer.save_pretrained(unfinished / "tokenizer")
+        scheduler = FlowMatchEulerDiscreteScheduler(
+            shift=1.0, use_dynamic_shifting=True, base_image_seq_len=BASE_TOKENS
+        )
+        scheduler.save_pretrained(unfinished / "scheduler")
+        index = model_index({name: part.model for name, part in parts.items()}, scheduler, tokenizer)
+        (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        put_in_place(unfinished, output, overwrite)
+    finally:  # also after Ctrl-C; nothing is there any more when all went well
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_config(folder: Path, part: Part, planned: dict[str, Facts]) -> None:
+    """Write the `config.json` of a component, as its own library does."""
+    if part.folder == "text_encoder":
+        formats = [facts.dtype for facts in planned.values()]
+        part.model.config.dtype = max(set(formats), key=formats.count)
+        part.model.config.architectures = [type(part.model).__name__]
+        part.model.config.save_pretrained(folder)
+    else:
+        part.model.save_config(folder)
+
+
+def model_index(models: dict[str, Any], scheduler: Any, tokenizer: Any) -> dict[str, Any]:
+    """Content of `model_index.json`; our classes are named in diffusers, where they are registered."""
+    index: dict[str, Any] = {"_class_name": "PTDiTPipeline", "_diffusers_version": diffusers.__version__}
+    components = models | {"scheduler": scheduler, "tokenizer": tokenizer}
+    for name in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae"):
+        component = components.get(name)
+        present = [LIBRARIES.get(name, "diffusers"), type(component).__name__]
+        index[name] = [None, None] if component is None else present
+    return index
+
+
+def put_in_place(unfinished: Path, output: Path, overwrite: bool) -> None:
+    """Give the finished folder its name; what had it before is deleted afterwards, and put back if that fails."""
+    check_output(output, overwrite, [])  # it may have appeared in the meantime
+    previous = output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.previous")
+    replaced = output.exists()
+    if replaced:
+        output.rename(previous)
+    try:
+        unfinished.rename(output)
+    except BaseException:
+        if replaced:
+            previous.rename(output)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)

@@ -1,0 +1,219 @@
+"""Configurations of transformer and VAE, inferred from the shapes of their weights and then checked strictly.
+
+What weights do not tell (heads, windows) comes from the caller or from the known sizes. It must not know file formats.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
+from ..models.transformer_ptdit import PTDiTTransformer3DModel
+from .containers import Weights
+from .keys import POSITION_BUFFER, ConversionError, Shapes, check_weights
+
+Triple = tuple[int, int, int]
+
+
+class Size(NamedTuple):
+    """One of the paper's models (Table 4)."""
+
+    name: str
+    layers: int
+    heads: int
+
+
+KNOWN_SIZES = {  # width -> size
+    288: Size("S", 10, 6),
+    640: Size("B", 12, 10),
+    864: Size("L", 28, 12),
+    1152: Size("XL", 28, 16),
+    1440: Size("H", 30, 20),
+}
+RELEASED_WINDOW = (1, 8, 8)
+EXTRA_CONDITIONS = "adaln_single.emb.resolution_embedder.linear_1.weight"
+
+
+@dataclass
+class Part:
+    """One component of the folder that will be written: its weights, its model without memory, what to say of it."""
+
+    folder: str
+    stem: str
+    weights: Weights
+    model: Any
+    facts: list[str] = field(default_factory=list)
+
+
+def plan_transformer(
+    path: Path, num_heads: int | None, window_size: Triple | None, proxy_ratio: Triple | None
+) -> Part:
+    """Open a transformer checkpoint, infer its configuration, check all its weights.
+
+    Args:
+        num_heads: None takes those of the known size of that width.
+        window_size, proxy_ratio: Tokens (frames, rows, columns); None takes the released model's windows, and one
+            proxy per window.
+
+    Raises:
+        ConversionError: The file cannot be read, or does not hold exactly such a transformer.
+    """
+    weights = Weights(path)
+    config = infer_transformer(weights.shapes)
+    dim = config["num_attention_heads"] * config["attention_head_dim"]
+    what = f"a PT-DiT transformer of width {dim} with {config['num_layers']} layers"
+    expected = shapes_of(build(PTDiTTransformer3DModel, config))
+    if POSITION_BUFFER in weights.shapes:  # checked, then left out
+        tokens = (config["sample_size"] // config["patch_size"]) ** 2
+        expected[POSITION_BUFFER] = (1, config["sample_frames"], tokens, dim)
+    check_weights(path, what, expected, weights.shapes)
+    weights.rename({name: name for name in weights.facts if name != POSITION_BUFFER})
+
+    heads = num_heads or known_heads(path, dim)
+    if dim % heads:
+        legal = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - heads))
+        raise ConversionError(f"--num-heads {heads} does not divide the width {dim}; nearest: {legal}")
+    config |= {"num_attention_heads": heads, "attention_head_dim": dim // heads}
+    config["window_size"] = window_size or RELEASED_WINDOW
+    config["proxy_ratio"] = proxy_ratio or config["window_size"]
+    part = Part("transformer", "diffusion_pytorch_model", weights, build(PTDiTTransformer3DModel, config))
+    part.facts = describe_transformer(part, num_heads, window_size, proxy_ratio)
+    return part
+
+
+def infer_transformer(shapes: Shapes) -> dict[str, Any]:
+    """Configuration of a transformer with weights of these shapes; where they do not fit, the released one's values.
+
+    The width is given as one head, because heads leave no trace in the weights.
+    """
+    dim = length(shapes, "pos_embed.proj.weight", 0, 1152)
+    dim = dim if dim and dim % 16 == 0 else 1152
+    patch = length(shapes, "pos_embed.proj.weight", 2, 2) or 2
+    extra = EXTRA_CONDITIONS in shapes
+    sample_size, frames = 128 if extra else 32, 1
+    if POSITION_BUFFER in shapes:
+        frames = length(shapes, POSITION_BUFFER, 1, 1)
+        sample_size = math.isqrt(length(shapes, POSITION_BUFFER, 2, 256)) * patch
+    return {
+        "num_attention_heads": 1,
+        "attention_head_dim": dim,
+        "in_channels": length(shapes, "pos_embed.proj.weight", 1, 4),
+        "out_channels": max(1, length(shapes, "proj_out.weight", 0, 32) // patch**2),
+        "num_layers": count(shapes, "transformer_blocks.") or 28,
+        "patch_size": patch,
+        "sample_size": sample_size,
+        "sample_frames": frames,
+        "caption_channels": length(shapes, "caption_projection.linear_1.weight", 1, 4096),
+        "shift_window": any(".attn3." in name for name in shapes) or not any(".attn1." in name for name in shapes),
+        "use_additional_conditions": None if extra == (sample_size == 128) else extra,
+    }
+
+
+def known_heads(path: Path, dim: int) -> int:
+    """Heads of the known size with this width."""
+    if dim in KNOWN_SIZES:
+        return KNOWN_SIZES[dim].heads
+    known = ", ".join(f"{width} ({size.heads} heads)" for width, size in KNOWN_SIZES.items())
+    raise ConversionError(
+        f"{path}: weights do not tell the number of heads, and width {dim} is no known size; known: {known}. "
+        "Say it with --num-heads"
+    )
+
+
+def describe_transformer(
+    part: Part, num_heads: int | None, window_size: Triple | None, proxy_ratio: Triple | None
+) -> list[str]:
+    """What was inferred, in words."""
+    config = part.model.config
+    dim = config.num_attention_heads * config.attention_head_dim
+    size = KNOWN_SIZES.get(dim)
+    heads = "as asked" if num_heads else f"those of PT-DiT/{size.name}"
+    layers = f" (PT-DiT/{size.name} has {size.layers})" if size and size.layers != config.num_layers else ""
+    shift = "with" if config.shift_window else "without"
+    extra = "with" if EXTRA_CONDITIONS in part.weights.facts else "without"
+    window, ratio = ("x".join(map(str, triple)) for triple in (config.window_size, config.proxy_ratio))
+    return [
+        f"{weights_in_words(part)}; width {dim}, {config.num_layers} layers{layers}, text width "
+        f"{config.caption_channels}, latent channels {config.in_channels} in, {config.out_channels} out, {shift} "
+        f"shifted windows, {extra} size conditions",
+        f"transformer: {config.num_attention_heads} heads ({heads}); windows {window} "
+        f"({'as asked' if window_size else 'the released ones'}), proxy ratio {ratio} "
+        f"({'as asked' if proxy_ratio else 'one proxy per window'}): these are not in the weights",
+    ]
+
+
+def plan_vae(path: Path) -> Part:
+    """Open a VAE checkpoint, infer its configuration, check all its weights.
+
+    Raises:
+        ConversionError: The file cannot be read, or does not hold exactly such a VAE.
+    """
+    weights = Weights(path)
+    try:
+        names = official_vae_state_dict({name: name for name in weights.facts})
+        weights.rename(names)
+    except ValueError:
+        pass  # another model; the check below says more
+    try:
+        model = build(AutoencoderKLOpenSoraPlan, infer_vae(weights.shapes))
+    except ValueError:  # widths that no such VAE can have
+        model = build(AutoencoderKLOpenSoraPlan, {})
+    what = f"the causal VAE of Open-Sora-Plan with {model.config.hidden_size} channels"
+    check_weights(path, what, shapes_of(model), weights.shapes)
+    part = Part("vae", "diffusion_pytorch_model", weights, model)
+    part.facts = [f"{weights_in_words(part)}; {model.config.z_channels} latent channels, scale 0.18215"]
+    return part
+
+
+def infer_vae(shapes: Shapes) -> dict[str, Any]:
+    """Configuration of a VAE with weights of these shapes."""
+    hidden = length(shapes, "encoder.conv_in.weight", 0, 128) or 128
+    widths = []
+    for level in range(4):
+        name = f"encoder.down.{level}.block.0.conv1."
+        widths.append(next((shape[0] for key, shape in shapes.items() if key.startswith(name)), hidden))
+    return {
+        "in_channels": length(shapes, "encoder.conv_in.weight", 1, 3),
+        "out_channels": length(shapes, "decoder.conv_out.conv.weight", 0, 3),
+        "hidden_size": hidden,
+        "hidden_size_mult": tuple(max(1, width // hidden) for width in widths),
+        "z_channels": length(shapes, "post_quant_conv.conv.weight", 0, 4),
+        "num_res_blocks": count(shapes, "encoder.down.0.block.") or 2,
+    }
+
+
+def weights_in_words(part: Part) -> str:
+    """How much there is, and where in the file it was."""
+    values = sum(math.prod(facts.shape) for facts in part.weights.facts.values())
+    formats = sorted({str(facts.dtype).removeprefix("torch.") for facts in part.weights.facts.values()})
+    nesting = f" under {'.'.join(part.weights.nesting)!r}" if part.weights.nesting else ""
+    name = part.folder.replace("_", " ")
+    return f"{name}: {part.weights.path}{nesting}, {values:,} values in {' and '.join(formats)}"
+
+
+def build(model_class: Callable[..., Any], config: dict[str, Any]) -> Any:
+    """A model that has shapes but no memory."""
+    with torch.device("meta"):
+        return model_class(**config)
+
+
+def shapes_of(model: torch.nn.Module) -> Shapes:
+    """Name -> shape of all weights of a model."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def length(shapes: Shapes, name: str, axis: int, default: int) -> int:
+    """Length of one axis of a weight, or a default if the weight is missing or has not so many axes."""
+    shape = shapes.get(name, ())
+    return shape[axis] if axis < len(shape) else default
+
+
+def count(shapes: Shapes, prefix: str) -> int:
+    """Number of members `prefix`0, `prefix`1, ...; one that is missing in between counts."""
+    numbers = {name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)}
+    found = {int(number) for number in numbers if number.isdecimal() and len(number) < 6}
+    return min(max(found) + 1, 2 * len(found)) if found else 0

@@ -1,0 +1,142 @@
+"""The T5 text encoder and its tokeniser: from a transformers folder, or from a single file with T5's names.
+
+It must not know the transformer; who calls it compares widths.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
+
+from .containers import Weights, one_line
+from .keys import ConversionError, Shapes, check_weights
+from .networks import Part, build, count, length, shapes_of, weights_in_words
+
+FINAL_NORM = "encoder.final_layer_norm.weight"
+TABLE, TIED_TABLE = "shared.weight", "encoder.embed_tokens.weight"
+WEIGHT_FILES = (  # in the order in which they are looked for
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+WIDTHS = {512: "T5-small", 768: "T5-base", 1024: "T5-large", 2048: "T5-XL", 4096: "T5-XXL"}
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+
+
+def plan_text_encoder(path: Path) -> Part:
+    """Open a T5 encoder, infer or read its configuration, check all its weights.
+
+    Args:
+        path: A folder that transformers wrote, a diffusers folder with `text_encoder` in it, or a checkpoint file. Of
+            a whole T5 only the encoder is taken.
+
+    Raises:
+        ConversionError: There is no such encoder, or its weights are not exactly those of a T5 encoder.
+    """
+    given = None
+    if path.is_dir():
+        folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+        given = read_config(folder)
+        path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), folder)
+        if path == folder:
+            raise ConversionError(f"{folder} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
+    weights = Weights(path)
+    weights.rename(encoder_names(list(weights.facts)))
+    shapes = weights.shapes
+    config = given or infer_t5(shapes)
+    expected = shapes_of(build(T5EncoderModel, {"config": config}))
+    expected.pop(TIED_TABLE, None)
+    check_weights(path, f"a T5 encoder of width {config.d_model}", expected, shapes)
+    part = Part("text_encoder", "model", weights, build(T5EncoderModel, {"config": config}))
+    name = WIDTHS.get(config.d_model, "a T5 of no known size")
+    part.facts = [f"{weights_in_words(part)}; {name}, width {config.d_model}, {config.num_layers} layers"]
+    return part
+
+
+def read_config(folder: Path) -> T5Config:
+    """The configuration in a transformers folder.
+
+    Raises:
+        ConversionError: There is none, or it is not T5's.
+    """
+    path = folder / "config.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = content.get("model_type")
+    except FileNotFoundError:
+        raise ConversionError(f"{folder} holds no text encoder: it has no config.json") from None
+    except (ValueError, AttributeError) as error:
+        raise ConversionError(f"{path} cannot be read: {one_line(error)}") from error
+    if kind != "t5":
+        raise ConversionError(f"{folder} holds a {kind} model; the text encoder must be a T5 (model_type t5)")
+    return T5Config.from_dict(content)
+
+
+def encoder_names(names: list[str]) -> dict[str, str]:
+    """Names of the encoder's weights -> names in the file: without a prefix (`text_encoders.t5xxl.transformer.`),
+    without the decoder of a whole T5, and with one name for the table of words, which has two.
+    """
+    prefix = next((name.removesuffix(FINAL_NORM) for name in names if name.endswith(FINAL_NORM)), "")
+    found = {name.removeprefix(prefix): name for name in names}
+    if TABLE in found:
+        found.pop(TIED_TABLE, None)
+    elif TIED_TABLE in found:
+        found[TABLE] = found.pop(TIED_TABLE)
+    decoder = ("decoder.", "lm_head.")
+    return {name: given for name, given in found.items() if FINAL_NORM not in found or not name.startswith(decoder)}
+
+
+def infer_t5(shapes: Shapes) -> T5Config:
+    """Configuration of a T5 encoder with weights of these shapes; where they do not fit, T5-XXL v1.1's values."""
+    first = "encoder.block.0.layer."
+    heads = length(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", 1, 64) or 64
+    gated = f"{first}1.DenseReluDense.wi.weight" not in shapes
+    return T5Config(
+        vocab_size=length(shapes, TABLE, 0, 32128),
+        d_model=length(shapes, TABLE, 1, 4096),
+        d_kv=max(1, length(shapes, f"{first}0.SelfAttention.q.weight", 0, 4096) // heads),
+        d_ff=length(shapes, f"{first}1.DenseReluDense.wi{'_0' if gated else ''}.weight", 0, 10240),
+        num_layers=count(shapes, "encoder.block.") or 24,
+        num_heads=heads,
+        relative_attention_num_buckets=length(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", 0, 32),
+        feed_forward_proj="gated-gelu" if gated else "relu",
+        is_encoder_decoder=False,
+        architectures=["T5EncoderModel"],
+    )
+
+
+def find_tokenizer(given: Path | None, text_encoder: Path | None) -> Path | None:
+    """The folder of the tokeniser: the one given, or one in or beside the text encoder's folder.
+
+    Raises:
+        ConversionError: The given folder holds no tokeniser.
+    """
+    if given is not None:
+        for folder in (given / "tokenizer", given):
+            if holds_tokenizer(folder):
+                return folder
+        raise ConversionError(f"{given} is not a folder with a tokeniser ({' or '.join(TOKENIZER_FILES)})")
+    if text_encoder is None:
+        return None
+    folder = text_encoder if text_encoder.is_dir() else text_encoder.parent
+    places = (folder / "tokenizer", folder, folder.parent / "tokenizer")
+    return next((place for place in places if holds_tokenizer(place)), None)
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the files of a tokeniser."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokeniser, to see that it can be loaded.
+
+    Raises:
+        ConversionError: It cannot.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each kind of tokeniser fails in its own way; all mean that the folder is no use
+        raise ConversionError(f"the tokeniser in {folder} cannot be loaded: {one_line(error)}") from error
