@@ -15,7 +15,7 @@ from scripts.verifier.colours import COLOURS, name_pixels, to_lab
 from scripts.verifier.shapes import classify_shape
 
 SIDE = 128  # pictures are read at this many pixels on their shorter side
-SMALLEST = 70  # pixels at SIDE; anything less is a dot of the pattern or an artefact
+SMALLEST = 140  # pixels at SIDE, half of the smallest figure drawn; less is a dot of the pattern or an artefact
 _FLAT = 7.0  # CIELAB units between neighbours; more than this is an edge
 _TONE = 15.0  # CIELAB units around a background tone that still are background
 _ALIKE = 14.0  # CIELAB units around a figure's colour that still are the figure
@@ -131,7 +131,21 @@ def _label_pixels(lab: numpy.ndarray, steep: numpy.ndarray) -> tuple[numpy.ndarr
         better = near & (gap < best)
         labels[better] = name
         best[better] = gap[better]
+    _find_lost(labels, lab, tones)
     return labels, tones
+
+
+def _find_lost(labels: numpy.ndarray, lab: numpy.ndarray, tones: numpy.ndarray) -> None:
+    """Labels (in place) what is nowhere flat and yet no background, such as a thin ring behind strong compression."""
+    away = _distance(lab, tones)
+    lost = (labels == 0) & (away > 25)
+    areas, count = ndimage.label(lost, _EIGHT)
+    thick = ndimage.binary_opening(lost, _EIGHT)
+    for index in range(1, count + 1):
+        area = areas == index
+        if area.sum() >= SMALLEST and (area & thick).sum() >= 0.5 * area.sum():
+            middle = area & (away >= numpy.median(away[area]))  # the rest is mixed with the background
+            labels[area] = int(name_pixels(numpy.median(lab[middle], axis=0)[None])[0]) + 1
 
 
 def _without_specks(mask: numpy.ndarray, smallest: int) -> numpy.ndarray:
@@ -218,13 +232,17 @@ def _silhouette(part: _Part, children: list[_Part]) -> numpy.ndarray:
     return own
 
 
-def _is_shadow(part: _Part, larger: list[_Part], lab: numpy.ndarray, tones: numpy.ndarray, score: float) -> bool:
-    """Whether an area is a thin, shapeless, darker strip of the background or of a figure that it touches."""
-    if (score > 0.8 and part.label != _GRAY) or ndimage.distance_transform_edt(part.mask).max() > 5:
+def _is_fringe(part: _Part, larger: list[_Part], lab: numpy.ndarray, tones: numpy.ndarray, score: float) -> bool:
+    """Whether an area is thin and of no shape, or a darker strip of the background or of a figure that it touches."""
+    thickness = ndimage.distance_transform_edt(part.mask).max()
+    if (score > 0.8 and part.label != _GRAY) or thickness > 5:
         return False
-    colour = numpy.median(lab[part.mask], axis=0)
     rim = _rim(part.mask)
-    grounds = [*tones, *(numpy.median(lab[other.mask], axis=0) for other in larger if (other.mask & rim).any())]
+    beside = [other for other in larger if (other.mask & rim).any()]
+    if beside and score < 0.7:
+        return True
+    colour = numpy.median(lab[part.mask], axis=0)
+    grounds = [*tones, *(numpy.median(lab[other.mask], axis=0) for other in beside)]
     for ground in grounds:
         light = colour[0] / max(float(ground[0]), 1.0)
         if 0.65 < light < 1 and numpy.linalg.norm(colour - ground * light) < 12:
@@ -257,7 +275,7 @@ def read_picture(array: numpy.ndarray) -> Reading:
             continue  # nothing is drawn in the background's own colour
         own = _silhouette(part, [child for child in parts if child.holder == index and not child.see_through])
         guess = classify_shape(own)
-        if _is_shadow(part, parts[:index], lab, tones, guess.score):
+        if _is_fringe(part, parts[:index], lab, tones, guess.score):
             continue
         place[index] = len(reading.figures)
         rows, columns = numpy.nonzero(own)

@@ -14,6 +14,7 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "cre
 GRID = 44  # samples per side of the normalised silhouette
 EXTENT = 1.3  # half side of the normalised silhouette, in units of sqrt(area)
 _FINE = 220  # samples per side of the drawings that the templates are made from
+_BLUNT = 0.13  # radii of blur that round off the corners of every second template
 _TILTS = (-24, -18, -12, -6, 0, 6, 12, 18, 24)  # degrees
 
 
@@ -80,7 +81,9 @@ def _drawings(x: numpy.ndarray, y: numpy.ndarray) -> list[tuple[str, bool, numpy
     found += [("star", True, _star(x, y, waist)) for waist in (0.36, 0.43, 0.5)]
     found.append(("heart", True, _heart_curve(x, y)))
     found += [("heart", True, _heart_lobes(x, y, lobe)) for lobe in (0.42, 0.48)]
-    found += [("ring", False, (radius2 < 1) & (radius2 > hole * hole)) for hole in (0.35, 0.45, 0.55, 0.65, 0.75)]
+    found += [
+        ("ring", False, (radius2 < 1) & (radius2 > hole * hole)) for hole in (0.28, 0.35, 0.45, 0.55, 0.65, 0.75)
+    ]
     for arm in (0.24, 0.32, 0.4):
         plus = (numpy.minimum(abs(x), abs(y)) < arm) & (numpy.maximum(abs(x), abs(y)) < 0.95)
         found.append(("cross", True, plus))
@@ -122,6 +125,7 @@ def _templates() -> tuple[numpy.ndarray, tuple[str, ...]]:
     axis = (numpy.arange(_FINE) + 0.5) / _FINE * 3 - 1.5
     stack, names = [], []
     base_x, base_y = numpy.meshgrid(axis, axis)
+    unit = _FINE / 3  # samples per radius
     for tilt in _TILTS:
         turn = numpy.deg2rad(tilt)
         x = base_x * numpy.cos(turn) + base_y * numpy.sin(turn)
@@ -129,8 +133,9 @@ def _templates() -> tuple[numpy.ndarray, tuple[str, ...]]:
         for name, tilts, mask in _drawings(x, y):
             if tilt and not tilts:
                 continue
-            stack.append(normalise(mask).ravel())
-            names.append(name)
+            blunt = ndimage.gaussian_filter(mask.astype(numpy.float32), _BLUNT * unit) > 0.5
+            stack += [normalise(mask).ravel(), normalise(blunt).ravel()]
+            names += [name, name]
     return numpy.stack(stack), tuple(names)
 
 
