@@ -21,6 +21,8 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ModelMixin":  # diffusers looks for it here when a model_index.json names our package
+        return importlib.import_module("diffusers").ModelMixin
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "embedded_model_path":

@@ -12,6 +12,7 @@ from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from .ptdit_vae_backbone import PTDiTVAEBackbone, VAETiling
 
@@ -73,6 +74,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         self.tiling = VAETiling(tile_sample_min_size, tile_sample_min_num_frames)
         self.use_tiling = True
 
+    @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Encode pixels to a distribution over unscaled latents.
 
@@ -92,6 +94,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         latent_dist = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)
 
+    @apply_forward_hook
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """Decode unscaled latents to pixels.
 

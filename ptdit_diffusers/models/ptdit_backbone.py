@@ -6,7 +6,6 @@ Shape letters: B batch, F H W token frames/rows/columns, N = F*H*W tokens in ras
 L text tokens, S tokens of one window.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .ptdit_grid import ProxyPlan, Triple, Windows, legal_triple, position_table, proxy_index, timestep_sinusoid
+from .ptdit_grid import (
+    ProxyPlan,
+    Triple,
+    Windows,
+    draw_proxies,
+    keep_windows,
+    legal_triple,
+    position_table,
+    proxy_index,
+    timestep_sinusoid,
+)
 
 PROXY_MODES = ("mean", "random", "first")
 
@@ -316,12 +325,18 @@ class PTDiTBackbone(nn.Module):
                 f"num_attention_heads * attention_head_dim = {dim} must be a multiple of 16 (positions); "
                 f"nearest: {nearest}."
             )
+        if additional_conditions and dim % 3:
+            raise ValueError(
+                f"num_attention_heads * attention_head_dim = {dim} must be a multiple of 3 with additional conditions "
+                f"(sample_size 128); nearest: {round(dim / 48) * 48 or 48}."
+            )
         self.patch_size, self.in_channels, self.out_channels = patch_size, in_channels, out_channels
         self.position_scale = max(sample_size // 64, 1)
         self.scrambled_positions, self.additional_conditions = scrambled_positions, additional_conditions
         self.num_windows = num_windows
         self.trained_windows = legal_triple("window_size", window_size), legal_triple("proxy_ratio", proxy_ratio)
-        self.set_windows(window_size, proxy_ratio, proxy_mode)
+        self.reset_windows()
+        self.set_windows(proxy_mode=proxy_mode)
 
         layers = {"operations": operations, "device": device, "dtype": dtype}
 
@@ -371,6 +386,8 @@ class PTDiTBackbone(nn.Module):
     ) -> None:
         """Changes window size, proxy ratio or proxy mode of a loaded model; weights do not depend on them.
 
+        The change holds for this object: the saved configuration keeps what the weights were trained with.
+
         Args:
             window_size: tokens per window (frames, rows, columns); None keeps the present value.
             proxy_ratio: tokens per proxy (frames, rows, columns). Finer than the window: several strided proxies per
@@ -389,6 +406,12 @@ class PTDiTBackbone(nn.Module):
             self.proxy_ratio = legal_triple("proxy_ratio", proxy_ratio)
         if proxy_mode is not None:
             self.proxy_mode = proxy_mode
+        self.windows_were_set |= window_size is not None or proxy_ratio is not None
+
+    def reset_windows(self) -> None:
+        """Goes back to the trained window size and proxy ratio."""
+        self.window_size, self.proxy_ratio = self.trained_windows
+        self.windows_were_set = False
 
     def auto_windows(self, height: int, width: int) -> tuple[Triple, Triple]:
         """Window size and proxy ratio that keep the trained number of windows (section 3.2.3 of the paper).
@@ -398,16 +421,11 @@ class PTDiTBackbone(nn.Module):
 
         Returns:
             window size and proxy ratio for that size; the trained values at the trained size. Time is left alone.
+            Where no near-square window gives the trained number exactly, the one that comes nearest.
         """
-        window, ratio = self.trained_windows
-        tokens = (height // self.patch_size) * (width // self.patch_size)
-        scale = math.sqrt(tokens / (self.num_windows * window[1] * window[2]))
-        rows, columns = (max(1, round(length * scale)) for length in window[1:])
-        fine = [
-            max(1, round(new * part / old))
-            for new, part, old in zip((rows, columns), ratio[1:], window[1:], strict=True)
-        ]
-        return (window[0], rows, columns), (ratio[0], *fine)
+        return keep_windows(
+            height // self.patch_size, width // self.patch_size, *self.trained_windows, self.num_windows
+        )
 
     def run_block(self, block: PTDiTBlock, *arguments: Any) -> torch.Tensor:
         """Calls one block; hosts override it for checkpointing."""
@@ -423,7 +441,7 @@ class PTDiTBackbone(nn.Module):
         aspect_ratio: torch.Tensor | None = None,
         window_size: Triple | None = None,
         proxy_ratio: Triple | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """Predicts x0 - noise (first `in_channels` channels; the rest is untrained).
 
@@ -434,7 +452,7 @@ class PTDiTBackbone(nn.Module):
             encoder_attention_mask: bool (B, L), True = keep; None when all are kept.
             resolution, aspect_ratio: (B, 2), (B, 1); only for models with additional conditions.
             window_size, proxy_ratio: for this call only.
-            generator: draws the proxies of mode "random".
+            generator: draws the proxies of mode "random"; a list holds one for each sample, see `draw_proxies`.
 
         Returns:
             (B, out channels, F, height, width).
@@ -453,11 +471,11 @@ class PTDiTBackbone(nn.Module):
 
         plan = ProxyPlan(grid, window, ratio)
         windows, shifted_windows = Windows(grid, window, shifted=False), Windows(grid, window, shifted=True)
-        index = None
+        index = None if self.proxy_mode == "mean" else proxy_index(*plan, None, latents.device)
         for block in self.transformer_blocks:
-            if self.proxy_mode != "mean":
-                random = self.proxy_mode == "random"
-                index = proxy_index(batch, *plan, random, generator, latents.device)
+            if self.proxy_mode == "random":
+                draw = draw_proxies(batch, plan.number(), generator, latents.device)
+                index = proxy_index(*plan, draw, latents.device)
             hidden_states = self.run_block(
                 block, hidden_states, text, modulation, encoder_attention_mask, plan, windows, shifted_windows, index
             )

@@ -170,45 +170,90 @@ def mean_proxies(hidden_states: torch.Tensor, grid: Triple, window: Triple, rati
 
 
 def proxy_index(
-    batch: int,
     grid: Triple,
     window: Triple,
     ratio: Triple,
-    random: bool,
-    generator: torch.Generator | None,
+    draw: torch.Tensor | None,
     device: torch.device,
 ) -> torch.Tensor:
-    """Token indices (B, M) of single-token proxies: drawn at random (v1 of the paper) or the first of each set.
+    """Token indices (B, M) of single-token proxies: at random (v1 of the paper), or the first of each set.
 
-    Sets are those that `mean_proxies` averages, in the same order. The draw happens on the generator's device.
+    Sets are those that `mean_proxies` averages, in the same order.
+
+    Args:
+        grid, window, ratio: as for `mean_proxies`.
+        draw: numbers in [0, 1) of shape (3, B, M) from `draw_proxies`, one per axis; None takes the first tokens.
+        device: where to compute.
     """
-    starts, counts, strides = [], [], []
-    for size, (box, stride) in zip(grid, proxy_boxes(window, ratio), strict=True):
-        first = [b + y for b in range(0, size, box) for y in range(min(stride, min(box, size - b)))]
-        ends = [min((start // box + 1) * box, size) for start in first]
-        starts.append(first)
-        counts.append([-(-(end - start) // stride) for start, end in zip(first, ends, strict=True)])
-        strides.append(stride)
-    shape = tuple(len(first) for first in starts)
-    index = torch.zeros((batch, *shape), dtype=torch.long, device=device)
-    for axis in range(3):
-        view = [-1 if other == axis else 1 for other in range(3)]
-        position = torch.tensor(starts[axis], device=device).view(view)
-        if random:
-            where = generator.device if generator is not None else device
-            draw = torch.rand((batch, *shape), generator=generator, device=where).to(device)
-            count = torch.tensor(counts[axis], device=device).view(view)
-            position = position + strides[axis] * (draw * count).long()
+    index = torch.zeros((1, 1), dtype=torch.long, device=device)
+    positions = proxy_positions(grid, window, ratio, device)
+    for axis, (start, stride, count) in enumerate(positions):
+        position = start if draw is None else start + stride * (draw[axis] * count).long()
         index = index * grid[axis] + position
-    return index.flatten(1)
+    return index
+
+
+def proxy_positions(grid: Triple, window: Triple, ratio: Triple, device: torch.device) -> list[tuple]:
+    """Per axis and proxy: first position of its set, stride, number of positions; tensors of shape (1, M)."""
+    axes = []
+    for size, (box, stride) in zip(grid, proxy_boxes(window, ratio), strict=True):
+        number = size // box * stride + min(stride, size % box)
+        proxy = torch.arange(number, device=device)
+        edge = proxy.div(stride, rounding_mode="floor") * box
+        start = edge + proxy % stride
+        count = ((edge + box).clamp(max=size) - start + stride - 1).div(stride, rounding_mode="floor")
+        axes.append((start, stride, count))
+    lengths = [len(start) for start, _, _ in axes]
+    spread = []
+    for axis, (start, stride, count) in enumerate(axes):
+        view = [-1 if other == axis else 1 for other in range(3)]
+        start, count = (values.view(view).expand(lengths).reshape(1, -1) for values in (start, count))
+        spread.append((start, stride, count))
+    return spread
+
+
+def draw_proxies(
+    batch: int,
+    proxies: int,
+    generator: torch.Generator | list[torch.Generator] | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """Uniform numbers (3, batch, proxies) for `proxy_index`, drawn on the generator's device.
+
+    With a list, sample i draws from generator i; a list shorter than the batch is repeated, so that the two halves of
+    a guided batch see the same proxies.
+    """
+    if not isinstance(generator, list):
+        where = device if generator is None else generator.device
+        return torch.rand((3, batch, proxies), generator=generator, device=where).to(device)
+    rows = [torch.rand((3, 1, proxies), generator=one, device=one.device).to(device) for one in generator]
+    return torch.cat(rows, dim=1).repeat(1, batch // len(rows), 1)
+
+
+def keep_windows(rows: int, columns: int, window: Triple, ratio: Triple, number: int) -> tuple[Triple, Triple]:
+    """Window size and proxy ratio that cut rows x columns tokens into `number` windows of the given proportions.
+
+    Where no near-square window gives that number exactly, the one that comes nearest. Time is left alone, and the
+    number of proxies per window is kept.
+    """
+    scale = math.sqrt(rows * columns / (number * window[1] * window[2]))
+    lengths = [sorted({max(1, math.floor(side * scale)), math.ceil(side * scale)}) for side in window[1:]]
+
+    def misfit(pair: tuple[int, int]) -> tuple[int, float]:
+        count = -(-rows // pair[0]) * -(-columns // pair[1])
+        return abs(count - number), abs(math.log(pair[0] * window[2] / (pair[1] * window[1])))
+
+    best = min(product(*lengths), key=misfit)
+    fine = [max(1, round(new * part / old)) for new, part, old in zip(best, ratio[1:], window[1:], strict=True)]
+    return (window[0], *best), (ratio[0], *fine)
 
 
 def legal_triple(name: str, value: Any) -> Triple:
     """Checks a window size or proxy ratio: three integers >= 1 (frames, rows, columns of tokens)."""
     triple = tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(triple) != 3 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in triple):
-        numbers = [v if isinstance(v, int) else 1 for v in triple][:3] + [1] * (3 - len(triple[:3]))
-        nearest = tuple(max(1, int(v)) for v in numbers)
+    if len(triple) != 3 or any(type(part) is not int or part < 1 for part in triple):
+        given = [part for part in triple if isinstance(part, (int, float))][:3]
+        nearest = tuple(max(1, round(part)) for part in [*given, 1, 1, 1][:3])
         raise ValueError(f"{name}={value!r} must be three integers >= 1 (frames, rows, columns); nearest: {nearest}.")
     return triple
 
@@ -221,7 +266,12 @@ class ProxyPlan(NamedTuple):
     ratio: Triple
 
     def tokens(self, hidden_states: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-        """Means without an index, else the tokens at `index` (B, M)."""
+        """Means without an index, else the tokens at `index` (B or 1, M)."""
         if index is None:
             return mean_proxies(hidden_states, *self)
-        return hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[-1]))
+        return hidden_states.gather(1, index[..., None].expand(len(hidden_states), -1, hidden_states.shape[-1]))
+
+    def number(self) -> int:
+        """How many proxies there are."""
+        boxes = zip(self.grid, proxy_boxes(self.window, self.ratio), strict=True)
+        return math.prod(size // box * stride + min(stride, size % box) for size, (box, stride) in boxes)

@@ -18,7 +18,10 @@ from .ptdit_grid import Triple, Windows
 
 
 class PTDiTAttnProcessor:
-    """Attends through diffusers' dispatcher, so `set_attention_backend` and context parallelism reach every layer."""
+    """Attends through diffusers' dispatcher, so `set_attention_backend` reaches every layer.
+
+    Kernels of the flash kind take no mask: attention to masked text stays with torch's own whatever was chosen.
+    """
 
     _attention_backend = None
     _parallel_config = None
@@ -31,7 +34,8 @@ class PTDiTAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         windows: Windows | None = None,
     ) -> torch.Tensor:
-        attend = partial(dispatch_attention_fn, backend=self._attention_backend)
+        backend = self._attention_backend if attention_mask is None else "native"
+        attend = partial(dispatch_attention_fn, backend=backend)
         return attn.attend(attend, hidden_states, encoder_hidden_states, attention_mask, windows)
 
 
@@ -161,7 +165,7 @@ class PTDiTTransformer3DModel(
         aspect_ratio: torch.Tensor | None = None,
         window_size: Triple | None = None,
         proxy_ratio: Triple | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
@@ -173,16 +177,22 @@ class PTDiTTransformer3DModel(
             timestep (`torch.Tensor` of shape (B,)): time of each sample in 0..1000; it may be fractional.
             encoder_attention_mask (`torch.Tensor` of shape (B, L), *optional*): 1 or True = keep; leave it out when
                 nothing is masked, so that fast attention kernels can run.
-            resolution, aspect_ratio (`torch.Tensor` of shape (B, 2) and (B, 1), *optional*): only for models with
-                additional conditions, which need both.
+            resolution, aspect_ratio (`torch.Tensor` of shape (B, 2) and (B, 1), or for all samples (1, 2) and (1, 1),
+                *optional*): only for models with additional conditions, which need both.
             window_size, proxy_ratio (`tuple`, *optional*): for this call only; by default the model's present ones.
-            generator (`torch.Generator`, *optional*): draws the proxies of `proxy_mode="random"`.
+            generator (`torch.Generator` or list of them, *optional*): draws the proxies of `proxy_mode="random"`; of a
+                list, sample i uses generator i, and a list shorter than the batch is repeated.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` scales the LoRA.
             return_dict (`bool`, defaults to `True`): return a `Transformer2DModelOutput`, else a tuple.
 
         Returns:
             `Transformer2DModelOutput` with `sample` of shape (B, out_channels, F, H, W).
         """
+        if hidden_states.ndim != 5:
+            raise ValueError(
+                f"hidden_states has shape {tuple(hidden_states.shape)}; it must be (batch, channels, frames, height, "
+                "width), a picture being one frame: unsqueeze(2)."
+            )
         for name, size in zip(("height", "width"), hidden_states.shape[-2:], strict=True):
             if size % self.patch_size:
                 low = size // self.patch_size * self.patch_size

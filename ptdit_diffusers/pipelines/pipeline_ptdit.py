@@ -38,7 +38,7 @@ from .ptdit_checks import (
 )
 from .ptdit_embedded import resolve_model
 from .ptdit_lora import PTDiTLoraLoaderMixin
-from .ptdit_sampling import Triple, apply_guidance, choose_windows, time_shift
+from .ptdit_sampling import Triple, apply_guidance, choose_windows, proxy_generators, time_shift
 from .ptdit_text import join_text, prepare_prompts, tokenise
 
 
@@ -390,13 +390,6 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
             return self.video_processor.postprocess(video[:, :, 0], output_type)
         return self.video_processor.postprocess_video(video, output_type)
 
-    def _proxy_generator(self, generator: torch.Generator | list[torch.Generator] | None) -> torch.Generator | None:
-        """Source of the proxies that `proxy_mode="random"` draws: as repeatable as the noise, on the right device."""
-        first = generator[0] if isinstance(generator, list) else generator
-        if first is None or self.transformer.proxy_mode != "random":
-            return None
-        return torch.Generator(self._execution_device).manual_seed(first.initial_seed())
-
     @torch.no_grad()
     def __call__(
         self,
@@ -486,7 +479,12 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         shape = self._latent_shape(samples, height, width, num_frames)
         latents = self.prepare_latents(shape, self._execution_device, generator, latents)
         windows = choose_windows(self.transformer, window_size, proxy_ratio, *shape[-2:])
-        options = {"attention_kwargs": attention_kwargs, "generator": self._proxy_generator(generator)}
+        options = {"attention_kwargs": attention_kwargs}
+        if self.transformer.additional_conditions:
+            options["resolution"] = latents.new_tensor([[height, width]])
+            options["aspect_ratio"] = latents.new_tensor([[height / width]])
+        if self.transformer.proxy_mode == "random":
+            options["generator"] = proxy_generators(generator, samples)
         options["window_size"], options["proxy_ratio"] = windows
         tensors = dict(zip(self._callback_tensor_inputs, (latents, *text), strict=True))
         latents = self._denoise(tensors, timesteps, options, callback_on_step_end, callback_on_step_end_tensor_inputs)

@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 
+from ptdit_diffusers.models.ptdit_grid import legal_triple
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def check_size(name: str, value: Any, multiple: int, offset: int, reason: str) -> None:
     """Raise unless `value` is a positive integer of the form multiple * n + offset (offset 0 or 1)."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} must be an integer.")
+        nearest = (
+            max(1, round(value / multiple)) * multiple + offset if isinstance(value, float) else multiple + offset
+        )
+        raise ValueError(f"{name}={value!r} must be an integer; nearest legal value: {nearest}.")
     if value >= 1 and value % multiple == offset:
         return
     smallest = offset or multiple
@@ -26,7 +31,8 @@ def check_size(name: str, value: Any, multiple: int, offset: int, reason: str) -
 def check_count(name: str, value: Any) -> None:
     """Raise unless `value` is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+        nearest = max(1, round(value)) if isinstance(value, float) and value == value else 1
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1; nearest: {nearest}.")
 
 
 def check_output_type(output_type: Any) -> None:
@@ -91,12 +97,11 @@ def check_callback_inputs(names: Any, allowed: list[str]) -> None:
 
 def check_windows(name: str, value: Any) -> None:
     """Raise unless a window size or proxy ratio is "auto" or three integers >= 1 (frames, rows, columns)."""
-    triple = isinstance(value, (tuple, list)) and len(value) == 3
-    if value == "auto" or (triple and all(type(part) is int and part >= 1 for part in value)):
+    if value == "auto":
         return
-    raise ValueError(
-        f'{name}={value!r} must be "auto" or three integers >= 1 (frames, rows, columns), e.g. (1, 8, 8).'
-    )
+    if isinstance(value, str):
+        raise ValueError(f'{name}={value!r} must be "auto" or three integers >= 1 (frames, rows, columns).')
+    legal_triple(name, value)
 
 
 def require_finite(tensor: torch.Tensor, what: str, dtype: torch.dtype) -> None:

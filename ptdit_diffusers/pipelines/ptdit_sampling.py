@@ -7,9 +7,8 @@ import math
 
 import torch
 
+from ptdit_diffusers.models.ptdit_grid import Triple
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
-
-Triple = tuple[int, int, int]
 
 
 def time_shift(tokens_per_frame: int, base_tokens: int, num_frames: int = 1, frames_per_latent: int = 4) -> float:
@@ -50,7 +49,7 @@ def choose_windows(
     """
     trained_window, trained_ratio = transformer.trained_windows
     auto_window, auto_ratio = transformer.window_size, transformer.proxy_ratio
-    if (auto_window, auto_ratio) == (trained_window, trained_ratio):
+    if not transformer.windows_were_set:
         auto_window, auto_ratio = transformer.auto_windows(height, width)
     if window_size == "auto":
         window_size = auto_window
@@ -58,3 +57,20 @@ def choose_windows(
         sides = zip(window_size, trained_ratio, trained_window, strict=True)
         auto_ratio = tuple(max(1, round(new * ratio / old)) for new, ratio, old in sides)
     return tuple(window_size), auto_ratio if proxy_ratio == "auto" else tuple(proxy_ratio)
+
+
+def proxy_generators(
+    generator: torch.Generator | list[torch.Generator] | None, samples: int
+) -> list[torch.Generator] | None:
+    """One source of proxies for each sample (`proxy_mode="random"`), as repeatable as the noise and apart from it.
+
+    Sample i of a list is seeded as its own generator, so it equals the single run; a single generator seeds them in
+    turn. None leaves the draw to torch's global state.
+    """
+    if generator is None:
+        return None
+    if isinstance(generator, list):
+        seeds = [one.initial_seed() for one in generator]
+    else:
+        seeds = [(generator.initial_seed() + index) % 2**63 for index in range(samples)]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

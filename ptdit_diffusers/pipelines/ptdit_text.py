@@ -205,6 +205,7 @@ def tokenise(
         Ids and mask, both (B, L) int64 with L <= `max_sequence_length`; the mask is 1 where a token counts.
     """
     warn_about_cut_prompts(tokenizer, prompts, max_sequence_length)
+    warn_about_unknown_words(tokenizer, prompts)
     tokens = tokenizer(
         prompts,
         padding="longest",
@@ -228,6 +229,16 @@ def warn_about_cut_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str
                 f"{room}; this part is not used: {tokenizer.decode(ids[room:])!r}",
                 stacklevel=2,
             )
+
+
+def warn_about_unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> None:
+    """Warn once for each prompt with words of which the tokeniser makes its unknown token, and name them."""
+    unknown = tokenizer.unk_token_id
+    for prompt in prompts:
+        if unknown is None or unknown not in tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids:
+            continue
+        words = [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
+        warnings.warn(f"the text encoder does not know {', '.join(map(repr, words or [prompt]))}", stacklevel=2)
 
 
 def join_text(

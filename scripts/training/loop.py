@@ -85,6 +85,8 @@ class Run:
             return
         self.stage.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, decay in zip(self.optimizer.param_groups, (self.settings.weight_decay, 0.0), strict=True):
+            group["betas"], group["weight_decay"] = self.settings.betas, decay  # the settings go before the checkpoint
         for average, saved in zip(self.ema.shadow_params, state["ema"], strict=True):
             average.copy_(saved)
         self.step = self.ema.optimization_step = state["step"]
@@ -119,14 +121,18 @@ class Run:
         names = sorted(self.sums)
         means = torch.stack([self.sums[name].float() for name in names]) / self.summed
         means = dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(f"The loss is {means['loss']} at step {self.step}; resume with a lower lr.")
+        self.require_finite(means["loss"])
         now, settings = time.monotonic(), self.settings
         samples = self.summed * settings.accumulation * settings.batch_size * self.accelerator.num_processes
         line = {**means, "lr": learning_rate(self.step - 1, settings)}
         line["samples_per_second"] = samples / (now - self.logged_at)
         self.logged_at, self.sums, self.summed = now, {}, 0
         self.write(line)
+
+    def require_finite(self, loss: float) -> None:
+        """Stop before a broken model is written over a sound checkpoint."""
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"The loss is {loss} at step {self.step}; resume with a lower lr.")
 
     def write(self, line: dict[str, float]) -> None:
         """Append one line about this step to log.jsonl and show it."""
@@ -152,6 +158,7 @@ class Run:
         self.saved_at = time.monotonic()
         if self.step == self.saved_step:
             return
+        self.require_finite(float(self.sums.get("loss", 0.0)))
         self.saved_step = self.step
         if self.accelerator.is_main_process:
             state = {

@@ -66,14 +66,21 @@ def write_run(path: Path, settings: Any, progress: dict[str, Any], processes: in
         "settings_before": {key: old for key, old in earlier["settings"].items() if old != new.get(key)},
     }
     run = {"seed": settings.seed, **progress, "settings": new, "calls": [*earlier["calls"], call]}
-    path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+    replace_json(path, run)
 
 
 def update_run(path: Path, progress: dict[str, Any]) -> None:
     """Bring the progress in run.json up to date."""
     run = json.loads(path.read_text(encoding="utf-8"))
     run.update(progress)
-    path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+    replace_json(path, run)
+
+
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Write to a temporary file and rename it, so that a kill leaves the old file or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def hardware() -> str:

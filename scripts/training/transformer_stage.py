@@ -4,6 +4,7 @@ Rectified flow as the official training: logit-normal time, resolution-dependent
 half of the output channels. Must not know the verifier.
 """
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,6 +77,7 @@ class TransformerStage:
         window = settings.model.window_size
         if settings.model.start:
             transformer = PTDiTTransformer3DModel.from_pretrained(settings.model.start)
+            check_sizes(settings.model, transformer)
         else:
             sizes = {name: value for name, value in asdict(settings.model).items() if name != "start"}
             transformer = PTDiTTransformer3DModel(
@@ -102,7 +104,7 @@ class TransformerStage:
         Each process draws and encodes its share; all of them read everything.
         """
         data, state = self.settings.data, PartialState()
-        folder = Path(self.settings.output_dir) / "latents"
+        folder = Path(self.settings.output_dir) / f"latents-{self.fingerprint()}"
         folder.mkdir(parents=True, exist_ok=True)
         shares = torch.arange(data.scenes).tensor_split(state.num_processes)
         files = [folder / f"scenes-{int(share[0])}-{int(share[-1])}.safetensors" for share in shares]
@@ -113,6 +115,15 @@ class TransformerStage:
             temporary.replace(files[state.process_index])
         state.wait_for_everyone()
         return torch.cat([load_file(file)["latents"] for file in files])
+
+    def fingerprint(self) -> str:
+        """Eight digits that change with the VAE's encoder or the scenes, so that stale latents are never read."""
+        data = self.settings.data
+        digest = hashlib.sha256(f"{data.size} {data.world} {self.settings.seed}".encode())
+        for module in (self.vae.encoder, self.vae.quant_conv):
+            for value in module.state_dict().values():
+                digest.update(value.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:8]
 
     @torch.no_grad()
     def encode(self, indices: list[int]) -> Tensor:
@@ -184,8 +195,27 @@ class TransformerStage:
         return {}
 
     def export(self, folder: Path) -> None:
-        """Write the whole diffusers folder."""
-        self.pipeline().save_pretrained(folder)
+        """Write transformer, scheduler and index; the other components only where the folder lacks them.
+
+        A decoder that was trained further in the meantime stays.
+        """
+        pipeline = self.pipeline()
+        for name in ("tokenizer", "text_encoder", "vae"):
+            if not (folder / name).exists():
+                getattr(self, name).save_pretrained(folder / name)
+        self.transformer.save_pretrained(folder / "transformer")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        pipeline.save_config(folder)
+
+
+def check_sizes(asked: ModelSettings, transformer: PTDiTTransformer3DModel) -> None:
+    """Raise ValueError where a transformer to go on from has other sizes than the settings say."""
+    for name, value in asdict(asked).items():
+        if name != "start" and (found := getattr(transformer.config, name)) not in (
+            value,
+            list(value) if isinstance(value, tuple) else value,
+        ):
+            raise ValueError(f"model.{name}={value} but {asked.start} has {name}={found}; set it to that.")
 
 
 class LayoutHead(torch.nn.Module):

@@ -209,3 +209,22 @@ class TestOfficialCheckpoint:
     def test_a_file_of_another_model_is_refused(self):
         with pytest.raises(ValueError, match="not this VAE; it starts with: blocks.0.weight"):
             official_vae_state_dict({"state_dict": {"blocks.0.weight": torch.zeros(1)}})
+
+
+def test_encode_and_decode_run_the_hooks_of_model_offloading():
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Count(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    vae = AutoencoderKLOpenSoraPlan(hidden_size=8, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, norm_num_groups=4)
+    hook = Count()
+    add_hook_to_module(vae, hook)
+    with torch.no_grad():
+        latents = vae.encode(torch.zeros(1, 3, 1, 16, 16)).latent_dist.mode()
+        vae.decode(latents)
+    assert hook.calls == 2

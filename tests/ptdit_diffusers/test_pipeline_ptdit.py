@@ -84,7 +84,8 @@ def pipe(golden_pipe) -> PTDiTPipeline:
     fresh = PTDiTPipeline(**golden_pipe.components)
     fresh.set_progress_bar_config(disable=True)
     yield fresh
-    fresh.transformer.set_windows((1, 4, 4), (1, 4, 4), "mean")
+    fresh.transformer.reset_windows()
+    fresh.transformer.set_windows(proxy_mode="mean")
 
 
 def run(pipe: PTDiTPipeline, prompt: str | list[str] | None = "one cat", **arguments) -> torch.Tensor:
@@ -389,6 +390,25 @@ class TestSizesAndWindows:
         pipe.transformer.set_windows(window_size=(1, 2, 4))
         assert choose_windows(pipe.transformer, "auto", "auto", 8, 8) == ((1, 2, 4), (1, 4, 4))
 
+    def test_windows_set_to_the_trained_values_are_kept_at_other_sizes_until_they_are_reset(self, pipe):
+        pipe.transformer.set_windows((1, 4, 4), (1, 4, 4))
+        assert choose_windows(pipe.transformer, "auto", "auto", 8, 8) == ((1, 4, 4), (1, 4, 4))
+        pipe.transformer.reset_windows()
+        pipe.transformer.set_windows(proxy_mode="first")
+        assert choose_windows(pipe.transformer, "auto", "auto", 8, 8) == ((1, 2, 2), (1, 2, 2))
+
+    def test_a_model_with_added_conditions_gets_the_picture_size(self, pipe):
+        sizes = {"num_layers": 1, "caption_channels": 32, "window_size": (1, 4, 4), "proxy_ratio": (1, 4, 4)}
+        torch.manual_seed(0)
+        conditioned = PTDiTTransformer3DModel(3, 16, sample_size=128, num_windows=4, **sizes).eval()
+        for parameter in conditioned.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        pipe = PTDiTPipeline(**{**pipe.components, "transformer": conditioned})
+        pipe.set_progress_bar_config(disable=True)
+        calls = Seen(pipe).calls
+        run(pipe, height=64, width=128)
+        assert calls[0]["resolution"].tolist() == [[64, 128]] and calls[0]["aspect_ratio"].tolist() == [[0.5]]
+
     def test_an_explicit_window_keeps_the_trained_number_of_proxies_per_window(self, pipe):
         finer = PTDiTTransformer3DModel(2, 8, num_layers=1, window_size=(1, 4, 4), proxy_ratio=(1, 2, 2))
         assert choose_windows(finer, (1, 8, 2), "auto", 8, 8) == ((1, 8, 2), (1, 4, 1))
@@ -396,6 +416,13 @@ class TestSizesAndWindows:
     def test_random_proxies_repeat_with_the_seed(self, pipe):
         pipe.transformer.set_windows(proxy_mode="random")
         assert torch.equal(run(pipe, generator=seeded(1)), run(pipe, generator=[seeded(1)]))
+
+    def test_random_proxies_of_a_batch_equal_the_single_runs(self, pipe):
+        pipe.transformer.set_windows(proxy_mode="random")
+        together = run(pipe, prompt=["a red circle", "a red circle"], generator=[seeded(1), seeded(2)])
+        for index, seed in enumerate((1, 2)):
+            alone = run(pipe, prompt="a red circle", generator=[seeded(seed)])
+            assert torch.allclose(together[index : index + 1], alone, atol=1e-4)
 
     def test_the_time_shift_is_the_official_one_for_pictures_and_from_17_frames_on(self):
         assert time_shift(4096, 1024) == 2 and time_shift(1024, 1024) == 1

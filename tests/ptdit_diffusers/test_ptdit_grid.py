@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptdit_diffusers.models.ptdit_backbone import Attention, scaled_dot_product
-from ptdit_diffusers.models.ptdit_grid import Windows, legal_triple, mean_proxies, position_table, proxy_index
+from ptdit_diffusers.models.ptdit_grid import (
+    ProxyPlan,
+    Windows,
+    draw_proxies,
+    keep_windows,
+    legal_triple,
+    mean_proxies,
+    position_table,
+    proxy_index,
+)
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 11), st.integers(1, 11))
 triples = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
@@ -87,18 +96,20 @@ def test_proxies_are_the_means_of_the_tokens_they_have(grid, window, ratio, seed
 @given(grid=grids, window=triples, ratio=triples, seed=st.integers(0, 9999))
 def test_single_token_proxies_belong_to_their_set(grid, window, ratio, seed):
     sets = proxy_sets(grid, window, ratio)
-    first = proxy_index(2, grid, window, ratio, False, None, torch.device("cpu"))
-    assert first.tolist() == [[members[0] for members in sets]] * 2
-    generator = torch.Generator().manual_seed(seed)
-    drawn = proxy_index(2, grid, window, ratio, True, generator, torch.device("cpu"))
+    first = proxy_index(grid, window, ratio, None, torch.device("cpu"))
+    assert first.tolist() == [[members[0] for members in sets]]
+    assert ProxyPlan(grid, window, ratio).number() == len(sets)
+    draw = draw_proxies(2, len(sets), torch.Generator().manual_seed(seed), torch.device("cpu"))
+    drawn = proxy_index(grid, window, ratio, draw, torch.device("cpu"))
     for row in drawn.tolist():
         assert all(token in members for token, members in zip(row, sets, strict=True))
 
 
 def test_random_proxies_reach_every_token_of_their_set():
-    generator = torch.Generator().manual_seed(0)
-    drawn = proxy_index(500, (1, 5, 7), (1, 4, 4), (1, 2, 4), True, generator, torch.device("cpu"))
-    for position, members in enumerate(proxy_sets((1, 5, 7), (1, 4, 4), (1, 2, 4))):
+    plan = ProxyPlan((1, 5, 7), (1, 4, 4), (1, 2, 4))
+    draw = draw_proxies(500, plan.number(), torch.Generator().manual_seed(0), torch.device("cpu"))
+    drawn = proxy_index(*plan, draw, torch.device("cpu"))
+    for position, members in enumerate(proxy_sets(*plan)):
         assert set(drawn[:, position].tolist()) == set(members)
 
 
@@ -113,3 +124,27 @@ def test_positions_count_rows_and_columns_whatever_the_shape():
 def test_an_illegal_triple_is_named_with_its_nearest_legal_value(value):
     with pytest.raises(ValueError, match="window_size=.* three integers >= 1 .*nearest: "):
         legal_triple("window_size", value)
+
+
+def test_the_nearest_legal_triple_keeps_what_is_legal():
+    with pytest.raises(ValueError, match=r"nearest: \(1, 8, 8\)"):
+        legal_triple("window_size", (1, 8.0, 8))
+
+
+def test_every_square_size_keeps_the_number_of_windows_where_it_can_be_kept():
+    for tokens in range(16, 200):
+        (_, rows, columns), _ = keep_windows(tokens, tokens, (1, 8, 8), (1, 8, 8), 64)
+        reachable = {-((-tokens // length) ** 2) for length in range(1, tokens + 1)}
+        count = -(-tokens // rows) * -(-tokens // columns)
+        if 64 in reachable:
+            assert count == 64, tokens
+        else:
+            assert abs(count - 64) <= 17, tokens  # 8 x 9 or 7 x 7 windows
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(48, 84), (52, 76), (84, 48), (32, 128), (30, 40)])
+def test_other_proportions_come_near_the_number_of_windows(rows, columns):
+    (_, high, wide), ratio = keep_windows(rows, columns, (1, 8, 8), (1, 4, 8), 64)
+    assert abs(-(-rows // high) * -(-columns // wide) - 64) <= 8
+    assert abs(high - wide) <= 1
+    assert ratio == (1, max(1, round(high / 2)), wide)

@@ -109,3 +109,11 @@ class TestJoining:
     def test_the_mask_is_none_when_nothing_is_masked(self):
         embeds, mask = join_text([torch.zeros(2, 5, 3)], [torch.tensor([[1, 1, 0, 0, 0]] * 2)])
         assert embeds.shape == (2, 2, 3) and mask is None
+
+
+def test_words_that_the_text_encoder_does_not_know_are_named(tokenizer):
+    with pytest.warns(UserWarning, match="does not know 'dragon'"):
+        tokenise(tokenizer, ["red circle", "red dragon ring"], 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenise(tokenizer, ["red circle"], 200)

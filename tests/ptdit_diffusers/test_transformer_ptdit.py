@@ -75,6 +75,10 @@ def test_illegal_settings_are_refused_by_name():
         transformer(**arguments(), window_size=(0, 2, 2))
     with pytest.raises(ValueError, match="latent height=15 is not a multiple of the patch size 2; nearest: 14 or 16"):
         transformer(**arguments(height=15))
+    with pytest.raises(ValueError, match="hidden_states has shape .*must be .batch, channels, frames, height, width"):
+        transformer(**{**arguments(), "hidden_states": torch.zeros(2, 4, 16, 16)})
+    with pytest.raises(ValueError, match="32 must be a multiple of 3 with additional conditions .*nearest: 48"):
+        PTDiTTransformer3DModel(**{**TINY, "sample_size": 128})
     with pytest.raises(ValueError, match="30 must be a multiple of 16 .*nearest: 32"):
         PTDiTTransformer3DModel(**{**TINY, "attention_head_dim": 15})
 
@@ -88,6 +92,46 @@ def test_random_proxies_follow_their_generator():
 
     assert torch.equal(run(3), run(3))
     assert not torch.equal(run(3), run(4))
+
+
+@torch.no_grad()
+def test_random_proxies_of_a_sample_do_not_depend_on_its_batch():
+    transformer = tiny(proxy_mode="random")
+    inputs = arguments()
+    seeds = (3, 4)
+    together = transformer(**inputs, generator=[torch.Generator().manual_seed(seed) for seed in seeds]).sample
+    for index, seed in enumerate(seeds):
+        one = {name: value[index : index + 1] for name, value in inputs.items()}
+        alone = transformer(**one, generator=[torch.Generator().manual_seed(seed)]).sample
+        assert torch.allclose(together[index : index + 1], alone, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_short_list_of_generators_gives_both_guidance_halves_the_same_proxies():
+    transformer = tiny(proxy_mode="random")
+    twice = {name: torch.cat([value[:1], value[:1]]) for name, value in arguments().items()}
+    one, other = transformer(**twice, generator=[torch.Generator().manual_seed(3)]).sample
+    assert torch.allclose(one, other, atol=1e-6)
+
+
+@torch.no_grad()
+def test_masked_attention_stays_with_the_native_kernel_whatever_was_chosen(monkeypatch):
+    from ptdit_diffusers.models import transformer_ptdit
+
+    transformer = tiny()
+    transformer.set_attention_backend("_native_math")
+    chosen = []
+    dispatch = transformer_ptdit.dispatch_attention_fn
+
+    def watch(query, key, value, mask, **options):
+        chosen.append((mask is not None, str(options["backend"])))
+        return dispatch(query, key, value, mask, **options)
+
+    monkeypatch.setattr(transformer_ptdit, "dispatch_attention_fn", watch)
+    transformer(**arguments(), encoder_attention_mask=torch.tensor([[1, 1, 1, 0, 0]] * 2))
+    transformer.reset_attention_backend()
+    assert {name for masked, name in chosen if masked} == {"native"}
+    assert all("native_math" in name.lower() for masked, name in chosen if not masked)
 
 
 @torch.no_grad()
@@ -105,8 +149,6 @@ def test_auto_windows_keep_64_windows_at_every_size_of_the_paper():
         transformer = PTDiTTransformer3DModel(num_layers=1)
     for pixels, side in ((256, 2), (512, 4), (1024, 8), (2048, 16)):
         assert transformer.auto_windows(pixels // 8, pixels // 8) == ((1, side, side), (1, side, side))
-    (_, rows, columns), _ = transformer.auto_windows(96, 168)  # 768 x 1344
-    assert rows == columns == 8
 
 
 @torch.no_grad()

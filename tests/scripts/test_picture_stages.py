@@ -1,5 +1,6 @@
 """The stages vae, decoder and transformer: they run through the real script, freeze what they should, and export."""
 
+import shutil
 from pathlib import Path
 
 import numpy
@@ -12,6 +13,7 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from scripts import train
 from scripts.drawn_world import BACKGROUNDS, SHAPES, Group, Scene, Thing, is_held_out, render, sample_scene
+from scripts.training.checkpoint import checkpoints, load_checkpoint
 from scripts.training.transformer_stage import (
     DataSettings,
     ModelSettings,
@@ -140,7 +142,7 @@ def test_going_on_from_a_transformer_keeps_its_weights_and_the_layout_head_is_no
         steps=2,
         batch_size=4,
         warmup=0,
-        model=ModelSettings(start=str(folder)),
+        model=ModelSettings(**TRANSFORMER, start=str(folder)),
         data=DataSettings(components=str(trained / "export"), scenes=6, layout_weight=0.25),
     )
     stage = TransformerStage(settings, torch.device("cpu"))
@@ -150,3 +152,46 @@ def test_going_on_from_a_transformer_keeps_its_weights_and_the_layout_head_is_no
     assert loss > numbers["loss_flow"]
     loss.backward()
     assert all(parameter.grad is not None for parameter in stage.layout.parameters())
+
+
+def test_going_on_with_other_sizes_is_refused(trained):
+    settings = Settings(
+        output_dir=str(trained / "transformer"),
+        steps=2,
+        batch_size=4,
+        warmup=0,
+        model=ModelSettings(start=str(trained / "export" / "transformer")),
+        data=DataSettings(components=str(trained / "export"), scenes=6),
+    )
+    with pytest.raises(ValueError, match="model.num_attention_heads=3 but .* has num_attention_heads=1"):
+        TransformerStage(settings, torch.device("cpu"))
+
+
+def test_an_export_leaves_a_vae_alone_that_is_already_there(trained, tmp_path):
+    settings = Settings(
+        output_dir=str(trained / "transformer"),
+        steps=2,
+        batch_size=4,
+        warmup=0,
+        model=ModelSettings(**TRANSFORMER),
+        data=DataSettings(components=str(trained / "export"), scenes=6),
+    )
+    (tmp_path / "vae").mkdir()
+    TransformerStage(settings, torch.device("cpu")).export(tmp_path)
+    assert list((tmp_path / "vae").iterdir()) == []
+    assert (tmp_path / "transformer").is_dir() and (tmp_path / "model_index.json").is_file()
+
+
+def test_going_on_from_the_middle_equals_going_through(trained, tmp_path):
+    section = {**LOOP, "checkpoint_every": 1, "output_dir": str(tmp_path / "run"), "export_dir": str(tmp_path)}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"vae": {**section, "model": VAE}}), encoding="utf-8")
+    run = ["--config", str(config), "--stage", "vae"]
+    assert train.main(run) == 0
+    through = load_checkpoint(tmp_path / "run")["model"]
+    middle, end = checkpoints(tmp_path / "run")
+    assert middle.name == "checkpoint-00000001"
+    shutil.rmtree(end)
+    assert train.main(run) == 0
+    resumed = load_checkpoint(tmp_path / "run")["model"]
+    assert all(torch.equal(value, resumed[name]) for name, value in through.items())
