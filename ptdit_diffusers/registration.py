@@ -3,7 +3,11 @@
 It changes nothing that diffusers owns: it adds attributes, and entries to the tables that diffusers keeps for this.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import diffusers
+import torch
 from diffusers.hooks._helpers import (
     AttentionProcessorMetadata,
     AttentionProcessorRegistry,
@@ -42,7 +46,7 @@ def register(pipeline: type, output: type) -> None:
         "default_subfolder": "transformer",
     }
     SINGLE_FILE_LOADABLE_CLASSES["AutoencoderKLOpenSoraPlan"] = {
-        "checkpoint_mapping_fn": lambda checkpoint, **_: official_vae_state_dict(checkpoint),
+        "checkpoint_mapping_fn": single_file_vae,
         "default_subfolder": "vae",
     }
     TransformerBlockRegistry.register(
@@ -52,3 +56,18 @@ def register(pipeline: type, output: type) -> None:
         PTDiTAttnProcessor,
         AttentionProcessorMetadata(skip_processor_output_fn=lambda _, hidden_states, *a, **k: hidden_states),
     )
+
+
+def single_file_vae(checkpoint: Mapping[str, Any], **_: Any) -> dict[str, torch.Tensor]:
+    """Weights of the VAE from what diffusers reads of a single file.
+
+    Raises:
+        ValueError: The file is a raw training checkpoint. diffusers opens its `state_dict` and drops the averaged
+            weights beside it, which are the ones to use.
+    """
+    if "gen_model" in checkpoint:
+        raise ValueError(
+            "this is a training checkpoint with averaged weights that from_single_file cannot see; "
+            "run `ptdit convert --vae FILE --output DIR`, which takes them, and load that folder."
+        )
+    return official_vae_state_dict(checkpoint)
