@@ -38,7 +38,7 @@ from .ptdit_checks import (
 )
 from .ptdit_embedded import resolve_model
 from .ptdit_lora import PTDiTLoraLoaderMixin
-from .ptdit_sampling import Triple, apply_guidance, choose_windows, proxy_generators, time_shift
+from .ptdit_sampling import Triple, apply_guidance, choose_windows, proxy_generators, size_conditions, time_shift
 from .ptdit_text import join_text, prepare_prompts, tokenise
 
 
@@ -479,13 +479,9 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         shape = self._latent_shape(samples, height, width, num_frames)
         latents = self.prepare_latents(shape, self._execution_device, generator, latents)
         windows = choose_windows(self.transformer, window_size, proxy_ratio, *shape[-2:])
-        options = {"attention_kwargs": attention_kwargs}
-        if self.transformer.additional_conditions:
-            options["resolution"] = latents.new_tensor([[height, width]])
-            options["aspect_ratio"] = latents.new_tensor([[height / width]])
+        options = {**windows, **size_conditions(self.transformer, height, width), "attention_kwargs": attention_kwargs}
         if self.transformer.proxy_mode == "random":
             options["generator"] = proxy_generators(generator, samples)
-        options["window_size"], options["proxy_ratio"] = windows
         tensors = dict(zip(self._callback_tensor_inputs, (latents, *text), strict=True))
         latents = self._denoise(tensors, timesteps, options, callback_on_step_end, callback_on_step_end_tensor_inputs)
         result = self.decode_latents(latents, output_type)

@@ -36,8 +36,8 @@ def apply_guidance(flow: torch.Tensor, guidance_scale: float) -> torch.Tensor:
 
 def choose_windows(
     transformer: PTDiTTransformer3DModel, window_size: str | Triple, proxy_ratio: str | Triple, height: int, width: int
-) -> tuple[Triple, Triple]:
-    """Window size and proxy ratio of a run.
+) -> dict[str, Triple]:
+    """Window size and proxy ratio of a run, as arguments of the transformer.
 
     "auto" is what `transformer.set_windows` was told, where it was called; else the number of windows of the trained
     size is kept. An explicit window with `proxy_ratio="auto"` keeps the trained number of proxies per window.
@@ -56,7 +56,18 @@ def choose_windows(
     elif proxy_ratio == "auto":
         sides = zip(window_size, trained_ratio, trained_window, strict=True)
         auto_ratio = tuple(max(1, round(new * ratio / old)) for new, ratio, old in sides)
-    return tuple(window_size), auto_ratio if proxy_ratio == "auto" else tuple(proxy_ratio)
+    ratio = auto_ratio if proxy_ratio == "auto" else tuple(proxy_ratio)
+    return {"window_size": tuple(window_size), "proxy_ratio": ratio}
+
+
+def size_conditions(transformer: PTDiTTransformer3DModel, height: int, width: int) -> dict[str, torch.Tensor]:
+    """Resolution and aspect ratio (height / width) in pixels, for transformers that were built to be told them."""
+    if not transformer.additional_conditions:
+        return {}
+    values = {"resolution": [[height, width]], "aspect_ratio": [[height / width]]}
+    return {
+        name: torch.tensor(value, dtype=torch.float32, device=transformer.device) for name, value in values.items()
+    }
 
 
 def proxy_generators(

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline, PTDiTPipelineOutput
-from ptdit_diffusers.pipelines.ptdit_sampling import apply_guidance, choose_windows, time_shift
+from ptdit_diffusers.pipelines.ptdit_sampling import apply_guidance
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TIMESTEP_CASES = json.loads((GOLDEN / "rflow_timesteps.json").read_text(encoding="utf-8"))["cases"]
@@ -386,17 +386,6 @@ class TestSizesAndWindows:
         run(pipe, height=size[0], width=size[1], num_inference_steps=1, **arguments)
         assert (seen[0]["window_size"], seen[0]["proxy_ratio"]) == expected
 
-    def test_windows_that_were_set_on_the_transformer_are_used(self, pipe):
-        pipe.transformer.set_windows(window_size=(1, 2, 4))
-        assert choose_windows(pipe.transformer, "auto", "auto", 8, 8) == ((1, 2, 4), (1, 4, 4))
-
-    def test_windows_set_to_the_trained_values_are_kept_at_other_sizes_until_they_are_reset(self, pipe):
-        pipe.transformer.set_windows((1, 4, 4), (1, 4, 4))
-        assert choose_windows(pipe.transformer, "auto", "auto", 8, 8) == ((1, 4, 4), (1, 4, 4))
-        pipe.transformer.reset_windows()
-        pipe.transformer.set_windows(proxy_mode="first")
-        assert choose_windows(pipe.transformer, "auto", "auto", 8, 8) == ((1, 2, 2), (1, 2, 2))
-
     def test_a_model_with_added_conditions_gets_the_picture_size(self, pipe):
         sizes = {"num_layers": 1, "caption_channels": 32, "window_size": (1, 4, 4), "proxy_ratio": (1, 4, 4)}
         torch.manual_seed(0)
@@ -409,10 +398,6 @@ class TestSizesAndWindows:
         run(pipe, height=64, width=128)
         assert calls[0]["resolution"].tolist() == [[64, 128]] and calls[0]["aspect_ratio"].tolist() == [[0.5]]
 
-    def test_an_explicit_window_keeps_the_trained_number_of_proxies_per_window(self, pipe):
-        finer = PTDiTTransformer3DModel(2, 8, num_layers=1, window_size=(1, 4, 4), proxy_ratio=(1, 2, 2))
-        assert choose_windows(finer, (1, 8, 2), "auto", 8, 8) == ((1, 8, 2), (1, 4, 1))
-
     def test_random_proxies_repeat_with_the_seed(self, pipe):
         pipe.transformer.set_windows(proxy_mode="random")
         assert torch.equal(run(pipe, generator=seeded(1)), run(pipe, generator=[seeded(1)]))
@@ -423,15 +408,6 @@ class TestSizesAndWindows:
         for index, seed in enumerate((1, 2)):
             alone = run(pipe, prompt="a red circle", generator=[seeded(seed)])
             assert torch.allclose(together[index : index + 1], alone, atol=1e-4)
-
-    def test_the_time_shift_is_the_official_one_for_pictures_and_from_17_frames_on(self):
-        assert time_shift(4096, 1024) == 2 and time_shift(1024, 1024) == 1
-        assert time_shift(1024, 1024, 17) == time_shift(1024, 1024, 29) == math.sqrt(5)
-        assert time_shift(1024, 1024, 34) == math.sqrt(10)
-
-    def test_the_time_shift_grows_from_one_frame_to_seventeen(self):
-        shifts = [time_shift(1024, 1024, frames) for frames in (1, 5, 9, 13, 17)]
-        assert shifts == [math.sqrt(frames) for frames in (1, 2, 3, 4, 5)]
 
     def test_a_scheduler_without_dynamic_shifting_keeps_its_own_shift(self, pipe):
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
