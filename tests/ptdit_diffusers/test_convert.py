@@ -102,6 +102,14 @@ def test_the_goldens_come_out_of_a_converted_official_checkpoint(converted, case
     assert (out - tensors[goldens.CASES[case][0]]).abs().max() < goldens.LIMIT
 
 
+def test_the_official_checkpoint_can_also_be_loaded_as_a_single_file(converted, inputs):
+    from ptdit_diffusers import PTDiTTransformer3DModel as Registered
+
+    one = Registered.from_single_file(str(inputs["transformer"]), config=str(converted), subfolder="transformer")
+    other = Registered.from_pretrained(converted, subfolder="transformer").state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in one.state_dict().items())
+
+
 def test_extra_conditions_and_missing_shift_are_seen_in_the_weights(tmp_path):
     for case in ("vii_added_conditions", "iv_no_shift"):
         tensors, config = goldens.load(case)
