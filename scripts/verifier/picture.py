@@ -31,6 +31,7 @@ _AREA = {
     "ring": 2.08,
     "cross": 2.26,
     "crescent": 1.76,
+    "blob": 3.14,
 }
 _FOUR = ndimage.generate_binary_structure(2, 1)
 _EIGHT = ndimage.generate_binary_structure(2, 2)
@@ -42,7 +43,7 @@ class Figure:
 
     Attributes:
         colour: colour word.
-        shape: shape word.
+        shape: shape word, or "blob".
         x, y: centroid of the silhouette, fractions of the width and height.
         radius: estimated radius of the drawing, fraction of the shorter side.
         area: pixels of the silhouette over pixels of the picture, holes filled where another figure lies in them.

@@ -14,6 +14,9 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "cre
 GRID = 44  # samples per side of the normalised silhouette
 EXTENT = 1.3  # half side of the normalised silhouette, in units of sqrt(area)
 _FINE = 220  # samples per side of the drawings that the templates are made from
+# Least score that a silhouette needs to be called a shape at all; thin shapes overlap less when a little off.
+_LEAST = {"ring": 0.45, "crescent": 0.5}
+_LEAST_OTHERS = 0.65
 _BLUNT = 0.13  # radii of blur that round off the corners of every second template
 _TILTS = (-24, -18, -12, -6, 0, 6, 12, 18, 24)  # degrees
 
@@ -23,7 +26,7 @@ class ShapeGuess:
     """Best shape of a silhouette.
 
     Attributes:
-        name: one of `SHAPES`.
+        name: one of `SHAPES`, or "blob" when the silhouette is like none of them.
         score: intersection over union with the best template, 0..1.
         runner_up: second best shape.
         margin: score minus the runner-up's score.
@@ -161,4 +164,6 @@ def classify_shape(mask: numpy.ndarray) -> ShapeGuess:
         best_of.setdefault(names[index], int(index))
     (name, first), (runner_up, second) = list(best_of.items())[:2]
     margin = float(scores[first] - scores[second])
+    if scores[first] < _LEAST.get(name, _LEAST_OTHERS):
+        name = "blob"
     return ShapeGuess(name, float(scores[first]), runner_up, margin)

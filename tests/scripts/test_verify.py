@@ -109,6 +109,8 @@ def test_silhouettes_are_named_at_any_place_and_size() -> None:
     assert classify_shape(disc < 25**2).name == "circle"
     assert classify_shape((disc < 25**2) & (disc > 13**2)).name == "ring"
     assert classify_shape((abs(x - 40) < 9) & (abs(y - 50) < 9)).name == "square"
+    splinters = (abs((x - 60) - (y - 45)) < 3) & (abs(x - 60) < 30)
+    assert classify_shape(splinters).name == "blob"
     with pytest.raises(ValueError, match="0 pixels"):
         classify_shape(numpy.zeros((8, 8), dtype=bool))
 
