@@ -1,6 +1,7 @@
 """The rules of the house, checked on the source: who may import whom, sizes of files and functions, the wheel."""
 
 import ast
+import json
 import shutil
 import subprocess
 import sys
@@ -275,3 +276,5 @@ def test_an_embedded_model_is_small_documented_and_keeps_its_weights_as_safetens
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
     assert len([path for path in files if path.suffix == ".safetensors"]) == 3  # text encoder, VAE, transformer
     assert (folder / "README.md").is_file()
+    for config in (path for path in files if path.name == "config.json"):  # no path of the machine that trained it
+        assert not json.loads(config.read_text(encoding="utf-8")).get("_name_or_path"), config

@@ -203,6 +203,7 @@ class TransformerStage:
         for name in ("tokenizer", "text_encoder", "vae"):
             if not (folder / name).exists():
                 getattr(self, name).save_pretrained(folder / name)
+        self.transformer.register_to_config(_name_or_path="")  # not where this machine keeps what it started from
         self.transformer.save_pretrained(folder / "transformer")
         self.scheduler.save_pretrained(folder / "scheduler")
         pipeline.save_config(folder)

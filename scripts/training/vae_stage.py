@@ -98,6 +98,7 @@ class VAEStage:
     def export(self, folder: Path) -> None:
         """Write vae/ with the scaling factor that gives latents a standard deviation of one."""
         if self.settings.data.start:  # the encoder is the one that was scaled
+            self.model.register_to_config(_name_or_path="")  # not where this machine keeps what it started from
             self.model.save_pretrained(folder / "vae")
             return
         generator = numpy_generator(self.settings.data.world, self.settings.seed, 998, 998)
