@@ -199,6 +199,14 @@ class PatchEmbed(nn.Module):
         return tokens.flatten(2).transpose(1, 2).unflatten(0, (-1, frames)).flatten(1, 2)
 
 
+def attend_inside(
+    attention: Attention, hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, windows: Windows
+) -> torch.Tensor:
+    """Modulated self-attention inside windows; the result (B, N, D) is still in their order."""
+    inner = layer_norm(windows.partition(hidden_states)) * (1 + scale) + shift
+    return attention(inner, windows=windows)
+
+
 class PTDiTBlock(nn.Module):
     """One block: proxy attention, injection, window attention, shifted-window attention, text, feed-forward.
 
@@ -266,8 +274,7 @@ class PTDiTBlock(nn.Module):
         windows: Windows,
     ) -> torch.Tensor:
         """Texture inside windows."""
-        inner = windows.partition(hidden_states)
-        inner = self.attn1(layer_norm(inner) * (1 + scale) + shift, windows=windows)
+        inner = attend_inside(self.attn1, hidden_states, shift, scale, windows)
         return hidden_states + windows.restore(gate * inner)
 
     def shifted_window(
@@ -279,8 +286,7 @@ class PTDiTBlock(nn.Module):
         windows: Windows,
     ) -> torch.Tensor:
         """Texture across the borders of windows; the gate comes before the last linear layer."""
-        inner = windows.partition(hidden_states)
-        inner = self.attn3(layer_norm(inner) * (1 + scale) + shift, windows=windows)
+        inner = attend_inside(self.attn3, hidden_states, shift, scale, windows)
         return hidden_states + windows.restore(self.linear_2(gate * inner))
 
 
