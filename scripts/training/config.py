@@ -37,6 +37,7 @@ class LoopSettings:
     hold: float = 0.0  # fraction of the steps at full lr before the decay begins
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01  # on matrices only
+    muon: str = ""  # regular expression: matrices of these names are trained by Muon instead of AdamW; "" = none
     clip: float = 1.0  # largest gradient norm
     ema_decay: float = 0.9995  # upper limit; the decay at step s is at most (1 + s) / (10 + s)
     log_every: int = 50

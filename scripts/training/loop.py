@@ -1,4 +1,4 @@
-"""The training loop, the same for every stage: batches -> loss -> AdamW -> EMA -> checkpoint, log, sheet, export.
+"""The training loop, the same for every stage: batches -> loss -> optimiser -> EMA -> checkpoint, log, sheet, export.
 
 A resumed run equals an uninterrupted one: batches and noise are pure functions of (seed, rank, step), the learning
 rate is a function of the step, and the checkpoint holds weights, optimiser, EMA and step. Must not know any stage.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scripts.training.checkpoint import load_checkpoint, save_checkpoint
 from scripts.training.config import LoopSettings
-from scripts.training.parts import LossModule, batch_loader, due, learning_rate, stop_signals
+from scripts.training.parts import LossModule, batch_loader, due, learning_rate, make_optimizers, stop_signals
 from scripts.training.record import append_log, draw_curve, trim_log, update_run, write_run
 from scripts.training.stage import Stage, mix
 
@@ -59,14 +59,9 @@ class Run:
         self.folder = Path(settings.output_dir)
         self.trained = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
         self.ema = EMAModel(self.trained, decay=settings.ema_decay, foreach=True)
-        fused = accelerator.device.type in ("cpu", "cuda")
-        groups = [
-            {"params": [p for p in self.trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in self.trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
         self.step, self.seconds = 0, 0.0
-        self.wrapped, self.optimizer = accelerator.prepare(LossModule(stage), optimizer)
+        optimizers = make_optimizers(stage.model, settings)
+        self.wrapped, *self.optimizers = accelerator.prepare(LossModule(stage), *optimizers)
         self.resume()
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.saved_step, self.sums, self.summed = self.step, {}, 0
@@ -84,19 +79,22 @@ class Run:
         if state is None:
             return
         self.stage.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, decay in zip(self.optimizer.param_groups, (self.settings.weight_decay, 0.0), strict=True):
-            group["betas"], group["weight_decay"] = self.settings.betas, decay  # the settings go before the checkpoint
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, options in zip(optimizer.param_groups, asked, strict=True):
+                group.update(options)  # the settings go before the checkpoint
         for average, saved in zip(self.ema.shadow_params, state["ema"], strict=True):
             average.copy_(saved)
         self.step = self.ema.optimization_step = state["step"]
         self.seconds = state["seconds"]
 
     def optimise(self, batches: Iterator[dict[str, Tensor]]) -> None:
-        """One optimiser step: `accumulation` micro-batches, clipping, AdamW, EMA."""
+        """One optimiser step: `accumulation` micro-batches, clipping, optimiser, EMA."""
         accelerator, settings = self.accelerator, self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, settings)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.step, settings)
         for micro in range(settings.accumulation):
             batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
             index = self.step * settings.accumulation + micro
@@ -107,8 +105,9 @@ class Run:
                 numbers = {"loss": loss.detach(), **numbers}
                 if accelerator.sync_gradients:
                     numbers["gradient_norm"] = accelerator.clip_grad_norm_(self.trained, settings.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
             for name, value in numbers.items():
                 share = 1 if name == "gradient_norm" else 1 / settings.accumulation
                 self.sums[name] = self.sums.get(name, 0) + value * share
@@ -163,7 +162,7 @@ class Run:
         if self.accelerator.is_main_process:
             state = {
                 "model": self.stage.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "ema": self.ema.shadow_params,
                 "step": self.step,
                 "seconds": self.elapsed(),

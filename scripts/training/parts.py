@@ -1,13 +1,15 @@
-"""Parts the loop is made of: batches ahead of time, the loss as a module, the learning rate, stop signals.
+"""Parts the loop is made of: batches ahead of time, the loss as a module, optimisers, learning rate, stop signals.
 
 Must not know any stage.
 """
 
 import math
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -47,6 +49,30 @@ def batch_loader(stage: Stage, settings: LoopSettings, accelerator: Accelerator,
     return DataLoader(
         data, None, sampler=indices, num_workers=settings.workers, pin_memory=pin, worker_init_fn=ignore_stop
     )
+
+
+def make_optimizers(model: nn.Module, settings: LoopSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for the trained parameters, and Muon (arXiv 2502.16982) for the matrices that `settings.muon` names.
+
+    Muon's steps are scaled to the size of AdamW's, so one learning rate serves both.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    orthogonal = {n: p for n, p in trained.items() if settings.muon and p.ndim == 2 and re.search(settings.muon, n)}
+    if settings.muon and not orthogonal:
+        raise ValueError(f"muon={settings.muon!r} matches no matrix of the model, for example {next(iter(trained))}.")
+    rest = [parameter for name, parameter in trained.items() if name not in orthogonal]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = rest[0].device.type in ("cpu", "cuda")
+    optimizers = [torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)]
+    if orthogonal:
+        matrices, decay = list(orthogonal.values()), settings.weight_decay
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
 
 
 def learning_rate(step: int, settings: LoopSettings) -> float:

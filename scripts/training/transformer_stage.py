@@ -16,6 +16,7 @@ from accelerate import PartialState
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -50,6 +51,7 @@ class DataSettings:
     world: int = 2  # first number of the seeds of the scenes
     caption_dropout: float = 0.1  # share of samples trained with an empty caption, for guidance
     base_tokens: int = 28  # tokens at which the time shift is 1; fewer give more steps to high noise, which lays out
+    caption_tokens: int = 48  # captions are padded to this many tokens: one shape, compiled once
     layout_weight: float = 0.0  # of the layout loss: what stands at each token, read off a middle block
     steps: int = 30  # of the sample sheets
     guidance: float = 4.0  # of the sample sheets
@@ -59,6 +61,7 @@ class DataSettings:
 class Settings(LoopSettings):
     """Settings of the stage."""
 
+    compile: bool = False  # torch.compile the network: slow to begin, then twice as fast on a CPU
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings
 
@@ -88,6 +91,7 @@ class TransformerStage:
             )
         self.transformer, self.layout = transformer, LayoutHead(transformer)
         self.model = torch.nn.ModuleDict({"transformer": transformer, "layout": self.layout}).to(device)
+        self.network = torch.compile(transformer, dynamic=False) if settings.compile else transformer
         self.scheduler = FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_image_seq_len=settings.data.base_tokens
         )
@@ -144,7 +148,7 @@ class TransformerStage:
             "" if choice.random() < data.caption_dropout else describe(self.scene(int(i)), choice)[0] for i in indices
         ]
         layouts = [layout_targets(self.scene(int(i)), data.size // 16) for i in indices]
-        tokens = self.tokenizer(captions, padding=True, return_tensors="pt")
+        tokens = self.tokenizer(captions, padding="max_length", max_length=data.caption_tokens, return_tensors="pt")
         latents = self.latents[torch.from_numpy(indices)].float()
         normal = torch.randn(batch_size, generator=generator)
         return {
@@ -161,7 +165,8 @@ class TransformerStage:
             text = self.text_encoder(batch["input_ids"], attention_mask=batch["mask"]).last_hidden_state
         time = batch["time"][:, None, None, None, None]
         noisy = (1 - time) * batch["latents"] + time * batch["noise"]
-        sample = self.transformer(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False)[0]
+        with sdpa_kernel(SDPBackend.MATH):  # on a CPU, the fused kernel's backward is slow for small windows
+            sample = self.network(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False)[0]
         flow = self.transformer.flow(sample)
         error = F.mse_loss(flow, batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
         early = batch["time"] > 0.7
