@@ -14,6 +14,7 @@ from diffusers.hooks._helpers import (
     TransformerBlockMetadata,
     TransformerBlockRegistry,
 )
+from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 
@@ -21,7 +22,7 @@ from .conversion.keys import official_transformer_state_dict
 from .models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
 from .models.ptdit_backbone import PTDiTBlock
 from .models.transformer_ptdit import PTDiTAttnProcessor, PTDiTTransformer3DModel
-from .pipelines.ptdit_lora import PTDiTLoraLoaderMixin
+from .pipelines.ptdit_lora import PTDiTLoraLoaderMixin, expand_block_scales
 
 
 def register(pipeline: type, output: type) -> None:
@@ -49,6 +50,7 @@ def register(pipeline: type, output: type) -> None:
         "checkpoint_mapping_fn": single_file_vae,
         "default_subfolder": "vae",
     }
+    _SET_ADAPTER_SCALE_FN_MAPPING[PTDiTTransformer3DModel.__name__] = expand_block_scales
     TransformerBlockRegistry.register(
         PTDiTBlock, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)
     )

@@ -1,20 +1,29 @@
-"""Loading and saving LoRA weights for the pipeline, in diffusers' manner and from ComfyUI-style files.
+"""Loading and saving LoRA weights for the pipeline: diffusers' files, and those of ComfyUI, kohya and raw peft.
 
 It must not know the sampler, the text path or how a LoRA is trained.
 """
 
+import re
 from typing import Any
 
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 
-FOREIGN_PREFIX = "diffusion_model."
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+
 OUR_PREFIX = "transformer."
+DOTTED_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", OUR_PREFIX)  # stripped in turn
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya's kind: dots of the module became underscores
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+SHOWN = 3  # keys named in a message
 
 
 class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
-    """LoRA for `PTDiTTransformer3DModel`; the parent class does everything but the foreign key names."""
+    """LoRA for `PTDiTTransformer3DModel`; the parent class does everything but foreign names and the checks.
+
+    `set_adapters` takes one weight per adapter, or one per block: `{"transformer": {"transformer_blocks.3": 0.5}}`;
+    modules that are not named keep 1.
+    """
 
     @classmethod
     def lora_state_dict(
@@ -23,36 +32,155 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         """Read a LoRA file, folder, Hub id or dictionary and give its weights diffusers' names.
 
         Args:
-            pretrained_model_name_or_path_or_dict: As for every pipeline of diffusers. Keys may begin with
-                `transformer.` (diffusers) or `diffusion_model.` (ComfyUI and most trainers).
+            pretrained_model_name_or_path_or_dict: As for every pipeline of diffusers. Keys may be diffusers'
+                (`transformer.`), ComfyUI's (`diffusion_model.`), raw peft's (`base_model.model.`), bare module names,
+                or kohya's (`lora_unet_transformer_blocks_0_attn1_to_q`); `.alpha` is folded into the weights.
             kwargs: Options of diffusers' method, `return_lora_metadata` and `weight_name` among them.
 
         Returns:
             The weights, and with `return_lora_metadata=True` the file's metadata as well.
+
+        Raises:
+            ValueError: The file holds no LoRA, or one of another kind; names the first keys.
         """
         wants_metadata = kwargs.pop("return_lora_metadata", False)
         weights, metadata = super().lora_state_dict(
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
         )
-        if any(key.startswith(FOREIGN_PREFIX) for key in weights):
-            weights = convert_foreign_lora(weights)
+        weights = convert_foreign_lora(weights)
         return (weights, metadata) if wants_metadata else weights
+
+    @classmethod
+    def load_lora_into_transformer(
+        cls, state_dict: dict[str, torch.Tensor], transformer: PTDiTTransformer3DModel, **kwargs: Any
+    ) -> None:
+        """Put an adapter into the transformer.
+
+        Args:
+            state_dict: Weights under diffusers' names, as `lora_state_dict` returns them.
+            transformer: The model that gets the adapter.
+            kwargs: Options of diffusers' method: `adapter_name`, `hotswap`, `metadata`, ...
+
+        Raises:
+            ValueError: The weights belong to another model; names the first modules that do not fit.
+        """
+        check_lora(state_dict, transformer)
+        super().load_lora_into_transformer(state_dict, transformer, **kwargs)
 
 
 def convert_foreign_lora(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename `diffusion_model.<module>.lora_A|lora_down` keys and fold `<module>.alpha` into the weights.
+    """Give LoRA weights diffusers' names and fold `<module>.alpha` into them.
 
-    diffusers reads alpha only from metadata that such files do not have, so alpha / rank goes into the second matrix.
+    diffusers reads alpha only from metadata that foreign files do not have, so alpha / rank goes into the second matrix.
+
+    Raises:
+        ValueError: There is not a single LoRA matrix, or an alpha without its matrices; names the first keys.
     """
+    flat = _flat_names(weights)
     renamed = {}
     for key, value in weights.items():
-        if key.startswith(FOREIGN_PREFIX):
-            key = OUR_PREFIX + key.removeprefix(FOREIGN_PREFIX)
-        renamed[key.replace(".lora_down.weight", DOWN).replace(".lora_up.weight", UP)] = value
+        key = re.sub(r"\.lora_([AB])\.(?!weight$|bias$)[^.]+\.", r".lora_\1.", key)  # peft's adapter name
+        key = key.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
+        renamed[OUR_PREFIX + _module_and_rest(key, flat)] = value
+    if not any(key.endswith(DOWN) for key in renamed):
+        raise ValueError(
+            f"this is not a LoRA: of its {len(weights)} keys, none ends with lora_A.weight or lora_down.weight "
+            f"(first keys: {_first(weights)})."
+        )
     for key in [key for key in renamed if key.endswith(".alpha")]:
         module = key.removesuffix(".alpha")
         alpha = renamed.pop(key)
-        rank = renamed[module + DOWN].shape[0]
-        up = renamed[module + UP]
+        if module + DOWN not in renamed or module + UP not in renamed:
+            raise ValueError(
+                f"{key.removeprefix(OUR_PREFIX)} has no lora_down and lora_up (or lora_A, lora_B) beside it."
+            )
+        rank, up = renamed[module + DOWN].shape[0], renamed[module + UP]
         renamed[module + UP] = (up.float() * (float(alpha) / rank)).to(up.dtype)
     return renamed
+
+
+def _module_and_rest(key: str, flat: dict[str, str]) -> str:
+    for prefix in FLAT_PREFIXES:
+        if key.startswith(prefix):
+            module, dot, rest = key.removeprefix(prefix).partition(".")
+            return flat.get(module, module) + dot + rest
+    for prefix in DOTTED_PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _flat_names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
+    """kohya's spelling of every module of a transformer as deep as the keys say -> its real name."""
+    blocks = [int(number) for key in weights for number in re.findall(r"^[a-z_]+_transformer_blocks_(\d+)_", key)]
+    if not any(key.startswith(FLAT_PREFIXES) for key in weights):
+        return {}
+    with torch.device("meta"):  # names only: no memory, any width
+        model = PTDiTTransformer3DModel(1, 48, num_layers=max(blocks, default=-1) + 1, use_additional_conditions=True)
+    return {name.replace(".", "_"): name for name, _ in model.named_modules()}
+
+
+def check_lora(weights: dict[str, torch.Tensor], transformer: PTDiTTransformer3DModel) -> None:
+    """Raise ValueError unless every key names a layer of the transformer and has its size; names the first that do not.
+
+    Args:
+        weights: Under diffusers' names. A matrix A is (rank, inputs), B is (outputs, rank); convolutions have two more
+            dimensions.
+        transformer: May have adapters already.
+    """
+    modules = dict(transformer.named_modules())
+    wrong = []
+    for key, value in weights.items():
+        name, found, kind = key.removeprefix(OUR_PREFIX).rpartition(".lora_")
+        layer = modules.get(name) if found and key.startswith(OUR_PREFIX) else None
+        layer = getattr(layer, "base_layer", layer)
+        inputs = getattr(layer, "in_features", getattr(layer, "in_channels", None))
+        outputs = getattr(layer, "out_features", getattr(layer, "out_channels", None))
+        if inputs is None:
+            wrong.append(f"{key} (no such layer)")
+        elif kind == "A.weight" and value.shape[1] != inputs:
+            wrong.append(f"{key} ({value.shape[1]} inputs, the layer has {inputs})")
+        elif kind == "B.weight" and value.shape[0] != outputs:
+            wrong.append(f"{key} ({value.shape[0]} outputs, the layer has {outputs})")
+    if wrong:
+        raise ValueError(
+            f"this LoRA is for another model: {len(wrong)} of {len(weights)} keys do not fit, first "
+            f"{'; '.join(wrong[:SHOWN])}."
+        )
+
+
+def expand_block_scales(
+    transformer: PTDiTTransformer3DModel, scales: list[float | dict[str, float]]
+) -> list[float | dict[str, float]]:
+    """Per-block scales of `set_adapters`, written out for every layer with an adapter; the longest name counts.
+
+    diffusers takes the first name that is part of a layer's name, so "transformer_blocks.1" would also mean block 10.
+
+    Raises:
+        ValueError: A name is no module of the transformer.
+    """
+    modules = dict(transformer.named_modules())
+    layers = [name for name, module in modules.items() if hasattr(module, "base_layer")]
+    return [
+        _scale_of_each(layers, scale, modules, len(transformer.transformer_blocks))
+        if isinstance(scale, dict)
+        else scale
+        for scale in scales
+    ]
+
+
+def _scale_of_each(layers: list[str], scales: dict[str, float], modules: dict, blocks: int) -> dict[str, float]:
+    for name in scales:
+        if name not in modules:
+            raise ValueError(
+                f"{name!r} is no module of the transformer; name blocks as transformer_blocks.0 to "
+                f"transformer_blocks.{blocks - 1}, or modules in them as transformer_blocks.0.attn1."
+            )
+    expanded = {}
+    for layer in layers:
+        above = [name for name in scales if f"{layer}.".startswith(f"{name}.")]
+        expanded[layer] = scales[max(above, key=len)] if above else 1.0
+    return expanded
+
+
+def _first(keys: Any) -> str:
+    return ", ".join(list(keys)[:SHOWN]) or "none"

@@ -82,3 +82,99 @@ def test_a_saved_lora_loads_again(pipe, lora, tmp_path):
     pipe.unload_lora_weights()
     pipe.load_lora_weights(tmp_path)
     torch.testing.assert_close(draw(pipe), expected)
+
+
+def rename(lora: dict[str, torch.Tensor], prefix: str, flat: bool = False, infix: str = "") -> dict[str, torch.Tensor]:
+    renamed = {}
+    for key, value in lora.items():
+        module, _, kind = key.removeprefix("transformer.").rpartition(".lora_")
+        module = module.replace(".", "_") if flat else module
+        kind = {"A.weight": "down.weight", "B.weight": "up.weight"}[kind] if flat else kind.replace(".", f"{infix}.")
+        renamed[f"{prefix}{module}.lora_{kind}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("lora_unet_", True), ("lora_transformer_", True), ("base_model.model.", False, ".default"), ("", False)],
+    ids=["kohya", "kohya-transformer", "peft", "bare"],
+)
+def test_names_of_other_trainers_mean_the_same_layers(lora, names):
+    converted = convert_foreign_lora(rename(lora, *names))
+    assert converted.keys() == lora.keys()
+    assert all(torch.equal(converted[key], lora[key]) for key in lora)
+
+
+def test_a_lora_for_another_model_is_refused_and_the_wrong_keys_are_named(pipe, lora):
+    key = next(iter(lora))
+    with pytest.raises(ValueError, match=r"another model: 1 of \d+ keys .*to_q.lora_A.weight \(7 inputs, .* has 48\)"):
+        pipe.load_lora_weights({**lora, key: torch.zeros(2, 7)})
+    foreign = {"transformer.blocks.0.attn.qkv.lora_A.weight": torch.zeros(2, 48)}
+    with pytest.raises(ValueError, match=r"another model: .*blocks.0.attn.qkv.lora_A.weight \(no such layer\)"):
+        pipe.load_lora_weights(foreign)
+    assert pipe.get_list_adapters() == {}
+
+
+@pytest.mark.parametrize("weights", [{}, {"transformer.proj_out.weight": torch.zeros(2, 2)}], ids=["empty", "a model"])
+def test_nothing_to_load_is_an_error(pipe, weights):
+    with pytest.raises(ValueError, match="this is not a LoRA"):
+        pipe.load_lora_weights(weights)
+
+
+def test_an_alpha_without_matrices_is_an_error(lora):
+    with pytest.raises(ValueError, match="nowhere.alpha has no lora_down"):
+        convert_foreign_lora({**lora, "diffusion_model.nowhere.alpha": torch.tensor(1.0)})
+
+
+def test_a_fused_lora_draws_the_same_picture_and_comes_out_again(pipe, lora):
+    plain = draw(pipe)
+    pipe.load_lora_weights({key: value * 0.3 for key, value in lora.items()})
+    loaded = draw(pipe)
+    pipe.fuse_lora(lora_scale=1.0)
+    torch.testing.assert_close(draw(pipe), loaded, atol=1e-4, rtol=1e-4)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(draw(pipe), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_each_block_may_have_its_own_scale(pipe, lora):
+    pipe.load_lora_weights(lora, adapter_name="style")
+    first = {key: value for key, value in lora.items() if "transformer_blocks.0." in key}
+    pipe.set_adapters("style", {"transformer": {"transformer_blocks.1": 0.0}})
+    only_first = draw(pipe)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(first)
+    assert torch.equal(draw(pipe), only_first)
+
+
+def test_the_longest_name_gives_the_scale_and_an_unknown_one_is_refused(pipe, lora):
+    pipe.load_lora_weights(lora, adapter_name="style")
+    scales = {"transformer_blocks.0": 0.5, "transformer_blocks.0.attn1": 0.25, "transformer_blocks.0.attn1.to_q": 2.0}
+    pipe.set_adapters("style", {"transformer": scales})
+    block, other = pipe.transformer.transformer_blocks
+    found = [m.scaling["style"] for m in (block.attn1.to_q, block.attn1.to_k, block.attn2.to_q, other.attn1.to_q)]
+    assert found == [2.0, 0.25, 0.5, 1.0]
+    with pytest.raises(ValueError, match="'middle' is no module .* transformer_blocks.0 to transformer_blocks.1"):
+        pipe.set_adapters("style", {"transformer": {"middle": 1.0}})
+
+
+def test_two_adapters_add_up_and_one_can_be_deleted(pipe, lora):
+    pipe.load_lora_weights(lora, adapter_name="one")
+    once = draw(pipe)
+    pipe.load_lora_weights(lora, adapter_name="two")
+    pipe.set_adapters(["one", "two"], [0.5, 0.5])
+    torch.testing.assert_close(draw(pipe), once, atol=1e-4, rtol=1e-4)
+    pipe.delete_adapters("two")
+    pipe.set_adapters("one", 1.0)
+    assert pipe.get_list_adapters() == {"transformer": ["one"]}
+    assert torch.equal(draw(pipe), once)
+
+
+def test_hotswap_replaces_the_weights_in_place(pipe, lora):
+    other = {key: value.flip(0) for key, value in lora.items()}
+    pipe.load_lora_weights(other, adapter_name="style")
+    expected = draw(pipe)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(lora, adapter_name="style")
+    pipe.load_lora_weights(other, adapter_name="style", hotswap=True)
+    assert torch.equal(draw(pipe), expected)
