@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -20,7 +21,7 @@ from scripts.drawn_world import describe, sample_scene
 from scripts.training import text_stage
 from scripts.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from scripts.training.config import LoopSettings, load_settings
-from scripts.training.parts import learning_rate
+from scripts.training.parts import learning_rate, make_optimizers
 from scripts.training.stage import numpy_generator, torch_generator
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,11 @@ def log_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_two_steps_and_two_resumed_steps_equal_four_steps_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", ["", "SelfAttention|DenseReluDense"])
+def test_two_steps_and_two_resumed_steps_equal_four_steps_bit_for_bit(tiny: Path, tmp_path: Path, muon: str) -> None:
+    tiny.write_text(
+        tiny.read_text(encoding="utf-8").replace("seed: 3", f"seed: 3\n  muon: {muon!r}"), encoding="utf-8"
+    )
     assert run_script(tiny) == 0
     straight = load_checkpoint(tmp_path / "run")
     log = [line["loss"] for line in log_of(tmp_path / "run") if "loss" in line]
@@ -83,6 +88,18 @@ def test_two_steps_and_two_resumed_steps_equal_four_steps_bit_for_bit(tiny: Path
     assert straight["step"] == resumed["step"] == 4
     assert_same(straight, resumed)
     assert [line["loss"] for line in log_of(tmp_path / "run") if "loss" in line] == log
+
+
+def test_muon_takes_the_named_matrices_and_adamw_the_rest() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Embedding(4, 8))
+    settings = LoopSettings(output_dir="", steps=1, batch_size=1, muon="^0")
+    adamw, muon = make_optimizers(model, settings)
+    assert [type(each) for each in (adamw, muon)] == [torch.optim.AdamW, torch.optim.Muon]
+    assert [[tuple(p.shape) for p in group["params"]] for group in adamw.param_groups] == [[(4, 8)], [(8,)]]
+    assert [tuple(p.shape) for p in muon.param_groups[0]["params"]] == [(8, 8)]
+    assert [type(each) for each in make_optimizers(model, replace(settings, muon=""))] == [torch.optim.AdamW]
+    with pytest.raises(ValueError, match="muon='attention' matches no matrix"):
+        make_optimizers(model, replace(settings, muon="attention"))
 
 
 def test_a_run_writes_log_curve_sheets_record_and_a_loadable_export(tiny: Path, tmp_path: Path) -> None:
