@@ -92,7 +92,7 @@ def test_two_steps_and_two_resumed_steps_equal_four_steps_bit_for_bit(tiny: Path
 
 def test_muon_takes_the_named_matrices_and_adamw_the_rest() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Embedding(4, 8))
-    settings = LoopSettings(output_dir="", steps=1, batch_size=1, muon="^0")
+    settings = LoopSettings(output_dir="", steps=1, warmup=0, batch_size=1, muon="^0")
     adamw, muon = make_optimizers(model, settings)
     assert [type(each) for each in (adamw, muon)] == [torch.optim.AdamW, torch.optim.Muon]
     assert [[tuple(p.shape) for p in group["params"]] for group in adamw.param_groups] == [[(4, 8)], [(8,)]]
