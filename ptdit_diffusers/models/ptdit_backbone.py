@@ -89,15 +89,10 @@ class Attention(nn.Module):
         )
         if windows is None:
             mask = None if attention_mask is None else attention_mask[:, None, None]
-            hidden_states = attention(query, key, value, mask).flatten(2)  # (B, N, D)
+            hidden_states = attention(query, key, value, mask)  # (B, N, heads, head_dim)
         else:
-            pieces = []
-            for (_, size), *qkv in zip(windows.sizes, *(windows.split(t) for t in (query, key, value)), strict=True):
-                q, k, v = (t.unflatten(1, (-1, size)).flatten(0, 1) for t in qkv)  # (B * windows, S, heads, head_dim)
-                piece = attention(q, k, v, None)
-                pieces.append(piece.reshape(query.shape[0], -1, hidden_states.shape[-1]))
-            hidden_states = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-        return self.to_out[1](self.to_out[0](hidden_states))
+            hidden_states = windows.attend(attention, query, key, value)
+        return self.to_out[1](self.to_out[0](hidden_states.flatten(2)))
 
     def project(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None

@@ -1,11 +1,12 @@
 """The token grid of PT-DiT (arXiv 2409.04005 v2): sinusoids, positions, windows, proxies.
 
-Pure functions of sizes and tensors in plain torch; no layers, no parameters.
+Functions of sizes and tensors in plain torch; no layers, no parameters.
 Shape letters: B batch, F H W token frames/rows/columns, N = F*H*W tokens in raster order, D width, M proxies,
 S tokens of one window.
 """
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -133,6 +134,14 @@ class Windows:
     def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Partitioned tokens (B, N, ...) -> one tensor (B, windows * S, ...) per window shape."""
         return tokens.split([count * size for count, size in self.sizes], dim=1)
+
+    def attend(self, attention: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attends inside each window; all tensors are partitioned, (B, N, heads, head_dim)."""
+        pieces = []
+        for (_, size), *qkv in zip(self.sizes, *(self.split(t) for t in (query, key, value)), strict=True):
+            q, k, v = (t.unflatten(1, (-1, size)).flatten(0, 1) for t in qkv)  # (B * windows, S, heads, head_dim)
+            pieces.append(attention(q, k, v, None).reshape(query.shape[0], -1, *query.shape[2:]))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
 def proxy_boxes(window: Triple, ratio: Triple) -> list[tuple[int, int]]:

@@ -1,13 +1,15 @@
 """diffusers head of the backbone: configuration, attention processors, mixins. No maths of its own."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models._modeling_parallel import ContextParallelConfig, ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import SeqAllToAllDim, dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -16,11 +18,43 @@ from diffusers.utils import apply_lora_scale
 from .ptdit_backbone import Attention, PTDiTBackbone, PTDiTBlock
 from .ptdit_grid import Triple, Windows
 
+SPLIT_TOKENS = {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)}
+GATHER_TOKENS = ContextParallelOutput(gather_dim=1, expected_dims=3)
+
+
+class SharedWindows:
+    """Windows over tokens of which each device of a context-parallel group holds a part.
+
+    A device's tokens may begin and end inside a window. So devices trade tokens for heads before the attention
+    (Ulysses), each attends with its share of the heads in all windows, and they trade back.
+
+    Raises:
+        ValueError: the number of devices does not divide the heads, or the parts are not equal.
+    """
+
+    def __init__(self, windows: Windows, heads: int, parallel: ContextParallelConfig):
+        devices = parallel.ring_degree * parallel.ulysses_degree
+        if heads % devices:
+            legal = max(part for part in range(1, devices) if heads % part == 0)
+            raise ValueError(f"{heads} heads cannot be shared by {devices} devices; nearest smaller number: {legal}.")
+        if parallel.ulysses_anything or parallel.ring_anything:
+            raise ValueError(
+                "ulysses_anything and ring_anything make unequal parts, which windows cannot use; drop it."
+            )
+        self.windows = windows
+        self.group = parallel._flattened_mesh.get_group()
+
+    def attend(self, attention: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """As `Windows.attend`, of this device's part (B, N / devices, heads, head_dim)."""
+        query, key, value = (SeqAllToAllDim.apply(self.group, tokens) for tokens in (query, key, value))
+        return SeqAllToAllDim.apply(self.group, self.windows.attend(attention, query, key, value), 1, 2)
+
 
 class PTDiTAttnProcessor:
     """Attends through diffusers' dispatcher, so `set_attention_backend` reaches every layer.
 
     Kernels of the flash kind take no mask: attention to masked text stays with torch's own whatever was chosen.
+    Under context parallelism only windows need tokens of other devices: all others have all their keys.
     """
 
     _attention_backend = None
@@ -36,6 +70,8 @@ class PTDiTAttnProcessor:
     ) -> torch.Tensor:
         backend = self._attention_backend if attention_mask is None else "native"
         attend = partial(dispatch_attention_fn, backend=backend)
+        if self._parallel_config is not None and windows is not None:
+            windows = SharedWindows(windows, attn.heads, self._parallel_config.context_parallel_config)
         return attn.attend(attend, hidden_states, encoder_hidden_states, attention_mask, windows)
 
 
@@ -105,6 +141,21 @@ class PTDiTTransformer3DModel(
     _repeated_blocks = ["PTDiTBlock"]
     _skip_layerwise_casting_patterns = ["pos_embed", "adaln_single", "scale_shift_table"]
     _keys_to_ignore_on_load_unexpected = ["pos_embed.pos_embed"]
+    # Windows, shifted windows and proxies need the tokens in three orders, so no one split of the sequence serves a
+    # block: the residual stream stays whole on every device, and each layer's tokens are split before and gathered
+    # after it.
+    _cp_plan = {
+        "transformer_blocks.*.pvisual_attn2": SPLIT_TOKENS,
+        "transformer_blocks.*.linear_1_visual": GATHER_TOKENS,
+        "transformer_blocks.*.attn1": SPLIT_TOKENS,
+        "transformer_blocks.*.attn1.to_out.0": GATHER_TOKENS,
+        "transformer_blocks.*.attn3": SPLIT_TOKENS,
+        "transformer_blocks.*.linear_2": GATHER_TOKENS,
+        "transformer_blocks.*.attn2": SPLIT_TOKENS,
+        "transformer_blocks.*.attn2.to_out.0": GATHER_TOKENS,
+        "transformer_blocks.*.ff": SPLIT_TOKENS,
+        "transformer_blocks.*.ff.net.2": GATHER_TOKENS,
+    }
 
     @register_to_config
     def __init__(
@@ -148,6 +199,9 @@ class PTDiTTransformer3DModel(
         )
         self.initialize_weights()
         self.gradient_checkpointing = False
+        if not shift_window:
+            shifted = ("attn3", "linear_2")
+            self._cp_plan = {name: part for name, part in self._cp_plan.items() if not name.endswith(shifted)}
 
     def run_block(self, block: PTDiTBlock, *arguments: Any) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
