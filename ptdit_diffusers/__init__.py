@@ -1,19 +1,24 @@
 """PT-DiT (Qihoo-T2X) for diffusers and ComfyUI.
 
 Public names are loaded when they are first used: `import ptdit_diffusers` costs nothing, and the plain-torch backbones
-in `ptdit_diffusers.models` need neither diffusers nor transformers.
+in `ptdit_diffusers.models` need neither diffusers nor transformers. Where diffusers is imported, before or after, its
+own loaders find our classes.
 """
 
 import importlib
 from typing import Any
 
+from .import_hook import register, when_diffusers_is_imported
+
 __version__ = "0.1.0"
 
 _HOMES = {
     "AutoencoderKLOpenSoraPlan": "models.autoencoder_ptdit",
+    "PTDiTImg2ImgPipeline": "pipelines.pipeline_ptdit_img2img",
+    "PTDiTInpaintPipeline": "pipelines.pipeline_ptdit_inpaint",
     "PTDiTLoraLoaderMixin": "pipelines.ptdit_lora",
     "PTDiTPipeline": "pipelines.pipeline_ptdit",
-    "PTDiTPipelineOutput": "pipelines.pipeline_ptdit",
+    "PTDiTPipelineOutput": "pipelines.ptdit_base",
     "PTDiTTransformer3DModel": "models.transformer_ptdit",
     "embedded_model_path": "pipelines.ptdit_embedded",
 }
@@ -26,9 +31,12 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "embedded_model_path":
-        importlib.import_module(f"{__name__}.pipelines.pipeline_ptdit")  # registers our classes with diffusers
+        register()
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+when_diffusers_is_imported()

@@ -4,19 +4,11 @@ It changes nothing that diffusers owns: it adds attributes, and entries to the t
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.hooks._helpers import (
-    AttentionProcessorMetadata,
-    AttentionProcessorRegistry,
-    TransformerBlockMetadata,
-    TransformerBlockRegistry,
-)
-from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 
 from .conversion.keys import official_transformer_state_dict
 from .models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
@@ -24,40 +16,70 @@ from .models.ptdit_backbone import PTDiTBlock
 from .models.transformer_ptdit import PTDiTAttnProcessor, PTDiTTransformer3DModel
 from .pipelines.ptdit_lora import PTDiTLoraLoaderMixin, expand_block_scales
 
+KNOWN_RELEASES = "0.41 to 0.42"
 
-def register(pipeline: type, output: type) -> None:
-    """Adds the pipeline, its output, our models and the LoRA mixin to diffusers' namespaces, loaders and cache tables.
 
-    The pipeline's module calls this at its end, so whoever can name our pipeline can load it.
+def register_pipeline(pipeline: type, *tasks: str) -> None:
+    """Add one pipeline and the models it needs; a pipeline's module calls this at its end.
+
+    Args:
+        pipeline: The class.
+        tasks: Its places in the AutoPipeline tables, e.g. "TEXT2IMAGE" for `AUTO_TEXT2IMAGE_PIPELINES_MAPPING`.
+
+    Raises:
+        ImportError: This release of diffusers lacks a table that we know; says which, and which releases have it.
     """
-    for cls in (pipeline, output, PTDiTTransformer3DModel, AutoencoderKLOpenSoraPlan, PTDiTLoraLoaderMixin):
-        setattr(diffusers, cls.__name__, cls)
+    register_models()
+    setattr(diffusers, pipeline.__name__, pipeline)
     setattr(diffusers.pipelines, pipeline.__name__, pipeline)
-    diffusers.models.PTDiTTransformer3DModel = PTDiTTransformer3DModel
-    diffusers.models.AutoencoderKLOpenSoraPlan = AutoencoderKLOpenSoraPlan
-    diffusers.loaders.PTDiTLoraLoaderMixin = PTDiTLoraLoaderMixin
-    for name in ("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", "AUTO_TEXT2VIDEO_PIPELINES_MAPPING"):
-        if hasattr(auto_pipeline, name):  # the second one came with 0.36
-            getattr(auto_pipeline, name)["ptdit"] = pipeline
-    pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
+    for task in tasks:
+        _table("diffusers.pipelines.auto_pipeline", f"AUTO_{task}_PIPELINES_MAPPING")["ptdit"] = pipeline
+
+
+def register_models() -> None:
+    """Add transformer, VAE and LoRA mixin, the loaders of single files, and what the caches ask about our blocks."""
+    for cls, home in (
+        (PTDiTTransformer3DModel, diffusers.models),
+        (AutoencoderKLOpenSoraPlan, diffusers.models),
+        (PTDiTLoraLoaderMixin, diffusers.loaders),
+    ):
+        setattr(diffusers, cls.__name__, cls)
+        setattr(home, cls.__name__, cls)
+    _table("diffusers.pipelines.pipeline_loading_utils", "LOADABLE_CLASSES").setdefault(
         "ptdit_diffusers", {"ModelMixin": ["save_pretrained", "from_pretrained"]}
     )
-    SINGLE_FILE_LOADABLE_CLASSES["PTDiTTransformer3DModel"] = {
+    single_files = _table("diffusers.loaders.single_file_model", "SINGLE_FILE_LOADABLE_CLASSES")
+    single_files["PTDiTTransformer3DModel"] = {
         "checkpoint_mapping_fn": official_transformer_state_dict,
         "default_subfolder": "transformer",
     }
-    SINGLE_FILE_LOADABLE_CLASSES["AutoencoderKLOpenSoraPlan"] = {
-        "checkpoint_mapping_fn": single_file_vae,
-        "default_subfolder": "vae",
-    }
-    _SET_ADAPTER_SCALE_FN_MAPPING[PTDiTTransformer3DModel.__name__] = expand_block_scales
-    TransformerBlockRegistry.register(
-        PTDiTBlock, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)
+    single_files["AutoencoderKLOpenSoraPlan"] = {"checkpoint_mapping_fn": single_file_vae, "default_subfolder": "vae"}
+    scales = _table("diffusers.loaders.peft", "_SET_ADAPTER_SCALE_FN_MAPPING")
+    scales["PTDiTTransformer3DModel"] = expand_block_scales
+    helpers = "diffusers.hooks._helpers"
+    block = _table(helpers, "TransformerBlockMetadata")(
+        return_hidden_states_index=0, return_encoder_hidden_states_index=None
     )
-    AttentionProcessorRegistry.register(
-        PTDiTAttnProcessor,
-        AttentionProcessorMetadata(skip_processor_output_fn=lambda _, hidden_states, *a, **k: hidden_states),
-    )
+    _table(helpers, "TransformerBlockRegistry").register(PTDiTBlock, block)
+    processor = _table(helpers, "AttentionProcessorMetadata")(skip_processor_output_fn=_skip_attention)
+    _table(helpers, "AttentionProcessorRegistry").register(PTDiTAttnProcessor, processor)
+
+
+def _table(module: str, name: str) -> Any:
+    """Something that diffusers keeps in a place which may move from release to release."""
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as problem:
+        raise ImportError(
+            f"diffusers {diffusers.__version__} has no {module}.{name}, so ptdit_diffusers cannot register its "
+            f'classes. It knows diffusers {KNOWN_RELEASES}: pip install "diffusers>=0.41,<0.43", or look for a newer '
+            "ptdit_diffusers."
+        ) from problem
+
+
+def _skip_attention(_: Any, hidden_states: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+    """What our attention gives back when a guider skips it: its input."""
+    return hidden_states
 
 
 def single_file_vae(checkpoint: Mapping[str, Any], **_: Any) -> dict[str, torch.Tensor]:

@@ -40,6 +40,7 @@ MAY_IMPORT = {
         "ptdit_diffusers.registration",
     ),
     "ptdit_diffusers/pipelines/ptdit_embedded.py": (),
+    "ptdit_diffusers/import_hook.py": (),
     "ptdit_diffusers/registration.py": ("torch", "diffusers", "ptdit_diffusers."),
     "ptdit_diffusers/cli.py": ("ptdit_diffusers", "ptdit_diffusers.commands."),
     "ptdit_diffusers/commands/": (

@@ -1,66 +1,27 @@
-"""Text to picture and text to video with PT-DiT: text, noise, guided Euler steps, decoding.
+"""Text to picture and text to video with PT-DiT: text, noise, guided steps, decoding.
 
 It must not know block internals, key names or training.
-Letters: B samples (prompts * pictures per prompt), L text tokens, C latent channels, F latent frames, H W latent size.
 """
 
-import math
-import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
-from diffusers.video_processor import VideoProcessor
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
-from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
-from ptdit_diffusers.registration import register
+from ptdit_diffusers.registration import register_pipeline
 
-from .ptdit_checks import (
-    check_batch,
-    check_callback_inputs,
-    check_count,
-    check_output_type,
-    check_settings,
-    check_size,
-    check_text,
-    require_finite,
-)
-from .ptdit_embedded import resolve_model
-from .ptdit_lora import PTDiTLoraLoaderMixin
-from .ptdit_sampling import Triple, apply_guidance, choose_windows, proxy_generators, size_conditions, time_shift
-from .ptdit_text import join_text, prepare_prompts, tokenise
+from .ptdit_base import PTDiTPipelineBase, PTDiTPipelineOutput
+from .ptdit_denoising import GenerationRequest
+from .ptdit_sampling import Triple
 
 
-@dataclass
-class PTDiTPipelineOutput(BaseOutput):
-    """What a call returns: `images` for one frame, `frames` for a video; the other one is None.
-
-    Args:
-        images: List of B pictures, array (B, height, width, 3) or tensor (B, 3, height, width), values 0 to 1.
-        frames: List of B lists of pictures, array (B, frames, height, width, 3) or tensor (B, frames, 3, height,
-            width). With `output_type="latent"` either field holds the latents (B, C, F, H, W).
-    """
-
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
-    frames: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor | None = None
-
-
-class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
+class PTDiTPipeline(PTDiTPipelineBase):
     """Text to picture and text to video with PT-DiT (Qihoo-T2X).
 
     Loading, saving, offloading and LoRA work as in every pipeline of diffusers. `from_pretrained` also takes the short
-    name of a model that comes with this package, which needs no internet.
+    name of a model that comes with this package, which needs no internet. `PTDiTImg2ImgPipeline.from_pipe(pipe)` and
+    `PTDiTInpaintPipeline.from_pipe(pipe)` make the sister pipelines over the same components.
 
     Args:
         tokenizer: Tokeniser of the text encoder; adds its end token itself.
@@ -70,325 +31,6 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         scheduler: Flow-matching Euler scheduler. With `use_dynamic_shifting` its `base_image_seq_len` is the number of
             tokens per frame at which the time shift is 1.
     """
-
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = []
-    _callback_tensor_inputs = [
-        "latents",
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
-    ]
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        text_encoder: T5EncoderModel,
-        vae: AutoencoderKLOpenSoraPlan,
-        transformer: PTDiTTransformer3DModel,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-    ):
-        super().__init__()
-        self.register_modules(
-            tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
-        )
-        self.vae_scale_factor_spatial = vae.spatial_compression_ratio if vae is not None else 8
-        self.vae_scale_factor_temporal = vae.temporal_compression_ratio if vae is not None else 4
-        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        # model_index.json names the library of each component. Our classes are registered in diffusers' namespace, and
-        # only that spelling can be loaded from the Hub, so it is the one to record.
-        if name in self.__dict__.get("_internal_dict", ()):
-            component_class = type(getattr(value, "_orig_mod", value))
-            if component_class.__module__.partition(".")[0] == __name__.partition(".")[0]:
-                self.register_to_config(**{name: ("diffusers", component_class.__name__)})
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "PTDiTPipeline":
-        """Load a pipeline from a folder, a Hub id, or by the short name of a model that comes with the package.
-
-        Args:
-            pretrained_model_name_or_path: E.g. "shapes-128". A local folder of that name goes first.
-            kwargs: Options of `DiffusionPipeline.from_pretrained`, e.g. `dtype` or single components.
-
-        Raises:
-            ValueError: Neither a folder, nor of the form owner/name, nor a known short name; the message lists those.
-        """
-        return super().from_pretrained(resolve_model(pretrained_model_name_or_path), **kwargs)
-
-    @property
-    def guidance_scale(self) -> float:
-        """Strength of guidance in the present call; a callback may change `_guidance_scale`."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether a negative prompt takes part: guidance above 1."""
-        return self._guidance_scale > 1
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of steps of the present call."""
-        return self._num_timesteps
-
-    @property
-    def current_timestep(self) -> torch.Tensor | None:
-        """Time of the present step, 0 to 1000; None outside the loop."""
-        return self._current_timestep
-
-    @property
-    def attention_kwargs(self) -> dict[str, Any] | None:
-        """`attention_kwargs` of the present call."""
-        return self._attention_kwargs
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `_interrupt = True` in a callback to stop after that step and decode what is there."""
-        return self._interrupt
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        do_classifier_free_guidance: bool = True,
-        num_images_per_prompt: int = 1,
-        device: torch.device | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        clean_caption: bool = True,
-        max_sequence_length: int = 200,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Turn prompts into embeddings; each one is padded only to the longest of its own batch.
-
-        Args:
-            prompt, negative_prompt: Texts; a missing negative prompt is "". Not needed where embeddings are given.
-            do_classifier_free_guidance: Whether the negative prompt is needed.
-            num_images_per_prompt: How often each row is repeated.
-            device: Where the embeddings go; default the pipeline's device.
-            prompt_embeds, negative_prompt_embeds: Finished embeddings (prompts, L, width), only repeated here.
-            prompt_attention_mask, negative_prompt_attention_mask: Their masks (prompts, L), true where a token counts;
-                None if all do.
-            clean_caption: Clean the prompt like the training captions. A negative prompt is never cleaned.
-            max_sequence_length: Most tokens of a prompt; a longer one is cut, with a warning that names what is lost.
-
-        Returns:
-            Embeddings and bool mask of the prompt, then of the negative prompt (None, None without guidance).
-
-        Raises:
-            ValueError: A text has to be encoded, but there is no text encoder or tokeniser.
-        """
-        device = device or self._execution_device
-        if prompt_embeds is None:
-            prompts = [prompt] if isinstance(prompt, str) else prompt
-            prompts = prepare_prompts(prompts, clean_caption)
-            prompt_embeds, prompt_attention_mask = self._encode("prompt", prompts, max_sequence_length, device)
-        if not do_classifier_free_guidance:
-            if negative_prompt or negative_prompt_embeds is not None:
-                warnings.warn("guidance is off (scale <= 1): the negative prompt has no effect.", stacklevel=2)
-            negative_prompt_embeds = negative_prompt_attention_mask = None
-        elif negative_prompt_embeds is None:
-            prompts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
-            prompts = prepare_prompts(prompts * (len(prompt_embeds) if len(prompts) == 1 else 1), clean=False)
-            negative_prompt_embeds, negative_prompt_attention_mask = self._encode(
-                "negative_prompt", prompts, max_sequence_length, device
-            )
-        parts = prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
-        prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask = (
-            None if part is None else part.to(device).repeat_interleave(num_images_per_prompt, dim=0) for part in parts
-        )
-        return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
-
-    def _encode(
-        self, name: str, prompts: list[str], max_sequence_length: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(
-                f"`{name}` cannot be encoded: this pipeline was loaded without text encoder or tokeniser; "
-                f"pass `{name}_embeds`" + (" or guidance_scale=1." if name == "negative_prompt" else ".")
-            )
-        ids, mask = tokenise(self.tokenizer, prompts, max_sequence_length)
-        ids, mask = ids.to(device), mask.to(device)
-        return self.text_encoder(ids, attention_mask=mask)[0], mask.bool()
-
-    def check_inputs(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        height: int,
-        width: int,
-        num_frames: int = 1,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        output_type: str = "pil",
-    ) -> int:
-        """Check what depends on each other: texts, sizes, generators, latents, components. Arguments as in a call.
-
-        Returns:
-            The number of samples: prompts * pictures per prompt.
-
-        Raises:
-            ValueError: Something does not fit; the message names the value, the rule and the nearest legal values.
-        """
-        width_of_text = self.transformer.config.caption_channels
-        check_text("prompt", prompt, prompt_embeds, prompt_attention_mask, width_of_text)
-        negative = negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
-        check_text("negative_prompt", *negative, width_of_text)
-        if prompt is None and prompt_embeds is None:
-            raise ValueError("`prompt` and `prompt_embeds` are both None; pass one of them.")
-        prompts = len(prompt_embeds) if prompt is None else 1 if isinstance(prompt, str) else len(prompt)
-        if isinstance(negative_prompt, list):
-            check_batch("negative_prompt", len(negative_prompt), prompts, "one string")
-        if negative_prompt_embeds is not None:
-            check_batch("negative_prompt_embeds", len(negative_prompt_embeds), prompts)
-
-        spatial, patch = self.vae_scale_factor_spatial, self.transformer.config.patch_size
-        for name, size in (("height", height), ("width", width)):
-            check_size(name, size, spatial * patch, 0, f"VAE {spatial} x patch {patch}")
-        check_size("num_frames", num_frames, self.vae_scale_factor_temporal, 1, "frames that the VAE packs into one")
-        check_count("num_images_per_prompt", num_images_per_prompt)
-        samples = prompts * num_images_per_prompt
-        if isinstance(generator, list):
-            check_batch("generator", len(generator), samples, "one generator")
-        expected = self._latent_shape(samples, height, width, num_frames)
-        if latents is not None and tuple(latents.shape) != expected:
-            raise ValueError(f"`latents` must have shape {expected} for this call, got {tuple(latents.shape)}.")
-        check_output_type(output_type)
-        if self.vae is None and output_type != "latent":
-            raise ValueError(f'output_type={output_type!r} needs a VAE, but this pipeline has none; pass "latent".')
-        return samples
-
-    def _latent_shape(self, samples: int, height: int, width: int, num_frames: int) -> tuple[int, int, int, int, int]:
-        spatial, frames = self.vae_scale_factor_spatial, (num_frames - 1) // self.vae_scale_factor_temporal + 1
-        return samples, self.transformer.config.in_channels, frames, height // spatial, width // spatial
-
-    def _fill_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        if self.transformer is None:
-            raise ValueError("this pipeline was loaded without a transformer; only `encode_prompt` can be used.")
-        default_height, default_width = self.default_size()
-        return default_height if height is None else height, default_width if width is None else width
-
-    def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels at which the trained windows fit exactly (official weights: 1024)."""
-        windows_per_side = max(1, round(math.sqrt(self.transformer.config.num_windows)))
-        pixels_per_token = self.vae_scale_factor_spatial * self.transformer.config.patch_size
-        _, rows, columns = self.transformer.config.window_size
-        return rows * windows_per_side * pixels_per_token, columns * windows_per_side * pixels_per_token
-
-    def prepare_latents(
-        self,
-        shape: tuple[int, int, int, int, int],
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Standard normal noise (B, C, F, H, W) in float32, or the `latents` that were given.
-
-        It is drawn sample by sample on the generator's device, so sample i does not depend on the size of the batch.
-        """
-        if latents is not None:
-            return latents.to(device=device, dtype=torch.float32)
-        generators = generator if isinstance(generator, list) else [generator] * shape[0]
-        return torch.cat([randn_tensor((1, *shape[1:]), one, device, torch.float32) for one in generators])
-
-    def prepare_timesteps(
-        self, num_inference_steps: int, sigmas: list[float] | None, height: int, width: int, num_frames: int
-    ) -> torch.Tensor:
-        """Set the scheduler's steps and return their times (N,), from 1000 down.
-
-        The noise levels are 1 - i / N, or `sigmas`; with `use_dynamic_shifting` they are shifted by `time_shift`.
-        Height and width are in pixels.
-        """
-        if sigmas is None:
-            sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        shift = {}
-        if self.scheduler.config.use_dynamic_shifting:
-            token = self.vae_scale_factor_spatial * self.transformer.config.patch_size
-            tokens, base = (height // token) * (width // token), self.scheduler.config.base_image_seq_len
-            shift["mu"] = math.log(time_shift(tokens, base, num_frames, self.vae_scale_factor_temporal))
-        self.scheduler.set_timesteps(sigmas=list(sigmas), device=self._execution_device, **shift)
-        self.scheduler.set_begin_index(0)
-        self._num_timesteps = len(self.scheduler.timesteps)
-        return self.scheduler.timesteps
-
-    def _guidance_batch(self, tensors: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Text of one forward in the order [negative, positive], without tokens that all samples mask."""
-        names = ("negative_prompt", "prompt") if self.do_classifier_free_guidance else ("prompt",)
-        embeds, mask = join_text(
-            [tensors[f"{name}_embeds"] for name in names], [tensors[f"{name}_attention_mask"] for name in names]
-        )
-        return embeds.to(self.transformer.dtype), mask
-
-    def _cache_context(self, step: int) -> AbstractContextManager:
-        place = {"step_index": step, "sigma": float(self.scheduler.sigmas[step])}
-        return self.transformer.cache_context("cond_uncond", num_inference_steps=self._num_timesteps, **place)
-
-    def _predict_flow(
-        self, latents: torch.Tensor, text: torch.Tensor, mask: torch.Tensor | None, step: int, options: dict[str, Any]
-    ) -> torch.Tensor:
-        """Guided flow noise - x0 (B, C, F, H, W) in float32: one forward over all samples, guided or not."""
-        copies = len(text) // len(latents)
-        with self._cache_context(step):
-            sample = self.transformer(
-                hidden_states=torch.cat([latents] * copies).to(self.transformer.dtype),
-                encoder_hidden_states=text,
-                timestep=self._current_timestep.expand(len(text)),
-                encoder_attention_mask=mask,
-                return_dict=False,
-                **options,
-            )[0]
-        flow = self.transformer.flow(sample)
-        return apply_guidance(flow, self.guidance_scale) if self.do_classifier_free_guidance else flow
-
-    def _denoise(
-        self,
-        tensors: dict[str, torch.Tensor | None],
-        timesteps: torch.Tensor,
-        options: dict[str, Any],
-        callback: Callable | None,
-        callback_inputs: list[str],
-    ) -> torch.Tensor:
-        """Euler steps from noise to picture; `tensors` are those that a callback may see and change."""
-        text, mask = self._guidance_batch(tensors)
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for step, timestep in enumerate(timesteps):
-                if self.interrupt:
-                    break
-                self._current_timestep = timestep
-                flow = self._predict_flow(tensors["latents"], text, mask, step, options)
-                tensors["latents"] = self.scheduler.step(flow, timestep, tensors["latents"], return_dict=False)[0]
-                if callback is not None:
-                    changed = callback(self, step, timestep, {name: tensors[name] for name in callback_inputs})
-                    tensors.update({name: value for name, value in (changed or {}).items() if name in tensors})
-                    text, mask = self._guidance_batch(tensors)
-                progress_bar.update()
-        self._current_timestep = None
-        return tensors["latents"]
-
-    def decode_latents(self, latents: torch.Tensor, output_type: str = "pil") -> list | np.ndarray | torch.Tensor:
-        """Turn latents (B, C, F, H, W) into pictures (F = 1) or videos; "latent" returns them as they are.
-
-        Raises:
-            RuntimeError: Latents or pixels hold NaN or infinite values.
-        """
-        require_finite(latents, "latents", self.transformer.dtype)
-        if output_type == "latent":
-            return latents
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        video = self.vae.decode(latents, return_dict=False)[0].float()
-        require_finite(video, "decoded pixels", self.vae.dtype)
-        if latents.shape[2] == 1:
-            return self.video_processor.postprocess(video[:, :, 0], output_type)
-        return self.video_processor.postprocess_video(video, output_type)
 
     @torch.no_grad()
     def __call__(
@@ -400,7 +42,9 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
         num_frames: int = 1,
         num_inference_steps: int = 30,
         sigmas: list[float] | None = None,
+        timesteps: list[float] | None = None,
         guidance_scale: float = 4.0,
+        guidance_rescale: float = 0.0,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -427,7 +71,10 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
             num_frames: 1 for a picture, 4n + 1 for a video.
             num_inference_steps: Euler steps; not used with `sigmas`.
             sigmas: Noise levels falling from 1 to above 0; still shifted by the scheduler.
+            timesteps: Times falling from 1000 to above 0, used as they are; not together with `sigmas`.
             guidance_scale: How strongly to follow the prompt; 1 or less turns guidance off and halves the work.
+            guidance_rescale: 0 to 1, how far the guided prediction is brought back to the spread of the prompt's own
+                one (arXiv 2305.08891, section 3.4); softens what strong guidance overdoes.
             num_images_per_prompt: Pictures (or videos) per prompt.
             generator: Source of the noise, one for all samples or one for each. Sample i of a batch equals the single
                 run with generator i.
@@ -458,37 +105,8 @@ class PTDiTPipeline(DiffusionPipeline, PTDiTLoraLoaderMixin):
             >>> pipe = PTDiTPipeline.from_pretrained("shapes-128")
             >>> picture = pipe("a red circle above a blue square", generator=torch.manual_seed(0)).images[0]
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        check_settings(num_inference_steps, sigmas, max_sequence_length, window_size, proxy_ratio)
-        height, width = self._fill_size(height, width)
-        samples = self.check_inputs(
-            prompt, negative_prompt, height, width, num_frames, num_images_per_prompt, generator, latents,
-            prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask, output_type,
-        )  # fmt: skip
-        self._guidance_scale, self._attention_kwargs = guidance_scale, attention_kwargs
-        self._interrupt, self._current_timestep = False, None
-
-        text = self.encode_prompt(
-            prompt, negative_prompt, self.do_classifier_free_guidance, num_images_per_prompt, self._execution_device,
-            prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask,
-            clean_caption, max_sequence_length,
-        )  # fmt: skip
-        timesteps = self.prepare_timesteps(num_inference_steps, sigmas, height, width, num_frames)
-        shape = self._latent_shape(samples, height, width, num_frames)
-        latents = self.prepare_latents(shape, self._execution_device, generator, latents)
-        windows = choose_windows(self.transformer, window_size, proxy_ratio, *shape[-2:])
-        options = {**windows, **size_conditions(self.transformer, height, width), "attention_kwargs": attention_kwargs}
-        if self.transformer.proxy_mode == "random":
-            options["generator"] = proxy_generators(generator, samples)
-        tensors = dict(zip(self._callback_tensor_inputs, (latents, *text), strict=True))
-        latents = self._denoise(tensors, timesteps, options, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        result = self.decode_latents(latents, output_type)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return (result,)
-        return PTDiTPipelineOutput(images=result) if num_frames == 1 else PTDiTPipelineOutput(frames=result)
+        request = {name: value for name, value in locals().items() if name != "self"}
+        return self.generate(GenerationRequest(**request), PTDiTPipelineOutput)
 
 
-register(PTDiTPipeline, PTDiTPipelineOutput)
+register_pipeline(PTDiTPipeline, "TEXT2IMAGE", "TEXT2VIDEO")

@@ -50,15 +50,58 @@ def check_sigmas(sigmas: Sequence[float] | None) -> None:
         raise ValueError(f"sigmas={list(sigmas)} must fall strictly from at most 1 to above 0, e.g. [1.0, 0.5].")
 
 
+def check_timesteps(timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> None:
+    """Raise unless `timesteps` is None, or `sigmas` is and the times fall strictly from at most 1000 to above 0."""
+    if timesteps is None:
+        return
+    if sigmas is not None:
+        raise ValueError("`timesteps` and `sigmas` were both given; pass only one of them.")
+    falls = all(later < earlier for earlier, later in zip(timesteps, timesteps[1:], strict=False))
+    if len(timesteps) == 0 or not falls or timesteps[0] > 1000 or timesteps[-1] <= 0:
+        raise ValueError(
+            f"timesteps={list(timesteps)} must fall strictly from at most 1000 to above 0, e.g. [1000.0, 500.0]."
+        )
+
+
+def check_strength(strength: Any) -> None:
+    """Raise unless `strength` is above 0 and at most 1."""
+    if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+        nearest = 1.0 if isinstance(strength, (int, float)) and strength > 1 else 0.1
+        raise ValueError(f"strength={strength!r} must be above 0 and at most 1; nearest: {nearest}.")
+
+
+def check_steps(steps: int, strength: float) -> int:
+    """Number of steps to leave out at the beginning; raises if none would be left of `steps`."""
+    skipped = int(max(steps - steps * strength, 0))
+    if skipped >= steps:
+        raise ValueError(f"strength={strength} of {steps} steps leaves none; nearest strength: {1 / steps:.3g}.")
+    return skipped
+
+
 def check_settings(
-    num_inference_steps: Any, sigmas: Sequence[float] | None, max_sequence_length: Any, window_size: Any, ratio: Any
+    num_inference_steps: Any,
+    sigmas: Sequence[float] | None,
+    timesteps: Sequence[float] | None,
+    strength: Any,
+    max_sequence_length: Any,
+    window_size: Any,
+    ratio: Any,
 ) -> None:
     """Raise unless the arguments of a call that stand for themselves are legal."""
     check_count("num_inference_steps", num_inference_steps)
     check_sigmas(sigmas)
+    check_timesteps(timesteps, sigmas)
+    check_strength(strength)
     check_count("max_sequence_length", max_sequence_length)
     check_windows("window_size", window_size)
     check_windows("proxy_ratio", ratio)
+
+
+def check_picture_count(name: str, given: int, prompts: int, samples: int) -> None:
+    """Raise unless there is one picture for all, one per prompt or one per sample."""
+    if given not in (1, prompts, samples):
+        legal = " or ".join(map(str, sorted({1, prompts, samples})))
+        raise ValueError(f"`{name}` holds {given} pictures for {prompts} prompts ({samples} samples); pass {legal}.")
 
 
 def check_text(name: str, text: Any, embeds: torch.Tensor | None, mask: torch.Tensor | None, width: int) -> None:

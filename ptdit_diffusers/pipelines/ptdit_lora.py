@@ -71,7 +71,7 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
 def convert_foreign_lora(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Give LoRA weights diffusers' names and fold `<module>.alpha` into them.
 
-    diffusers reads alpha only from metadata that foreign files do not have, so alpha / rank goes into the second matrix.
+    diffusers reads alpha only from metadata that foreign files lack, so alpha / rank goes into the second matrix.
 
     Raises:
         ValueError: There is not a single LoRA matrix, or an alpha without its matrices; names the first keys.
@@ -120,7 +120,7 @@ def _flat_names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def check_lora(weights: dict[str, torch.Tensor], transformer: PTDiTTransformer3DModel) -> None:
-    """Raise ValueError unless every key names a layer of the transformer and has its size; names the first that do not.
+    """Raise ValueError unless every key names a layer of the transformer and has its size; names the first that fail.
 
     Args:
         weights: Under diffusers' names. A matrix A is (rank, inputs), B is (outputs, rank); convolutions have two more

@@ -4,6 +4,8 @@ It must not know text, files or pixels.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -28,10 +30,29 @@ def time_shift(tokens_per_frame: int, base_tokens: int, num_frames: int = 1, fra
     return math.sqrt(tokens_per_frame / base_tokens * frames)
 
 
-def apply_guidance(flow: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """Classifier-free guidance: negative + scale * (positive - negative), from a batch [negative, positive]."""
+def static_shift(config: Mapping[str, Any]) -> float:
+    """The ratio r by which a scheduler of diffusers shifts its noise levels whatever the size; see `time_shift`."""
+    return config.get("shift", config.get("flow_shift", 1.0))
+
+
+def unshift(level: float, ratio: float) -> float:
+    """The noise level that a shift by `ratio` turns into `level`: the inverse of t' = r t / (1 + (r - 1) t)."""
+    return level / (ratio - (ratio - 1) * level)
+
+
+def apply_guidance(flow: torch.Tensor, guidance_scale: float, rescale: float = 0.0) -> torch.Tensor:
+    """Classifier-free guidance: negative + scale * (positive - negative), from a batch [negative, positive].
+
+    With `rescale` above 0 the result is brought towards the standard deviation of the positive prediction, sample by
+    sample: rescale * guided * std(positive) / std(guided) + (1 - rescale) * guided (arXiv 2305.08891, Eq. 15, 16).
+    """
     negative, positive = flow.chunk(2)
-    return negative + guidance_scale * (positive - negative)
+    guided = negative + guidance_scale * (positive - negative)
+    if rescale == 0:
+        return guided
+    axes = tuple(range(1, flow.ndim))
+    spread = positive.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+    return guided * (rescale * spread + 1 - rescale)
 
 
 def choose_windows(

@@ -1,15 +1,20 @@
 """After importing our pipeline diffusers' own loaders find our classes, in every spelling and form."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from diffusers import AutoModel, AutoPipelineForText2Image, DiffusionPipeline
+from diffusers.pipelines import auto_pipeline
 
 import ptdit_diffusers
-from ptdit_diffusers import PTDiTPipeline, PTDiTTransformer3DModel
-from ptdit_diffusers.registration import register
+from ptdit_diffusers import PTDiTPipeline, PTDiTTransformer3DModel, import_hook, registration
+from ptdit_diffusers.import_hook import register
 
 
 def test_diffusers_loads_the_folder_as_one_of_its_own(tiny_model_folder):
@@ -32,9 +37,42 @@ def test_the_index_may_name_our_package_as_the_library(tiny_model_folder, tmp_pa
 
 
 def test_registering_twice_changes_nothing():
-    before = diffusers.PTDiTPipeline
-    register(PTDiTPipeline, ptdit_diffusers.PTDiTPipelineOutput)
-    assert diffusers.PTDiTPipeline is before is diffusers.pipelines.PTDiTPipeline
+    before = diffusers.PTDiTPipeline, len(auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING)
+    register()
+    assert before == (diffusers.PTDiTPipeline, len(auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING))
+    assert diffusers.pipelines.PTDiTPipeline is PTDiTPipeline
+
+
+LOADS = """
+from diffusers import AutoModel, AutoPipelineForInpainting, DiffusionPipeline
+assert type(DiffusionPipeline.from_pretrained(FOLDER)).__name__ == "PTDiTPipeline"
+assert type(AutoPipelineForInpainting.from_pretrained(FOLDER)).__name__ == "PTDiTInpaintPipeline"
+assert type(AutoModel.from_pretrained(FOLDER, subfolder="vae")).__name__ == "AutoencoderKLOpenSoraPlan"
+"""
+
+
+def test_importing_our_package_is_enough_for_the_loaders_of_diffusers(tiny_model_folder):
+    done = run_python(f"import ptdit_diffusers\nFOLDER = {str(tiny_model_folder)!r}\n" + LOADS)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_a_release_without_a_table_we_know_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.delattr("diffusers.loaders.single_file_model.SINGLE_FILE_LOADABLE_CLASSES")
+    message = f"diffusers {diffusers.__version__} has no diffusers.loaders.single_file_model.SINGLE.*0.41 to 0.42.*pip"
+    with pytest.raises(ImportError, match=message):
+        registration.register_models()
+
+
+def test_a_failure_to_register_is_a_warning_for_whoever_imports_diffusers(monkeypatch):
+    monkeypatch.setattr(import_hook, "PIPELINES", ("pipeline_that_fails",))
+    with pytest.warns(UserWarning, match="diffusers will not find the classes of ptdit_diffusers: No module named"):
+        import_hook.when_diffusers_is_imported()
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
 
 
 @torch.no_grad()

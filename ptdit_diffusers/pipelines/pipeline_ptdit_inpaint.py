@@ -1,0 +1,128 @@
+"""Inpainting with PT-DiT: what a mask leaves out is put back, at the noise level of the moment, after every step.
+
+It must not know block internals, key names or training.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput
+
+from ptdit_diffusers.registration import register_pipeline
+
+from .ptdit_base import PTDiTPipelineBase, PTDiTPipelineOutput
+from .ptdit_denoising import GenerationRequest
+from .ptdit_picture import MaskInputMixin
+from .ptdit_sampling import Triple
+
+
+class PTDiTInpaintPipeline(MaskInputMixin, PTDiTPipelineBase):
+    """Makes a masked part of a picture new after a prompt, with PT-DiT.
+
+    Components, loading and manners are those of `PTDiTPipeline`; `from_pipe` shares them between the two. The part
+    that stays goes through the VAE and back, so it is near but not equal to the original pixels;
+    `pipe.image_processor.apply_overlay(mask, original, made)` puts those back.
+
+    Args:
+        tokenizer, text_encoder, vae, transformer, scheduler: As in `PTDiTPipeline`; the VAE is needed.
+    """
+
+    _callback_tensor_inputs = [*PTDiTPipelineBase._callback_tensor_inputs, "image_latents", "noise", "mask"]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
+        padding_mask_crop: int | None = None,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 30,
+        sigmas: list[float] | None = None,
+        timesteps: list[float] | None = None,
+        guidance_scale: float = 4.0,
+        guidance_rescale: float = 0.0,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (never changed; diffusers' default)
+        clean_caption: bool = True,
+        max_sequence_length: int = 200,
+        window_size: str | Triple = "auto",
+        proxy_ratio: str | Triple = "auto",
+    ) -> PTDiTPipelineOutput | tuple:
+        """Make the masked part of pictures new.
+
+        Args:
+            prompt: Text, or one text per picture.
+            image: Picture to start from, or one per prompt (or per picture that is made): PIL pictures, arrays
+                (height, width, 3) from 0 to 1, or a tensor (n, 3, height, width) from 0 to 1 (or -1 to 1).
+            mask_image: What is made new: one mask for all or one per prompt, white (1) where the picture changes and
+                black (0) where it stays. PIL pictures, arrays (height, width) or a tensor (n, 1, height, width), from
+                0 to 1; 0.5 and more is white.
+            padding_mask_crop: Work on the masked part of one PIL picture only: cut it out with this many pixels around
+                it, fill the whole size with it, and paste the result back. Needs `output_type="pil"`.
+            negative_prompt: What to avoid, default ""; one text for all prompts or one each. Only lower-cased.
+            height, width: Pixels, multiples of 16; default the size at which the trained windows fit exactly. The
+                given pictures are resized to it.
+            strength: Above 0, at most 1: the part of the steps that is run. 1 starts from noise alone, small values
+                keep the picture nearly as it is.
+            num_inference_steps: Euler steps; not used with `sigmas`.
+            sigmas: Noise levels falling from 1 to above 0; still shifted by the scheduler.
+            timesteps: Times falling from 1000 to above 0, used as they are; not together with `sigmas`.
+            guidance_scale: How strongly to follow the prompt; 1 or less turns guidance off and halves the work.
+            guidance_rescale: 0 to 1, how far the guided prediction is brought back to the spread of the prompt's own
+                one (arXiv 2305.08891, section 3.4); softens what strong guidance overdoes.
+            num_images_per_prompt: Pictures per prompt.
+            generator: Source of the noise, one for all samples or one for each. Sample i of a batch equals the single
+                run with generator i.
+            latents: Noise (B, C, 1, height / 8, width / 8) to mix in, instead of a drawn one.
+            prompt_embeds, prompt_attention_mask: Finished embeddings (prompts, L, width) instead of `prompt`, and
+                their mask (prompts, L), true where a token counts; no mask means that all count.
+            negative_prompt_embeds, negative_prompt_attention_mask: The same for the negative prompt.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: Return a `PTDiTPipelineOutput`, else a tuple with its one member.
+            attention_kwargs: Handed to the transformer; `{"scale": s}` scales a LoRA.
+            callback_on_step_end: Called as f(pipeline, step, timestep, tensors) after each step; what it returns
+                replaces tensors of these names. It may set `pipeline._interrupt` and `pipeline._guidance_scale`.
+            callback_on_step_end_tensor_inputs: Names of the tensors that it gets.
+            clean_caption: Clean the prompt like the training captions (deletes Chinese text, brackets, addresses).
+            max_sequence_length: Most text tokens per prompt.
+            window_size, proxy_ratio: Tokens per window and per proxy (frames, rows, columns), or "auto".
+
+        Returns:
+            `PTDiTPipelineOutput` with `images`, or a tuple.
+
+        Raises:
+            ValueError: An argument is not legal; the message names the nearest legal values.
+            RuntimeError: The result holds NaN or infinite values.
+
+        Examples:
+            >>> import torch
+            >>> from PIL import Image
+            >>> from ptdit_diffusers import PTDiTInpaintPipeline, PTDiTPipeline
+            >>> pipe = PTDiTPipeline.from_pretrained("shapes-128")
+            >>> picture = pipe("a red circle", generator=torch.manual_seed(0)).images[0]
+            >>> mask = Image.new("L", picture.size, 0)
+            >>> mask.paste(255, (0, 0, 64, 128))
+            >>> pipe = PTDiTInpaintPipeline.from_pipe(pipe)
+            >>> changed = pipe("a blue star", picture, mask, generator=torch.manual_seed(1)).images[0]
+        """
+        request = {name: value for name, value in locals().items() if name != "self"}
+        return self.generate(GenerationRequest(**request), PTDiTPipelineOutput)
+
+
+register_pipeline(PTDiTInpaintPipeline, "INPAINT")
