@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("ptdit_diffusers", "scripts", "tests")
+FOLDERS = ("ptdit_diffusers", "comfyui_nodes", "scripts", "tests")
 SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PACKAGE = [path for path in SOURCES if path.parts[0] == "ptdit_diffusers"]
 
@@ -66,6 +66,26 @@ MAY_IMPORT = {
     ),
     "ptdit_diffusers/conversion/keys.py": ("torch",),
     "ptdit_diffusers/conversion/containers.py": ("torch", "safetensors", "ptdit_diffusers.conversion.keys"),
+    # ComfyUI ships neither diffusers nor our other requirements: only what it has itself, and our pure parts.
+    "comfyui_nodes/": (
+        "torch",
+        "comfy",
+        "comfy_api",
+        "comfyui_version",
+        "folder_paths",
+        "tokenizers",
+        "ptdit_diffusers.models.ptdit_",
+        "ptdit_diffusers.conversion.keys",
+        "ptdit_diffusers.pipelines.ptdit_embedded",
+        "ptdit_diffusers.pipelines.ptdit_sampling",
+        "ptdit_diffusers.pipelines.ptdit_text",
+        "comfyui_nodes.",
+    ),
+    "comfyui_nodes/library.py": (),
+    "comfyui_nodes/inference.py": ("torch", "ptdit_diffusers.models.ptdit_"),
+    "comfyui_nodes/windows.py": ("ptdit_diffusers.models.ptdit_grid",),
+    "comfyui_nodes/proxy_map.py": ("torch", "ptdit_diffusers.models.ptdit_grid"),
+    "comfyui_nodes/sampling.py": ("torch", "ptdit_diffusers.pipelines.ptdit_sampling"),
     "scripts/": (
         "torch",
         "numpy",

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
+from ..models.ptdit_sizes import KNOWN_SIZES, RELEASED_WINDOW
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Weights
 from .keys import POSITION_BUFFER, ConversionError, Shapes, check_weights
@@ -19,22 +20,6 @@ from .keys import POSITION_BUFFER, ConversionError, Shapes, check_weights
 Triple = tuple[int, int, int]
 
 
-class Size(NamedTuple):
-    """One of the paper's models (Table 4)."""
-
-    name: str
-    layers: int
-    heads: int
-
-
-KNOWN_SIZES = {  # width -> size
-    288: Size("S", 10, 6),
-    640: Size("B", 12, 10),
-    864: Size("L", 28, 12),
-    1152: Size("XL", 28, 16),
-    1440: Size("H", 30, 20),
-}
-RELEASED_WINDOW = (1, 8, 8)
 EXTRA_CONDITIONS = "adaln_single.emb.resolution_embedder.linear_1.weight"
 
 

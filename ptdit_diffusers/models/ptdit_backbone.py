@@ -239,14 +239,14 @@ class PTDiTBlock(nn.Module):
         shifted_windows: Windows,
         index: torch.Tensor | None,
     ) -> torch.Tensor:
-        table = self.scale_shift_table.to(hidden_states.dtype) + modulation  # (B, 6, D)
+        table = self.scale_shift_table.to(hidden_states) + modulation  # (B, 6, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = table.chunk(6, dim=1)  # (B, 1, D) each
 
         proxy_tokens = self.interact(proxies.tokens(hidden_states, index))  # (B, M, D)
         hidden_states = self.inject(hidden_states, proxy_tokens)
         hidden_states = self.window(hidden_states, shift1, scale1, gate1, windows)
         if self.shift_window:
-            table = self.proxy_scale_shift_table.to(hidden_states.dtype) + modulation[:, :3]
+            table = self.proxy_scale_shift_table.to(hidden_states) + modulation[:, :3]
             hidden_states = self.shifted_window(hidden_states, *table.chunk(3, dim=1), shifted_windows)
         hidden_states = hidden_states + self.attn2(hidden_states, encoder_hidden_states, encoder_attention_mask)
         return hidden_states + gate2 * self.ff(layer_norm(hidden_states) * (1 + scale2) + shift2)
@@ -364,9 +364,8 @@ class PTDiTBackbone(nn.Module):
         | scale_shift_table, proxy_scale_shift_table | N(0, 1) / sqrt(D) |
         | all others | torch's defaults, drawn by the layers themselves |
         """
-        zero = ("linear_1_visual", "linear_2")
         for block in self.transformer_blocks:
-            for name in zero:
+            for name in ("linear_1_visual", "linear_2"):
                 layer = getattr(block, name, None)
                 if layer is not None:
                     layer.weight.zero_()
@@ -443,6 +442,7 @@ class PTDiTBackbone(nn.Module):
         window_size: Triple | None = None,
         proxy_ratio: Triple | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        proxy_mode: str | None = None,
     ) -> torch.Tensor:
         """Predicts x0 - noise (first `in_channels` channels; the rest is untrained).
 
@@ -452,7 +452,7 @@ class PTDiTBackbone(nn.Module):
             encoder_hidden_states: (B, L, caption channels).
             encoder_attention_mask: bool (B, L), True = keep; None when all are kept.
             resolution, aspect_ratio: (B, 2), (B, 1); only for models with additional conditions.
-            window_size, proxy_ratio: for this call only.
+            window_size, proxy_ratio, proxy_mode: for this call only.
             generator: draws the proxies of mode "random"; a list holds one for each sample, see `draw_proxies`.
 
         Returns:
@@ -472,16 +472,17 @@ class PTDiTBackbone(nn.Module):
 
         plan = ProxyPlan(grid, window, ratio)
         windows, shifted_windows = Windows(grid, window, shifted=False), Windows(grid, window, shifted=True)
-        index = None if self.proxy_mode == "mean" else proxy_index(*plan, None, latents.device)
+        mode = proxy_mode or self.proxy_mode
+        index = None if mode == "mean" else proxy_index(*plan, None, latents.device)
         for block in self.transformer_blocks:
-            if self.proxy_mode == "random":
+            if mode == "random":
                 draw = draw_proxies(batch, plan.number(), generator, latents.device)
                 index = proxy_index(*plan, draw, latents.device)
             hidden_states = self.run_block(
                 block, hidden_states, text, modulation, encoder_attention_mask, plan, windows, shifted_windows, index
             )
 
-        shift, scale = (self.scale_shift_table.to(dtype) + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D)
+        shift, scale = (self.scale_shift_table.to(hidden_states) + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D)
         patches = self.proj_out(layer_norm(hidden_states) * (1 + scale) + shift)  # (B, N, p*p*C)
         patches = patches.unflatten(2, (self.patch_size, self.patch_size, -1)).unflatten(1, grid)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)  # (B, C, F, height, width)

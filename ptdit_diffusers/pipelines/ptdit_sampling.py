@@ -3,14 +3,18 @@
 It must not know text, files or pixels.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ptdit_diffusers.models.ptdit_grid import Triple
-from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+
+if TYPE_CHECKING:  # the formulas also serve ComfyUI, where diffusers is missing
+    from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 
 def time_shift(tokens_per_frame: int, base_tokens: int, num_frames: int = 1, frames_per_latent: int = 4) -> float:

@@ -1,0 +1,163 @@
+"""Model folders of diffusers that are already on disk: finding them by name, and loading MODEL, CLIP and VAE.
+
+Names come from lists that are made here, so a graph cannot name a path. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_names, embedded_model_path
+
+from .inference import CONFIG_KEY, infer_config, pack_config
+from .native import PTDiTConfig
+from .text import folder_clip, t5_config
+from .vae import ARGUMENTS, PTDiTVAE, preview_factors
+
+EMBEDDED = " (comes with the nodes)"
+WEIGHT_DTYPES = {
+    "default": None,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e4m3fn_fast": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether it is a PT-DiT in diffusers' layout."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(index, dict) and index.get("_class_name") == "PTDiTPipeline"
+
+
+def model_folders() -> dict[str, Path]:
+    """Name in the list -> folder: embedded models, models/diffusers, and snapshots of the Hub's cache."""
+    found = {name + EMBEDDED: embedded_model_path(name) for name in embedded_model_names()}
+    for base in folder_paths.get_folder_paths("diffusers"):
+        for folder in sorted(Path(base).glob("*")) if os.path.isdir(base) else ():
+            if is_model_folder(folder):
+                found[folder.name] = folder
+    home = os.environ.get("HF_HOME") or os.path.join(os.path.expanduser("~"), ".cache", "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+    for folder in sorted(cache.glob("models--*--*/snapshots/*")):
+        if is_model_folder(folder):
+            owner, name = folder.parents[1].name.split("--")[1:3]
+            found[f"{owner}/{name} @ {folder.name[:7]}"] = folder
+    return found
+
+
+def named_folder(name: str) -> Path:
+    """Folder of a name in the list.
+
+    Raises:
+        ValueError: There is none; names those that there are.
+    """
+    folders = model_folders()
+    if name not in folders:
+        raise ValueError(f"there is no PT-DiT folder {name!r}; found: {', '.join(folders)}.")
+    return folders[name]
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A JSON file of a component."""
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def read_component(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of a component, sharded or not.
+
+    Raises:
+        ValueError: There are none, or a shard is missing or lies elsewhere.
+    """
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        shards = sorted(set(read_config(folder, indexes[0].name)["weight_map"].values()))
+        missing = [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]
+        if missing:
+            raise ValueError(f"{folder}: {indexes[0].name} names {missing[0]!r}, which is not beside it.")
+        files = [folder / shard for shard in shards]
+    else:
+        files = sorted(folder.glob("*.safetensors"))[:1]
+    if not files:
+        raise ValueError(f"{folder} holds no .safetensors weights.")
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        weights |= comfy.utils.load_torch_file(str(file))
+    return weights
+
+
+def network_config(folder: Path, vae: PTDiTVAE | None) -> dict[str, Any]:
+    """Configuration of the transformer, with what VAE and scheduler say about scale and time shift."""
+    given = read_config(folder / "transformer")
+    additional = given.pop("use_additional_conditions", None)
+    given["additional_conditions"] = given.get("sample_size") == 128 if additional is None else additional
+    if (folder / "scheduler" / "scheduler_config.json").is_file():
+        scheduler = read_config(folder / "scheduler", "scheduler_config.json")
+        if scheduler.get("use_dynamic_shifting"):
+            given["base_tokens"] = scheduler["base_image_seq_len"]
+    if (folder / "vae" / "config.json").is_file():
+        config = read_config(folder / "vae")
+        given["latent_scale"] = config.get("scaling_factor", 0.18215)
+        if vae is not None and config["hidden_size"] < 64:  # small, so not the released one; quick to fit
+            given["latent_rgb"] = preview_factors(vae, given["latent_scale"])
+    return {key: value for key, value in given.items() if not key.startswith("_")}
+
+
+def load_folder_model(path: str, weight_dtype: str, config: dict[str, Any], disable_dynamic: bool = False) -> Any:
+    """MODEL of the folder's transformer, through ComfyUI's own loader.
+
+    Raises:
+        ValueError: The folder holds no such transformer.
+    """
+    weights = read_component(Path(path) / "transformer")
+    expected = infer_config({**weights, CONFIG_KEY: pack_config(config)})
+    options: dict[str, Any] = {}
+    if WEIGHT_DTYPES[weight_dtype] is not None:
+        options["dtype"] = WEIGHT_DTYPES[weight_dtype]
+    if weight_dtype.endswith("_fast"):
+        options["fp8_optimizations"] = True
+    packed = {**weights, CONFIG_KEY: pack_config(config)}
+    keywords = {"disable_dynamic": True} if disable_dynamic else {}
+    model = comfy.sd.load_diffusion_model_state_dict(packed, model_options=options, **keywords)
+    if (
+        model is None
+        or model.model.model_config.unet_config.get("image_model") != PTDiTConfig.unet_config["image_model"]
+    ):
+        raise ValueError(f"{path}: ComfyUI did not take it for a PT-DiT of {expected['num_layers']} layers.")
+    model.cached_patcher_init = (load_folder_model, (path, weight_dtype, config))
+    return model
+
+
+def load_folder_vae(folder: Path) -> PTDiTVAE | None:
+    """VAE of the folder, or None if it has none."""
+    if not (folder / "vae" / "config.json").is_file():
+        return None
+    given = read_config(folder / "vae")
+    config = {key: given[key] for key in (*ARGUMENTS, "norm_num_groups") if key in given}
+    return PTDiTVAE(read_component(folder / "vae"), config, pictures=True, name=f"{folder.name}/vae")
+
+
+def load_folder_clip(folder: Path) -> comfy.sd.CLIP | None:
+    """CLIP of the folder's T5, or None if it has none."""
+    if not (folder / "text_encoder" / "config.json").is_file():
+        return None
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    return folder_clip(
+        t5_config(folder / "text_encoder" / "config.json"),
+        read_component(folder / "text_encoder"),
+        tokenizer if tokenizer.is_file() else None,
+    )

@@ -1,0 +1,83 @@
+"""Registration with ComfyUI's loaders: a model class, detection before the stock one, names of LoRA keys.
+
+Nothing else of ComfyUI is patched. Wrappers call on, carry a mark and are put on once, so other packs may wrap too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import comfy.lora
+import comfy.model_detection
+import comfy.supported_models
+
+from .inference import infer_config, inner_prefix
+from .native import IMAGE_MODEL, PTDiTConfig
+
+MARK = "_ptdit_wrapper"
+
+
+def is_ptdit(model: Any) -> bool:
+    """Whether a ComfyUI model (BaseModel) is ours, whichever copy of this pack made it."""
+    return model.model_config.unet_config.get("image_model") == IMAGE_MODEL
+
+
+def lora_aliases(path: str) -> list[str]:
+    """Names under which LoRA files know the layer at `path`, besides those that ComfyUI knows by itself."""
+    flat = path.replace(".", "_")
+    dotted = [path, *(f"{start}.{path}" for start in ("transformer", "base_model.model", "unet"))]
+    return [*dotted, f"lycoris_{flat}", f"lora_transformer_{flat}"]
+
+
+def wrap_once(module: Any, name: str, wrapper: Callable) -> None:
+    """Replace `module.name` by wrapper(original), unless ours is already somewhere in the chain."""
+    original = function = getattr(module, name)
+    while function is not None:
+        if getattr(function, MARK, False):
+            return
+        function = getattr(function, "__wrapped__", None)
+    wrapped = functools.wraps(original)(wrapper(original))
+    setattr(wrapped, MARK, True)
+    setattr(module, name, wrapped)
+
+
+def with_detection(original: Callable) -> Callable:
+    """`detect_unet_config` that knows PT-DiT first: stock detection takes it for PixArt and drops half of it."""
+
+    def detect_unet_config(state_dict: dict, key_prefix: str, *args: Any, **kwargs: Any) -> dict | None:
+        inner = inner_prefix(state_dict, key_prefix)
+        if inner is None:
+            return original(state_dict, key_prefix, *args, **kwargs)
+        metadata = args[0] if args else kwargs.get("metadata")
+        return {"image_model": IMAGE_MODEL, **infer_config(state_dict, key_prefix + inner, metadata)}
+
+    return detect_unet_config
+
+
+def with_lora_names(original: Callable) -> Callable:
+    """`model_lora_keys_unet` that also knows the names diffusers, PEFT and LyCORIS give to our layers."""
+
+    def model_lora_keys_unet(model: Any, *args: Any, **kwargs: Any) -> dict:
+        names = original(model, *args, **kwargs)
+        if is_ptdit(model):
+            for key in model.state_dict():
+                if key.startswith("diffusion_model.") and key.endswith(".weight"):
+                    path = key.removeprefix("diffusion_model.").removesuffix(".weight")
+                    names.update(dict.fromkeys(lora_aliases(path), key))
+        return names
+
+    return model_lora_keys_unet
+
+
+def register() -> None:
+    """Make ComfyUI's loaders know PT-DiT; calling it again changes nothing."""
+    models = comfy.supported_models.models
+    ours = [index for index, each in enumerate(models) if each.unet_config == PTDiTConfig.unet_config]
+    if ours:
+        models[ours[0]] = PTDiTConfig
+    else:
+        models.append(PTDiTConfig)
+    wrap_once(comfy.model_detection, "detect_unet_config", with_detection)
+    wrap_once(comfy.lora, "model_lora_keys_unet", with_lora_names)

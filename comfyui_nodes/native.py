@@ -1,0 +1,270 @@
+"""The backbone as ComfyUI's own model: network, model class, latent format, configuration class.
+
+No maths of its own: layers and attention are ComfyUI's, everything else is `PTDiTBackbone`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.text_encoders.pixart_t5
+import comfy.text_encoders.sd3_clip
+from comfy.ldm.common_dit import pad_to_patch_size
+from comfy.ldm.modules.attention import optimized_attention
+from ptdit_diffusers.models.ptdit_backbone import PTDiTBackbone, PTDiTBlock
+from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
+
+from .inference import CONFIG_KEY, EXTRAS, NETWORK, pack_config, strip_weights
+from .windows import WindowRule, rule_for, window_and_ratio
+
+SETTINGS = "ptdit"  # our key in transformer_options
+IMAGE_MODEL = "ptdit"
+
+
+def attend(
+    run: SimpleNamespace, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The backbone's attention by ComfyUI's: (B, tokens, heads, head_dim); bool mask (B, 1, 1, keys), True = keep."""
+    heads = query.shape[2]
+    if mask is not None:  # additive and full, which every attention of ComfyUI takes
+        lowest = torch.finfo(query.dtype).min
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, lowest)
+        mask = mask.expand(-1, -1, query.shape[1], -1)
+    tokens = (part.flatten(2) for part in (query, key, value))
+    attended = optimized_attention(*tokens, heads, mask=mask, transformer_options=run.options)
+    return attended.unflatten(2, (heads, -1))
+
+
+class PTDiTNetwork(PTDiTBackbone):
+    """The backbone with ComfyUI's layers, attention, patches and wrappers.
+
+    Args:
+        dtype, device, operations: how ComfyUI wants layers.
+        sample_frames: latent frames that the weights were made for.
+        config: arguments of `PTDiTBackbone.build`.
+    """
+
+    def __init__(
+        self,
+        image_model: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: Any = None,
+        operations: Any = None,
+        sample_frames: int = 1,
+        **config: Any,
+    ):
+        super().__init__()
+        self.dtype = dtype
+        self.sample_frames = sample_frames
+        self.trained_proxy_mode = config["proxy_mode"]
+        self.run = SimpleNamespace(options={})  # of the present forward, for attention
+        self.build(**config, operations=operations, attention=partial(attend, self.run), device=device, dtype=dtype)
+        for index, block in enumerate(self.transformer_blocks):
+            block.index = index
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Velocity noise - x0 like `x`, (B, C, F, H, W) of any size; `timestep` (B,) in 0..1000."""
+        options = {} if transformer_options is None else transformer_options
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, attention_mask, options, **kwargs)
+
+    def _forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        transformer_options: dict[str, Any],
+        windows: tuple = (),
+        **unused: Any,
+    ) -> torch.Tensor:
+        frames, height, width = x.shape[2:]
+        latents = pad_to_patch_size(x, (1, self.patch_size, self.patch_size))
+        rule = WindowRule(*windows)
+        window, ratio = window_and_ratio(self, rule, *latents.shape[-2:])
+        mode = self.trained_proxy_mode if rule.proxy_mode == "checkpoint" else rule.proxy_mode
+        self.run.options = {
+            **transformer_options,
+            "total_blocks": len(self.transformer_blocks),
+            "block_type": "double",
+        }
+        sample = self.denoise(
+            latents,
+            timestep,
+            context,
+            None if attention_mask is None else attention_mask.bool(),
+            *self.size_conditions(latents),
+            window_size=window,
+            proxy_ratio=ratio,
+            proxy_mode=mode,
+            generator=[torch.Generator().manual_seed(round(float(timestep[0]) * 1000))] if mode == "random" else None,
+        )
+        self.run.options = {}
+        return -sample[:, : self.in_channels, :frames, :height, :width]
+
+    def size_conditions(self, latents: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Pixel size (1, 2) and aspect ratio (1, 1), for networks that were built to be told them."""
+        if not self.additional_conditions:
+            return None, None
+        height, width = (8 * side for side in latents.shape[-2:])
+        values = torch.tensor([[height, width, height / width]], dtype=torch.float32, device=latents.device)
+        values = values.expand(len(latents), -1)
+        return values[:, :2], values[:, 2:]
+
+    def run_block(self, block: PTDiTBlock, hidden_states: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        """One block, or what a node put in its place; a cancelled run ends here."""
+        options = self.run.options
+        if not torch.compiler.is_compiling():
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        options["block_index"] = block.index
+        replacements = options.get("patches_replace", {}).get("dit", {})
+        text, modulation, *rest = arguments
+        for kind in ("double_block", "single_block"):
+            if (kind, block.index) in replacements:
+
+                def original(given: dict[str, Any]) -> dict[str, torch.Tensor]:
+                    return {"img": block(given["img"], given["txt"], given["vec"], *rest)}
+
+                given = {"img": hidden_states, "txt": text, "vec": modulation, "pe": None}
+                given["transformer_options"] = options
+                return replacements[(kind, block.index)](given, {"original_block": original})["img"]
+        return block(hidden_states, text, modulation, *rest)
+
+
+class PTDiTModel(comfy.model_base.BaseModel):
+    """Sampling side: conditions, and the window rules of the present step."""
+
+    def __init__(self, model_config: Any, model_type: Any = comfy.model_base.ModelType.FLOW, device: Any = None):
+        super().__init__(model_config, model_type, device=device, unet_model=PTDiTNetwork)
+
+    def _apply_model(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        options = {} if transformer_options is None else transformer_options
+        rules = options.get(SETTINGS)
+        if rules:  # an explicit argument, so that compiled networks notice its change
+            kwargs["windows"] = tuple(rule_for(rules, self.progress(t)))
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def progress(self, sigma: torch.Tensor) -> float:
+        """Share of the sampling time that has passed at a noise level, 0 to 1, as nodes with start and end mean it."""
+        level = float(sigma.flatten()[0])
+        shift = getattr(self.model_sampling, "shift", 1.0)  # sigma = shift u / (1 + (shift - 1) u), u = 1 - progress
+        return min(max(1 - level / (shift - (shift - 1) * level), 0.0), 1 - 1e-6)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Text (B, L, width) and its mask, run apart where lengths differ.
+
+        Raises:
+            ValueError: Frames for a model of single pictures, or text of another encoder.
+        """
+        network, noise = self.diffusion_model, kwargs.get("noise")
+        if noise is not None and noise.ndim == 5 and noise.shape[2] > 1 and network.sample_frames == 1:
+            raise ValueError(
+                f"this PT-DiT draws single pictures (1 latent frame); the latent has {noise.shape[2]}. Set length to "
+                "1, or for several pictures use batch_size (loading pictures: 'batch of pictures' in Load PT-DiT VAE)."
+            )
+        conditions = super().extra_conds(**kwargs)
+        text, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
+        if text is not None:
+            width = network.caption_projection.linear_1.in_features
+            if text.shape[-1] != width:
+                raise ValueError(
+                    f"the text encoder gives vectors of width {text.shape[-1]}, this PT-DiT reads {width}: use its "
+                    "own text encoder (T5-XXL of type pixart for the official weights, the folder's CLIP otherwise)."
+                )
+            conditions["c_crossattn"] = comfy.conds.CONDRegular(text)
+        if mask is not None:
+            conditions["attention_mask"] = comfy.conds.CONDRegular(mask)
+        return conditions
+
+
+class PTDiTLatent(comfy.latent_formats.LatentFormat):
+    """Latents (B, 4, F, H/8, W/8) of the causal video VAE; a picture is one frame."""
+
+    latent_channels = 4
+    latent_dimensions = 3
+    spacial_downscale_ratio = 8
+    temporal_downscale_ratio = 4
+    taesd_decoder_name = None  # small decoders for pictures cannot read five axes
+
+    def __init__(self, scale_factor: float = 0.18215, rgb: list[list[float]] | None = None):
+        self.scale_factor = scale_factor
+        if rgb is None:  # the official VAE grew out of Stable Diffusion's
+            self.latent_rgb_factors = comfy.latent_formats.SD15().latent_rgb_factors
+        else:  # four rows of factors, then the bias
+            self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb[:-1], rgb[-1]
+
+
+class PTDiTConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI's loaders need to know; `unet_config` comes from `infer_config`."""
+
+    unet_config = {"image_model": IMAGE_MODEL}
+    unet_extra_config = {}
+    sampling_settings = {"shift": 1.0, "multiplier": 1000}
+    latent_format = PTDiTLatent
+    supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+    vae_key_prefix = ["vae."]
+    text_encoder_key_prefix = ["text_encoders."]
+
+    def __init__(self, unet_config: dict[str, Any]):
+        extras = {name: unet_config.get(name, default) for name, default in EXTRAS.items()}
+        super().__init__({name: value for name, value in unet_config.items() if name not in EXTRAS})
+        config = self.unet_config
+        self.extras = extras
+        self.latent_format = PTDiTLatent(extras["latent_scale"], extras["latent_rgb"])
+        tokens = config["num_windows"] * config["window_size"][1] * config["window_size"][2]
+        self.sampling_settings["shift"] = time_shift(tokens, extras["base_tokens"])  # of the trained size
+        self.memory_usage_factor = config["num_attention_heads"] * config["attention_head_dim"] / 2000
+
+    def model_type(self, state_dict: dict, prefix: str = "") -> Any:
+        """Rectified flow."""
+        return comfy.model_base.ModelType.FLOW
+
+    def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> PTDiTModel:
+        """The model, without weights yet."""
+        return PTDiTModel(self, device=device)
+
+    def process_unet_state_dict(self, state_dict: dict) -> dict:
+        """Weights under our names."""
+        return strip_weights(state_dict)
+
+    def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
+        """Weights as ComfyUI saves them, and the configuration, which no weight tells, with them."""
+        config = {name: self.unet_config[name] for name in NETWORK} | self.extras
+        return super().process_unet_state_dict_for_saving({**state_dict, CONFIG_KEY: pack_config(config)})
+
+    def clip_target(self, state_dict: dict | None = None) -> Any:
+        """T5 without padding, as stock text nodes use it for PixArt."""
+        prefix = f"{self.text_encoder_key_prefix[0]}t5xxl.transformer."
+        found = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict or {}, prefix)
+        pixart = comfy.text_encoders.pixart_t5
+        return comfy.supported_models_base.ClipTarget(pixart.PixArtTokenizer, pixart.pixart_te(**found))

@@ -1,0 +1,33 @@
+"""The list of our nodes, as ComfyUI asks for it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .nodes_load import PTDiTFolderLoader, PTDiTVAELoader
+from .nodes_model import PTDiTModelSampling, PTDiTProxyMap, PTDiTWindowProxy
+from .nodes_sample import PTDiTEmptyLatent, PTDiTScheduler, PTDiTTextEncode
+
+NODES = (
+    PTDiTFolderLoader,
+    PTDiTVAELoader,
+    PTDiTTextEncode,
+    PTDiTEmptyLatent,
+    PTDiTWindowProxy,
+    PTDiTModelSampling,
+    PTDiTScheduler,
+    PTDiTProxyMap,
+)
+
+
+class PTDiTExtension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Node classes in menu order."""
+        return list(NODES)
+
+
+async def comfy_entrypoint() -> PTDiTExtension:
+    """What ComfyUI calls after import."""
+    return PTDiTExtension()

@@ -1,0 +1,131 @@
+"""Loader nodes: a model folder, and the VAE that the stock loader does not know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from .folders import (
+    WEIGHT_DTYPES,
+    load_folder_clip,
+    load_folder_model,
+    load_folder_vae,
+    model_folders,
+    named_folder,
+    network_config,
+)
+from .schema import choice, fit, schema, switch
+from .vae import load_vae
+
+
+def newest(folder: Any) -> float:
+    """Time of the last change below a folder, so that ComfyUI loads again what was replaced."""
+    return max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)
+
+
+class PTDiTFolderLoader(io.ComfyNode):
+    """A folder in diffusers' layout gives MODEL, CLIP and VAE."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            "PTDiTFolderLoader",
+            "PT-DiT Folder Loader",
+            "loaders",
+            "Loads a PT-DiT folder of diffusers (the model that comes with the nodes, a converted folder below "
+            "models/diffusers, or a Hub snapshot already on disk). Goes on with PT-DiT Text Encode and KSampler.",
+            [
+                choice(
+                    "folder",
+                    list(model_folders()),
+                    "Folders found: with the nodes, in models/diffusers, in the Hub's cache. Nothing is downloaded.",
+                ),
+                choice(
+                    "weight_dtype",
+                    list(WEIGHT_DTYPES),
+                    "How the network's weights are kept. fp8 halves memory against 16 bit and costs some quality; "
+                    "'fast' also multiplies in fp8 on cards that can.",
+                    advanced=True,
+                ),
+            ],
+            [
+                fit(io.Model.Output, display_name="model", tooltip="The network, for KSampler and model nodes."),
+                fit(io.Clip.Output, display_name="clip", tooltip="The folder's T5 text encoder, for text nodes."),
+                fit(io.Vae.Output, display_name="vae", tooltip="The folder's VAE, for VAE Decode and Encode."),
+            ],
+            search_aliases=["diffusers", "load checkpoint", "shapes-128"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, weight_dtype: str) -> Any:
+        """Changes when a file below the folder changes."""
+        found = model_folders().get(folder)
+        return (folder, weight_dtype, newest(found) if found else 0.0)
+
+    @classmethod
+    def execute(cls, folder: str, weight_dtype: str = "default") -> Any:
+        """Load the three parts."""
+        path = named_folder(folder)
+        vae = load_folder_vae(path)
+        model = load_folder_model(str(path), weight_dtype, network_config(path, vae))
+        return io.NodeOutput(model, load_folder_clip(path), vae)
+
+
+class PTDiTVAELoader(io.ComfyNode):
+    """The causal video VAE from models/vae."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            "PTDiTVAELoader",
+            "Load PT-DiT VAE",
+            "loaders",
+            "Loads the causal video VAE of Open-Sora-Plan v1.2 (official .ckpt, or converted .safetensors), which the "
+            "stock Load VAE cannot. Its output goes to VAE Decode, VAE Encode and their tiled forms.",
+            [
+                choice("vae_name", folder_paths.get_filename_list("vae"), "File in models/vae."),
+                choice(
+                    "dtype",
+                    ["auto", "bf16", "fp16", "fp32"],
+                    "Number format of the VAE. auto lets ComfyUI choose for the device; fp32 needs twice the memory.",
+                    advanced=True,
+                ),
+                switch(
+                    "video",
+                    False,
+                    "What a batch of images means in VAE Encode. Off: so many single pictures. On: the 4n + 1 frames "
+                    "of one video.",
+                ),
+            ],
+            [
+                fit(
+                    io.Vae.Output,
+                    display_name="vae",
+                    tooltip="For VAE Decode and VAE Encode; 8x in space, 4x in time.",
+                )
+            ],
+            search_aliases=["open-sora-plan", "causal vae", "video vae"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, vae_name: str, dtype: str = "auto", video: bool = False) -> Any:
+        """Changes when the file changes."""
+        path = folder_paths.get_full_path("vae", vae_name)
+        return (vae_name, dtype, video, newest_file(path))
+
+    @classmethod
+    def execute(cls, vae_name: str, dtype: str = "auto", video: bool = False) -> Any:
+        """Load and check the file."""
+        path = folder_paths.get_full_path_or_raise("vae", vae_name)
+        return io.NodeOutput(load_vae(path, pictures=not video, dtype_name=dtype))
+
+
+def newest_file(path: str | None) -> float:
+    """Time of the last change of a file, 0 if there is none."""
+    import os
+
+    return os.path.getmtime(path) if path and os.path.exists(path) else 0.0

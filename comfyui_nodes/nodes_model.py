@@ -1,0 +1,238 @@
+"""Nodes that take a MODEL: windows and proxies, resolution shift, the proxy map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+from ptdit_diffusers.models.ptdit_backbone import PROXY_MODES
+from ptdit_diffusers.models.ptdit_grid import ProxyPlan
+
+from .native import IMAGE_MODEL, SETTINGS
+from .nodes_sample import automatic_shift
+from .proxy_map import Recorder, draw_map
+from .schema import choice, fit, integer, number, schema
+from .windows import CUSTOM, MODES, WindowRule, check_custom, explain, rule_for, window_and_ratio
+
+AXES = ("frames", "height", "width")
+
+
+def network_of(model: Any) -> Any:
+    """The PT-DiT network of a MODEL.
+
+    Raises:
+        ValueError: It is another model.
+    """
+    image_model = model.model.model_config.unet_config.get("image_model")
+    if image_model != IMAGE_MODEL:
+        raise ValueError(f"this node changes a PT-DiT; the model given is {image_model or 'of another kind'}.")
+    return model.get_model_object("diffusion_model")
+
+
+class PTDiTWindowProxy(io.ComfyNode):
+    """Windows and proxies of a model, on a clone."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        windows = [
+            integer(f"window_{axis}", 0, 0, 64, f"custom: tokens per window, {axis} (a token is 16 pixels, or one "
+                    "latent frame). 0 = as in the checkpoint. Larger sees more at once and costs more.")
+            for axis in AXES
+        ]  # fmt: skip
+        proxies = [
+            integer(f"proxy_{axis}", 0, 0, 64, f"custom: tokens per proxy, {axis}. 0 = one proxy per window. Fewer "
+                    "tokens give more proxies, a finer global view, and more work; must divide the window or be its "
+                    "multiple.")
+            for axis in AXES
+        ]  # fmt: skip
+        return schema(
+            "PTDiTWindowProxy",
+            "PT-DiT Window & Proxy",
+            "model",
+            "Chooses windows and proxies, which no weight depends on, for a range of steps. Several of these nodes "
+            "in a row: the last one whose range fits counts. `meaning` says in words what the choice comes to.",
+            [
+                fit(io.Model.Input, "model", tooltip="A PT-DiT, also with LoRA or compiled."),
+                choice("mode", list(MODES), "match resolution: as many windows as in training at any size (the "
+                       "default without this node). checkpoint: the trained window in tokens. fast: a quarter of the "
+                       "proxies. fine: four times as many. custom: the numbers below."),
+                *windows,
+                *proxies,
+                choice("proxy_mode", ["checkpoint", *PROXY_MODES], "How a proxy is made of its tokens: mean of all "
+                       "(released weights), one at random (drawn anew at each step and block), or the first."),
+                number("start_percent", 0.0, 0.0, 1.0, "Share of the sampling time at which this begins.",
+                       advanced=True),
+                number("end_percent", 1.0, 0.0, 1.0, "Share of the sampling time at which this ends.", advanced=True),
+                integer("meaning_width", 1024, 16, 8192, "Pixels: for which width `meaning` is worked out.", step=16,
+                        advanced=True),
+                integer("meaning_height", 1024, 16, 8192, "Pixels: for which height `meaning` is worked out.", step=16,
+                        advanced=True),
+            ],
+            [
+                fit(io.Model.Output, display_name="model", tooltip="A clone with this setting."),
+                fit(io.String.Output, display_name="meaning", tooltip="Windows, proxies, share of full attention."),
+            ],
+            search_aliases=["window", "proxy ratio", "sparse attention"],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model: Any, mode: str, window_frames: int, window_height: int, window_width: int,
+                proxy_frames: int, proxy_height: int, proxy_width: int, proxy_mode: str = "checkpoint",
+                start_percent: float = 0.0, end_percent: float = 1.0, meaning_width: int = 1024,
+                meaning_height: int = 1024) -> Any:  # fmt: skip
+        """Put one more rule on a clone."""
+        network = network_of(model)
+        window = (window_frames, window_height, window_width)
+        proxy = (proxy_frames, proxy_height, proxy_width)
+        if start_percent >= end_percent:
+            raise ValueError(
+                f"start_percent={start_percent} must be below end_percent={end_percent}; nearest: 0 and {end_percent}."
+            )
+        if mode == CUSTOM:
+            check_custom(tuple(a or b for a, b in zip(window, network.trained_windows[0], strict=True)), proxy)
+        rule = WindowRule(mode, window, proxy, proxy_mode, start_percent, end_percent)
+        clone = model.clone()
+        options = clone.model_options.setdefault("transformer_options", {})
+        options[SETTINGS] = (*options.get(SETTINGS, ()), tuple(rule))
+        return io.NodeOutput(clone, explain(network, rule, meaning_height, meaning_width))
+
+
+class PTDiTModelSampling(io.ComfyNode):
+    """The official shift for the size at hand."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            "PTDiTModelSampling",
+            "PT-DiT Resolution Shift",
+            "sampling",
+            "Sets how far noise levels are shifted for a size, so that KSampler fits it. Without this node the shift "
+            "of the model's own size is used. Schedulers simple and sgm_uniform are nearest to the official spacing.",
+            [
+                fit(io.Model.Input, "model", tooltip="A PT-DiT."),
+                number("shift", 0.0, 0.0, 100.0, "0 = official: sqrt(width * height / 512^2 * frame factor) of the "
+                       "latent. Higher spends more steps at high noise: better layout, less detail."),
+                fit(io.Latent.Input, "latent", optional=True, tooltip="Its size decides the automatic shift."),
+            ],
+            [
+                fit(io.Model.Output, display_name="model", tooltip="A clone with this shift."),
+                fit(io.Float.Output, display_name="shift_used", tooltip="The shift that was set."),
+            ],
+            search_aliases=["model sampling", "sd3 shift", "time shift"],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model: Any, shift: float = 0.0, latent: dict | None = None) -> Any:
+        """Patch model_sampling on a clone."""
+        network_of(model)
+        if not shift and latent is None:
+            raise ValueError("shift=0 means automatic, which needs a latent; connect one, or set a shift above 0.")
+        used = shift or automatic_shift(model, latent)
+
+        class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+            pass
+
+        sampling = Sampling(model.model.model_config)
+        sampling.set_parameters(shift=used, multiplier=1000)
+        clone = model.clone()
+        clone.add_object_patch("model_sampling", sampling)
+        return io.NodeOutput(clone, used)
+
+
+class PTDiTProxyMap(io.ComfyNode):
+    """What the proxies see, as pictures."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            "PTDiTProxyMap",
+            "PT-DiT Proxy Map",
+            "model",
+            "Draws what proxies see in a finished latent: one picture per noise level, one row per block. Columns: "
+            "the windows; how much attention each proxy gets; which proxies the marked token's proxy attends to; "
+            "which proxies the marked token looks at. Costs one step per noise level.",
+            [
+                fit(io.Model.Input, "model", tooltip="A PT-DiT, also with Window & Proxy settings."),
+                fit(io.Conditioning.Input, "positive", tooltip="The prompt."),
+                fit(io.Latent.Input, "latent", tooltip="A finished latent, from a sampler or VAE Encode."),
+                number("x", 0.5, 0.0, 1.0, "The marked token, from left (0) to right (1)."),
+                number("y", 0.5, 0.0, 1.0, "The marked token, from top (0) to bottom (1)."),
+                integer("levels", 3, 1, 20, "Noise levels from early to late, one picture each."),
+                fit(io.String.Input, "blocks", default="", tooltip="Blocks to show, e.g. 0,3,5; empty = all."),
+                integer("frame", 0, 0, 1024, "Latent frame to show.", advanced=True),
+                integer("noise_seed", 0, 0, 2**63 - 1, "Seed of the noise that is put on the latent.", advanced=True),
+                fit(io.Image.Input, "image", optional=True, tooltip="The decoded picture, to draw windows on."),
+            ],
+            [fit(io.Image.Output, display_name="map", tooltip="One picture per noise level.")],
+            search_aliases=["attention map", "visualize", "heat map"],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model: Any, positive: list, latent: dict, x: float, y: float, levels: int, blocks: str,
+                frame: int = 0, noise_seed: int = 0, image: torch.Tensor | None = None) -> Any:  # fmt: skip
+        """One forward per noise level, recorded."""
+        network = network_of(model)
+        chosen = chosen_blocks(blocks, len(network.transformer_blocks))
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])[:1]
+        if samples.ndim == 4:
+            samples = samples.unsqueeze(2)
+        frame = min(frame, samples.shape[2] - 1)
+        noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(noise_seed))
+        picture = image[:1] if image is not None else torch.full((1, 64, 64, 3), 0.5)
+        sheets = []
+        for number_of in range(levels):
+            progress = (number_of + 0.5) / levels
+            recorder = Recorder(chosen)
+            record_step(model, positive, samples, noise, noise_seed, progress, recorder)
+            plan = plan_of(network, model, samples, progress)
+            row, column = (int(min(share * size, size - 1)) for share, size in zip((y, x), plan.grid[1:], strict=True))
+            sheets.append(draw_map(recorder, plan, picture[0, ..., :3].cpu(), frame, row, column))
+        return io.NodeOutput(torch.stack(sheets))
+
+
+def chosen_blocks(text: str, count: int) -> set[int]:
+    """Numbers in "0,3,5"; nothing means all.
+
+    Raises:
+        ValueError: It is no list of numbers, or a block is not there.
+    """
+    try:
+        numbers = {int(part) for part in text.replace(" ", "").split(",") if part}
+    except ValueError:
+        raise ValueError(f"blocks={text!r} is no list of numbers such as 0,3,5; empty means all.") from None
+    wrong = sorted(number for number in numbers if not 0 <= number < count)
+    if wrong:
+        raise ValueError(f"block {wrong[0]} does not exist; the model has blocks 0 to {count - 1}.")
+    return numbers or set(range(count))
+
+
+def plan_of(network: Any, model: Any, samples: torch.Tensor, progress: float) -> ProxyPlan:
+    """Grid, windows and ratio that hold at a time of sampling."""
+    patch = network.patch_size
+    frames, rows, columns = samples.shape[2], -(-samples.shape[3] // patch), -(-samples.shape[4] // patch)
+    rules = model.model_options.get("transformer_options", {}).get(SETTINGS, ())
+    rule = rule_for(rules, progress)
+    return ProxyPlan((frames, rows, columns), *window_and_ratio(network, rule, rows * patch, columns * patch))
+
+
+def record_step(model: Any, positive: list, samples: torch.Tensor, noise: torch.Tensor, seed: int, progress: float,
+                recorder: Recorder) -> None:  # fmt: skip
+    """One step of sampling from a noised latent to nothing, with attention recorded."""
+    clone = model.clone()
+    clone.model_options.setdefault("transformer_options", {})["optimized_attention_override"] = recorder
+    level = clone.get_model_object("model_sampling").percent_to_sigma(progress)
+    sigmas = torch.tensor([float(level), 0.0])
+    guider = comfy.samplers.CFGGuider(clone)
+    guider.set_conds(positive, positive)
+    guider.set_cfg(1.0)
+    guider.sample(noise, samples, comfy.samplers.sampler_object("euler"), sigmas, seed=seed, disable_pbar=True)

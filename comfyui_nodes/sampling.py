@@ -1,0 +1,61 @@
+"""Noise levels of the official sampler for ComfyUI: the shift for a size, the exact spacing.
+
+The formula is `time_shift` of the pipeline; plain torch, it must not know ComfyUI.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
+
+ASPECTS = {
+    "custom": None,
+    "1:1": (1, 1),
+    "4:3": (4, 3),
+    "3:2": (3, 2),
+    "16:9": (16, 9),
+    "21:9": (21, 9),
+    "3:4": (3, 4),
+    "2:3": (2, 3),
+    "9:16": (9, 16),
+}
+
+
+def shift_for(height: int, width: int, frames: int, base_tokens: int, patch: int = 2) -> float:
+    """The official shift for latents of height x width cells and that many latent frames."""
+    return time_shift((height // patch) * (width // patch), base_tokens, 4 * (frames - 1) + 1)
+
+
+def official_sigmas(steps: int, shift: float, denoise: float = 1.0) -> torch.Tensor:
+    """Noise levels (steps + 1,) from 1 to 0: 1 - i / N, shifted by s u / (1 + (s - 1) u).
+
+    With `denoise` below 1 only the last `steps` of N = steps / denoise levels are kept, as ComfyUI does it.
+    """
+    if denoise <= 0:
+        return torch.zeros(0)
+    total = max(steps, int(steps / denoise))
+    levels = 1 - torch.arange(total + 1, dtype=torch.float32) / total
+    return (shift * levels / (1 + (shift - 1) * levels))[-(steps + 1) :]
+
+
+def size_for(aspect: str, width: int, height: int, step: int = 16) -> tuple[int, int]:
+    """Width and height in pixels, multiples of `step`; a preset keeps the number of pixels of width x height."""
+    ratio = ASPECTS[aspect]
+    if ratio is not None:
+        side = (width * height / (ratio[0] * ratio[1])) ** 0.5
+        width, height = (round(side * part) for part in ratio)
+    return tuple(max(step, round(side / step) * step) for side in (width, height))
+
+
+def check_frames(length: int, views: int) -> int:
+    """Pixel frames of a clip: `length`, or `views` if there are any.
+
+    Raises:
+        ValueError: The number is not 4n + 1; names the nearest ones.
+    """
+    name, frames = ("views", views) if views else ("length", length)
+    if frames % 4 != 1:
+        below = max(1, (frames - 1) // 4 * 4 + 1)
+        raise ValueError(f"{name}={frames} is not 4n + 1 (1, 5, 9, ...); nearest: {below} or {below + 4}.")
+    return frames

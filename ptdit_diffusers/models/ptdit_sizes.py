@@ -1,0 +1,22 @@
+"""The paper's models: what weights do not tell, by their width. It must not know files or hosts."""
+
+from typing import NamedTuple
+
+
+class Size(NamedTuple):
+    """One of the paper's models (Table 4)."""
+
+    name: str
+    layers: int
+    heads: int
+
+
+KNOWN_SIZES = {  # width -> size
+    288: Size("S", 10, 6),
+    640: Size("B", 12, 10),
+    864: Size("L", 28, 12),
+    1152: Size("XL", 28, 16),
+    1440: Size("H", 30, 20),
+}
+RELEASED_WINDOW = (1, 8, 8)  # tokens: frames, rows, columns
+OFFICIAL_BASE_TOKENS = 1024  # tokens of a picture at which the time shift is 1 (512 x 512 pixels)

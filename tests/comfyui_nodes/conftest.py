@@ -1,0 +1,120 @@
+"""A real ComfyUI with tiny random models, shared by all tests of this folder that need one."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from comfyui_nodes.inference import CONFIG_KEY, pack_config
+from ptdit_diffusers.models.ptdit_backbone import PTDiTBackbone
+from ptdit_diffusers.models.ptdit_vae_backbone import PTDiTVAEBackbone
+
+from .graph import Server
+
+NETWORK = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 2,
+    "patch_size": 2,
+    "sample_size": 8,
+    "caption_channels": 128,
+    "window_size": (1, 2, 2),
+    "proxy_ratio": (1, 2, 2),
+    "shift_window": True,
+    "proxy_mode": "mean",
+    "num_windows": 4,
+    "scrambled_positions": False,
+    "additional_conditions": False,
+}
+VAE = {"hidden_size": 8, "hidden_size_mult": (1, 1, 1, 1), "num_res_blocks": 1, "norm_num_groups": 4}
+LORA_LAYERS = ("transformer_blocks.0.proxy_attn1.to_q", "transformer_blocks.1.attn2.to_out.0")
+
+
+def random_network(seed: int, **changes: object) -> dict[str, torch.Tensor]:
+    """Weights of a tiny network in which every layer matters."""
+    torch.manual_seed(seed)
+    backbone = PTDiTBackbone()
+    backbone.build(**NETWORK | changes)
+    return {
+        name: torch.randn_like(value) * (0.2 if value.ndim > 1 else 0.05)
+        for name, value in backbone.state_dict().items()
+    }
+
+
+def random_lora(naming: str) -> dict[str, torch.Tensor]:
+    """The same LoRA of rank 4 under the names of one kind of file."""
+    down, up = (".lora_down.weight", ".lora_up.weight") if naming == "kohya" else (".lora_A.weight", ".lora_B.weight")
+    generator = torch.Generator().manual_seed(5)
+    weights = {}
+    for layer in LORA_LAYERS:
+        key = {
+            "diffusers": f"transformer.{layer}",
+            "comfy": f"diffusion_model.{layer}",
+            "kohya": f"lora_unet_{layer.replace('.', '_')}",
+        }[naming]
+        weights[key + down] = torch.randn(4, 32, generator=generator)
+        weights[key + up] = torch.randn(32, 4, generator=generator)
+        if naming == "kohya":
+            weights[f"{key}.alpha"] = torch.tensor(4.0)
+    return weights
+
+
+def write_models(models: Path) -> None:
+    """Files that the graphs name."""
+    for name in ("diffusion_models", "checkpoints", "loras", "vae"):
+        (models / name).mkdir(parents=True, exist_ok=True)
+    video = {"sample_frames": 5, **NETWORK}
+    one, two = random_network(0), random_network(1)
+    config = {CONFIG_KEY: pack_config(video)}
+    save_file(one | config, models / "diffusion_models/tiny.safetensors")
+    save_file(two | config, models / "diffusion_models/other.safetensors")
+    larger = {"num_attention_heads": 3, "num_layers": 3}
+    save_file(
+        random_network(2, **larger) | {CONFIG_KEY: pack_config(video | larger)},
+        models / "diffusion_models/larger.safetensors",
+    )
+    save_file(one, models / "diffusion_models/no_config.safetensors")
+    torch.save(one | config, models / "diffusion_models/tiny.pt")
+    prefixed = {f"model.diffusion_model.{name}": value for name, value in (one | config).items()}
+    save_file(prefixed, models / "checkpoints/tiny.safetensors")
+    for naming in ("diffusers", "comfy", "kohya"):
+        save_file(random_lora(naming), models / f"loras/{naming}.safetensors")
+    torch.manual_seed(3)
+    vae = PTDiTVAEBackbone()
+    vae._build(**VAE)
+    save_file(vae.state_dict(), models / "vae/tiny.safetensors", metadata={"config": json.dumps(VAE)})
+    torch.save(
+        {"ema_state_dict": {f"module.{n}": v for n, v in vae.state_dict().items()}}, models / "vae/official.ckpt"
+    )
+    save_file(one, models / "vae/no_vae.safetensors")
+    save_file(random_lora("comfy"), models / "diffusion_models/lora.safetensors")
+    (models / "vae/garbage.ckpt").write_bytes(b"no checkpoint")
+    text = {"caption_channels": 96}
+    save_file(
+        random_network(0, **text) | {CONFIG_KEY: pack_config(video | text)},
+        models / "diffusion_models/other_text.safetensors",
+    )
+    bare = models / "diffusers/bare"
+    (bare / "transformer").mkdir(parents=True)
+    (bare / "model_index.json").write_text(json.dumps({"_class_name": "PTDiTPipeline"}))
+    (bare / "transformer/config.json").write_text(json.dumps(video))
+    save_file(one, bare / "transformer/diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server; tests that ask for it are skipped where COMFYUI_DIR names none."""
+    folder = os.environ.get("COMFYUI_DIR")
+    if not folder or not (Path(folder) / "main.py").is_file():
+        pytest.skip("COMFYUI_DIR names no ComfyUI folder")
+    base = tmp_path_factory.mktemp("comfyui")
+    write_models(base / "models")
+    running = Server(Path(folder), base)
+    yield running
+    running.stop()

@@ -1,0 +1,173 @@
+"""Building ComfyUI graphs in API form, and a real headless ComfyUI to run them.
+
+The server is found by COMFYUI_DIR (a checkout); COMFYUI_PYTHON names a Python with its requirements, by default this
+one. It runs on the CPU, on this machine alone, in a private folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+EMBEDDED = "shapes-128 (comes with the nodes)"
+
+# Lets a torchvision built for CUDA be imported beside a torch for CPUs, and stands in for a missing torchaudio:
+# neither is used by these graphs.
+LAUNCHER = """
+import importlib.util, runpy, sys, types
+import torch
+if torch.version.cuda is None:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        try:
+            library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        except RuntimeError:
+            pass
+if importlib.util.find_spec("torchaudio") is None:
+    import importlib.machinery
+    for name in ("torchaudio", "torchaudio.transforms", "torchaudio.functional"):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = []
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Graph:
+    """Collects nodes: `graph("KSampler", model=m, seed=1)` returns the node's first output."""
+
+    def __init__(self):
+        self.nodes: dict[str, dict] = {}
+        self.numbers = itertools.count(1)
+
+    def __call__(self, class_type: str, **inputs: Any) -> tuple[str, int]:
+        number = str(next(self.numbers))
+        links = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
+        self.nodes[number] = {"class_type": class_type, "inputs": links}
+        return number, 0
+
+
+def output(node: tuple[str, int], number: int) -> tuple[str, int]:
+    """Another output of a node."""
+    return node[0], number
+
+
+class Server:
+    """A running ComfyUI with this repository as a custom node."""
+
+    def __init__(self, comfy: Path, base: Path, pack: Path = ROOT, python: str | None = None):
+        self.base, self.python = base, python or os.environ.get("COMFYUI_PYTHON") or sys.executable
+        for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
+            (base / name).mkdir(parents=True, exist_ok=True)
+        (base / "custom_nodes" / "pt-dit.pack 1").symlink_to(pack, target_is_directory=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        launcher = base / "launch.py"
+        launcher.write_text(LAUNCHER)
+        arguments = ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base),
+                     "--database-url", f"sqlite:///{base}/user/comfyui.db", "--disable-auto-launch",
+                     "--disable-api-nodes", "--preview-method", "latent2rgb"]  # fmt: skip
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(base / "hub"), "PYTHONUNBUFFERED": "1"}
+        environment.pop("PYTHONPATH", None)
+        if "COMFYUI_PYTHONPATH" in os.environ:
+            environment["PYTHONPATH"] = os.environ["COMFYUI_PYTHONPATH"]
+        self.log = open(base / "server.log", "wb")
+        self.process = subprocess.Popen(
+            [self.python, str(launcher), str(comfy / "main.py"), *arguments],
+            cwd=comfy, env=environment, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.wait()
+
+    def wait(self, seconds: float = 300) -> None:
+        """Until it answers."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                self.get("/system_stats")
+                return
+            except OSError:
+                time.sleep(0.5)
+        raise RuntimeError(f"ComfyUI did not start:\n{self.text()[-3000:]}")
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+    def text(self) -> str:
+        """Its log so far."""
+        return re.sub(r"\x1b\[[0-9;]*m", "", (self.base / "server.log").read_text(errors="replace"))
+
+    def get(self, path: str, body: Any = None) -> Any:
+        """JSON of one request; with a body it is a POST."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data=data, headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def queue(self, graph: Graph | dict, seconds: float = 900, interrupt: bool = False) -> dict:
+        """Run a graph: {"ok", "message", "outputs", "seconds"}; `message` is what a node or the check of inputs says.
+
+        With `interrupt` the run is cancelled as soon as sampling has begun.
+        """
+        nodes = graph.nodes if isinstance(graph, Graph) else graph
+        begin = time.monotonic()
+        marks = self.text().count("it/s]") + self.text().count("s/it]")
+        try:
+            number = self.get("/prompt", {"prompt": nodes, "client_id": uuid.uuid4().hex})["prompt_id"]
+        except urllib.error.HTTPError as error:
+            return {"ok": False, "message": error.read().decode(), "outputs": {}, "seconds": 0.0}
+        while time.monotonic() < begin + seconds:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI died:\n{self.text()[-3000:]}")
+            if interrupt and self.text().count("it/s]") + self.text().count("s/it]") > marks:
+                self.get("/interrupt", {})
+                interrupt = False
+            entry = (self.get(f"/history/{number}") or {}).get(number)
+            if entry is not None:
+                break
+            time.sleep(0.1)
+        else:
+            raise TimeoutError(f"no result after {seconds} s:\n{self.text()[-2000:]}")
+        status = entry["status"]
+        events = {name: event for name, event in status["messages"]}
+        message = events.get("execution_error", {}).get("exception_message", "")
+        if "execution_interrupted" in events:
+            message = "interrupted"
+        return {
+            "ok": status["status_str"] == "success",
+            "message": message,
+            "outputs": entry["outputs"],
+            "seconds": time.monotonic() - begin,
+        }
+
+    def files(self, result: dict) -> list[Path]:
+        """Files that a run saved."""
+        saved = []
+        for outputs in result["outputs"].values():
+            for items in outputs.values():
+                for item in items if isinstance(items, list) else ():
+                    if isinstance(item, dict) and "filename" in item:
+                        saved.append(self.base / item["type"] / item.get("subfolder", "") / item["filename"])
+        return saved

@@ -1,0 +1,64 @@
+"""Tests of what needs no ComfyUI around the nodes: import without it, version message, packaging."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comfyui_nodes import version_message
+
+ROOT = Path(__file__).parents[2]
+NODES = (
+    "PTDiTFolderLoader",
+    "PTDiTVAELoader",
+    "PTDiTTextEncode",
+    "PTDiTEmptyLatent",
+    "PTDiTWindowProxy",
+    "PTDiTModelSampling",
+    "PTDiTScheduler",
+    "PTDiTProxyMap",
+)
+
+
+def test_an_old_comfyui_gets_a_sentence_and_a_new_one_the_nodes():
+    assert version_message("0.3.60") is None and version_message("0.33.0") is None and version_message("1.0.0") is None
+    assert "0.3.60 or newer; this is 0.3.59" in version_message("0.3.59")
+
+
+def test_the_root_file_does_nothing_where_comfyui_is_missing():
+    code = "import importlib.util as u; s = u.spec_from_file_location('pack', '__init__.py'); " \
+           "m = u.module_from_spec(s); s.loader.exec_module(m); assert not hasattr(m, 'WEB_DIRECTORY')"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_nodes_reach_the_maths_without_diffusers():
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('diffusers', 'transformers', 'accelerate', 'peft'):\n"
+        "            raise ImportError(f'{name} is blocked')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "import comfyui_nodes.windows, comfyui_nodes.inference, comfyui_nodes.sampling, comfyui_nodes.proxy_map\n"
+        "import ptdit_diffusers.pipelines.ptdit_embedded, ptdit_diffusers.conversion.keys\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_node_has_help_and_both_languages(name):
+    for language in ("", "zh"):
+        page = ROOT / "comfyui_nodes/web/docs" / (f"{name}/{language}.md" if language else f"{name}.md")
+        assert len(page.read_text(encoding="utf-8")) > 200
+    english, chinese = (
+        json.loads((ROOT / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))[name]
+        for language in ("en", "zh")
+    )
+    assert set(english["inputs"]) == set(chinese["inputs"]) and set(english["outputs"]) == set(chinese["outputs"])
+    for words in (english, chinese):
+        assert words["display_name"] and words["description"]
+        assert all(each.get("tooltip") for each in words["inputs"].values())

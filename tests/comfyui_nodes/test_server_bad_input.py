@@ -1,0 +1,125 @@
+"""Bad input on a real ComfyUI: a sentence on the node, and the server lives."""
+
+import re
+
+import pytest
+
+from .graph import EMBEDDED, Graph
+from .test_server import one_step, parts, sample, windows
+
+pytestmark = pytest.mark.comfy
+
+
+def decode(g: Graph, vae_name: str) -> None:
+    """Decode something with a file of models/vae."""
+    vae = g("PTDiTVAELoader", vae_name=vae_name, dtype="auto", video=False)
+    pixels = g("VAEDecode", samples=g("EmptyLatentImage", width=64, height=64, batch_size=1), vae=vae)
+    g("SaveImage", images=pixels, filename_prefix="x")
+
+
+def run(g: Graph, model: str, **more: object) -> None:
+    """The standard run with a file of models/diffusion_models."""
+    sample(g, *parts(g, file=model), **more)
+
+
+def run_windows(g: Graph, **settings: object) -> None:
+    """The standard run with a Window & Proxy node."""
+    model, *rest = parts(g)
+    sample(g, windows(g, model, **settings), *rest)
+
+
+def run_lora(g: Graph, name: str) -> None:
+    """The standard run with a file of models/loras."""
+    model, *rest = parts(g)
+    sample(g, g("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=1.0), *rest)
+
+
+def run_folder(g: Graph, name: str, frames: int = 1) -> None:
+    """The standard run with a model folder."""
+    _, *rest = parts(g, frames=frames)
+    sample(g, g("PTDiTFolderLoader", folder=name, weight_dtype="default"), *rest)
+
+
+def views(g: Graph) -> None:
+    """A clip that cannot be."""
+    latent = g("PTDiTEmptyLatent", width=64, height=64, aspect="1:1", length=1, views=24, batch_size=1)
+    g("SaveLatent", samples=latent, filename_prefix="x")
+
+
+def map_of_block(g: Graph, blocks: str) -> None:
+    """A proxy map of some blocks."""
+    model, positive, _, latent = parts(g)
+    drawn = g("PTDiTProxyMap", model=model, positive=positive, latent=latent, x=0.5, y=0.5, levels=1, blocks=blocks,
+              frame=0, noise_seed=0)  # fmt: skip
+    g("SaveImage", images=drawn, filename_prefix="x")
+
+
+def wrong_text(g: Graph) -> None:
+    """Text of another width: zeros of CLIP size through the released network's tiny stand-in."""
+    _, positive, negative, latent = parts(g)
+    sample(g, g("UNETLoader", unet_name="other_text.safetensors", weight_dtype="default"), positive, negative, latent)
+
+
+def no_text_encoder(g: Graph) -> None:
+    """A folder without text encoder."""
+    clip = (g("PTDiTFolderLoader", folder="bare", weight_dtype="default")[0], 1)
+    text = g("PTDiTTextEncode", clip=clip, text="a", literal=True, cleaning=False)
+    model, _, negative, latent = parts(g)
+    sample(g, model, text, negative, latent)
+
+
+BAD = {
+    "a transformer as VAE": (
+        lambda g: decode(g, "no_vae.safetensors"),
+        "not the causal VAE of Open-Sora-Plan; it seems to be a PT-DiT transformer",
+    ),
+    "a file that is no checkpoint": (lambda g: decode(g, "garbage.ckpt"), "garbage.ckpt cannot be read as weights"),
+    "a width without configuration": (
+        lambda g: run(g, "no_config.safetensors"),
+        "width 32.*known widths.*Folder Loader",
+    ),
+    "a LoRA as transformer": (lambda g: run(g, "lora.safetensors"), "Could not detect model type"),
+    "a range without steps": (
+        lambda g: run_windows(g, start_percent=0.5, end_percent=0.5),
+        "start_percent=0.5 must be below",
+    ),
+    "a proxy that fits no window": (
+        lambda g: run_windows(g, window_height=4, proxy_height=3),
+        "proxy_height=3.*nearest: 2 or 4",
+    ),
+    "a negative window": (lambda g: run_windows(g, window_height=-1), "smaller than min"),
+    "frames for a model of pictures": (
+        lambda g: run_folder(g, EMBEDDED, frames=5),
+        "single pictures .*the latent has 2",
+    ),
+    "frames that no clip has": (views, "views=24 .*nearest: 21 or 25"),
+    "a missing LoRA": (lambda g: run_lora(g, "none.safetensors"), "not in"),
+    "a path as folder": (lambda g: run_folder(g, "../../.."), "not in"),
+    "a path as file": (lambda g: decode(g, "../../secret.ckpt"), "not in"),
+    "a block that is not there": (
+        lambda g: map_of_block(g, "7"),
+        "block 7 does not exist; the model has blocks 0 to 1",
+    ),
+    "no list of blocks": (lambda g: map_of_block(g, "all"), "no list of numbers"),
+    "text of another encoder": (wrong_text, "gives vectors of width 128, this PT-DiT reads 96"),
+    "a folder without text encoder": (no_text_encoder, "no text encoder|clip input is invalid"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gives_a_sentence_and_the_server_lives(server, name):
+    build, message = BAD[name]
+    g = Graph()
+    build(g)
+    result = server.queue(g)
+    assert not result["ok"]
+    assert re.search(message, result["message"], re.DOTALL), result["message"]
+    assert server.process.poll() is None
+
+
+def test_a_run_can_be_cancelled_and_the_next_one_works(server):
+    g = Graph()
+    *rest, _ = parts(g)
+    sample(g, *rest, g("EmptyLatentImage", width=512, height=512, batch_size=4), steps=200, seed=99)
+    assert server.queue(g, interrupt=True)["message"] == "interrupted"
+    assert one_step(server, lambda g, model: g("ModelSamplingSD3", model=model, shift=1.1)).isfinite().all()
