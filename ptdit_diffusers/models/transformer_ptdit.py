@@ -140,6 +140,7 @@ class PTDiTTransformer3DModel(
     _no_split_modules = ["PTDiTBlock"]
     _repeated_blocks = ["PTDiTBlock"]
     _skip_layerwise_casting_patterns = ["pos_embed", "adaln_single", "scale_shift_table"]
+    _keep_in_fp32_modules = ["scale_shift_table", "proxy_scale_shift_table"]  # small; the forward casts them
     _keys_to_ignore_on_load_unexpected = ["pos_embed.pos_embed"]
     # Windows, shifted windows and proxies need the tokens in three orders, so no one split of the sequence serves a
     # block: the residual stream stays whole on every device, and each layer's tokens are split before and gathered
