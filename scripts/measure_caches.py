@@ -54,7 +54,7 @@ def configurations(pipe: PTDiTPipeline, steps: int, ratios: list[float]) -> dict
         return float(pipe.current_timestep)
 
     return {
-        "FirstBlockCache, threshold 0.1": lambda: FirstBlockCacheConfig(threshold=0.1),
+        "FirstBlockCache, threshold 0.15": lambda: FirstBlockCacheConfig(threshold=0.15),
         "TaylorSeer, attention, every 3rd step": lambda: TaylorSeerCacheConfig(
             cache_interval=3, taylor_factors_dtype=torch.float32, cache_identifiers=ATTENTION
         ),
