@@ -1,5 +1,8 @@
 """diffusers' caches skip the work that they promise, through the pipeline, with the identifiers that the docs give."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import (
@@ -15,6 +18,7 @@ from ptdit_diffusers import PTDiTPipeline
 from scripts import measure_caches
 
 STEPS = 8
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,11 @@ def test_the_measurement_names_a_speed_and_a_distance_for_every_cache(tiny_model
     for row in result["caches"].values():
         assert row["speed"] > 0 and row["psnr_db"] > 0
     assert measure_caches.table(result["caches"]).count("\n") == 9
+
+
+def test_the_documented_table_is_the_recorded_one():
+    recorded = json.loads((DOCS / "benchmarks" / "caches.json").read_text(encoding="utf-8"))
+    assert measure_caches.table(recorded["caches"]) in (DOCS / "caching.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
