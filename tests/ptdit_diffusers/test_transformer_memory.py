@@ -1,4 +1,4 @@
-"""What diffusers and accelerate do to save memory works on the transformer: fp8 storage, offloading, shards, quantisation."""
+"""diffusers' ways to save memory work on the transformer: fp8 storage, offloading, shards, quantisation."""
 
 import json
 
