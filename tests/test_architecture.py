@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("ptdit_diffusers", "comfyui_nodes", "scripts", "tests")
+FOLDERS = ("ptdit_diffusers", "comfyui_nodes", "lora", "scripts", "tests")
 SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PACKAGE = [path for path in SOURCES if path.parts[0] == "ptdit_diffusers"]
 
@@ -86,6 +86,31 @@ MAY_IMPORT = {
     "comfyui_nodes/windows.py": ("ptdit_diffusers.models.ptdit_grid",),
     "comfyui_nodes/proxy_map.py": ("torch", "ptdit_diffusers.models.ptdit_grid"),
     "comfyui_nodes/sampling.py": ("torch", "ptdit_diffusers.pipelines.ptdit_sampling"),
+    # Fine-tuning shares the small helpers of training, never its stages or the drawn world.
+    "lora/": (
+        "torch",
+        "numpy",
+        "PIL",
+        "yaml",
+        "av",
+        "wandb",
+        "bitsandbytes",
+        "prodigyopt",
+        "accelerate",
+        "diffusers",
+        "huggingface_hub",
+        "peft",
+        "safetensors",
+        "ptdit_diffusers.",
+        "lora.",
+        "scripts.training.checkpoint",
+        "scripts.training.config",
+        "scripts.training.parts",
+        "scripts.training.record",
+        "scripts.training.stage",
+    ),
+    "scripts/teach_word.py": ("torch", "numpy", "PIL", "ptdit_diffusers", "lora.train", "scripts."),
+    "scripts/measure_lora.py": ("torch", "diffusers", "ptdit_diffusers.models.", "lora.", "scripts.training.record"),
     "scripts/": (
         "torch",
         "numpy",

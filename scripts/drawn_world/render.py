@@ -28,6 +28,8 @@ def _pattern_mask(pattern: str, size: int) -> np.ndarray:
     elif pattern == "dotted":
         shift = 0.5 * (np.floor(y) % 2)
         mask = ((((x + shift) % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2) < 0.27**2).astype(np.float32)
+    elif pattern == "lined":  # in no training scene: what scripts/teach_word.py teaches
+        mask = (y % 1 < 0.5).astype(np.float32) * np.ones_like(x + y)
     else:
         mask = np.zeros((fine, fine), dtype=np.float32)
     return mask.reshape(size, SUPERSAMPLE, size, SUPERSAMPLE).mean((1, 3)).astype(np.float32)

@@ -1,0 +1,119 @@
+"""Which samples make up batch n, and its random numbers: pure functions of (seed, n).
+
+So a run can stop and resume anywhere, and the global batch does not depend on how many processes share it.
+Letters: B samples, C latent channels, F H W latent frames, rows, columns, L text tokens, D text width.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lora.cache import Cache, Sample, text_key
+from lora.config import Settings
+from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
+from ptdit_diffusers.pipelines.ptdit_text import join_text
+from scripts.training.parts import ignore_stop
+from scripts.training.stage import mix, numpy_generator, torch_generator
+
+
+class Plan:
+    """Order of the samples. An epoch goes once through all of them, `repeats` counted; every batch is of one bucket.
+
+    A bucket that does not fill its last batch begins again from its own start, so that no sample is left out.
+    """
+
+    def __init__(self, samples: list[Sample], settings: Settings, global_batch: int) -> None:
+        self.seed, self.global_batch = settings.seed, global_batch
+        self.buckets: dict[tuple[int, int, int], list[int]] = {}
+        for index, sample in enumerate(samples):
+            times = settings.prior_repeats if sample.prior else settings.repeats
+            self.buckets.setdefault(sample.bucket, []).extend([index] * times)
+        self.per_epoch = sum(math.ceil(len(members) / global_batch) for members in self.buckets.values())
+        self.epoch, self.order = -1, []
+
+    def batch(self, number: int) -> list[int]:
+        """Indices of the samples in global batch `number`."""
+        epoch, place = divmod(number, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self._shuffled(epoch)
+        return self.order[place]
+
+    def _shuffled(self, epoch: int) -> list[list[int]]:
+        choice, batches = numpy_generator(self.seed, 1, epoch), []
+        for _, members in sorted(self.buckets.items()):
+            order = [members[i] for i in choice.permutation(len(members))]
+            size = math.ceil(len(order) / self.global_batch) * self.global_batch
+            order = (order * math.ceil(size / len(order)))[:size]
+            batches += [order[i : i + self.global_batch] for i in range(0, size, self.global_batch)]
+        return [batches[i] for i in choice.permutation(len(batches))]
+
+
+class Batches(Dataset):
+    """This process's part of every batch, by the number of the batch."""
+
+    def __init__(self, cache: Cache, settings: Settings, rank: int, processes: int) -> None:
+        self.cache, self.settings, self.rank = cache, settings, rank
+        self.samples = cache.samples()
+        self.plan = Plan(self.samples, settings, settings.batch_size * processes)
+        self.scaling, self.base_tokens = cache.base.scaling_factor, cache.base.scheduler.config.base_image_seq_len
+        self.dynamic = cache.base.scheduler.config.use_dynamic_shifting
+        self.shift = cache.base.scheduler.config.shift
+        self.patch = cache.base.transformer_config["patch_size"]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Latents and noise (B, C, F, H, W), time (B,) in 0..1, text (B, L, D) with mask (B, L) or None, weight (B,),
+        and a seed per sample for random proxies.
+        """
+        first = self.rank * self.settings.batch_size
+        places = range(first, first + self.settings.batch_size)
+        members = self.plan.batch(number)
+        rows = [self._row(self.samples[members[place]], number, place) for place in places]
+        text, mask = join_text([row.pop("text")[None] for row in rows], [None] * len(rows))
+        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return {**batch, "text": text, "mask": mask, "seeds": [mix(self.settings.seed, 3, number, p) for p in places]}
+
+    def _row(self, sample: Sample, number: int, place: int) -> dict[str, Tensor]:
+        choice = numpy_generator(self.settings.seed, 2, number, place)
+        draw = torch_generator(self.settings.seed, 2, number, place)
+        mirrored = sample.mirrored and choice.random() < 0.5
+        dropped = choice.random() < self.settings.caption_dropout
+        key = sample.mirrored if mirrored else sample.latents
+        mean, std = self.cache.get(key, "mean"), self.cache.get(key, "std")
+        latents = (mean + std * torch.randn(mean.shape, generator=draw)) * self.scaling
+        time = torch.sigmoid(torch.randn((), generator=draw) * self.settings.time_std + self.settings.time_mean)
+        ratio = self.time_ratio(sample.bucket)
+        return {
+            "latents": latents,
+            "noise": torch.randn(mean.shape, generator=draw),
+            "time": ratio * time / (1 + (ratio - 1) * time),
+            "text": self.cache.get(text_key("") if dropped else sample.text, "embeds"),
+            "weight": torch.tensor(self.settings.prior_weight if sample.prior else 1.0),
+        }
+
+    def time_ratio(self, bucket: tuple[int, int, int]) -> float:
+        """Shift of the times towards noise for a size, the sampler's own."""
+        if not self.dynamic:
+            return self.shift
+        frames, height, width = bucket
+        tokens = (height // (8 * self.patch)) * (width // (8 * self.patch))
+        return time_shift(tokens, self.base_tokens, frames)
+
+
+def batch_loader(batches: Batches, first: int, last: int, workers: int, pin: bool) -> DataLoader:
+    """Batches `first` to `last` - 1 in order."""
+    return DataLoader(
+        batches, None, sampler=range(first, last), num_workers=workers, pin_memory=pin, worker_init_fn=ignore_stop
+    )
+
+
+def describe_epoch(batches: Batches, settings: Settings) -> str:
+    """One line: samples and batches of an epoch."""
+    filled = {bucket: len(members) for bucket, members in batches.plan.buckets.items()}
+    again = sum(-number % batches.plan.global_batch for number in filled.values())
+    line = (
+        f"{sum(filled.values())} samples per epoch in {batches.plan.per_epoch} batches of {batches.plan.global_batch}"
+    )
+    return line + (f"; {again} of them twice, to fill the last batch of a bucket" if again else "")

@@ -1,0 +1,219 @@
+"""Settings of a LoRA run: one flat dataclass <- YAML file <- flags of the same names.
+
+Must not know models, data or devices.
+"""
+
+import argparse
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.training.config import build
+
+TARGETS = {  # preset -> regular expression that the whole name of a Linear layer must match
+    "attention": r".*attn\d\.(to_q|to_k|to_v|to_out\.0)",
+    "attention+ff": r".*attn\d\.(to_q|to_k|to_v|to_out\.0)|.*\.ff\.net\.(0\.proj|2)",
+    "all-linear": r".*",
+}
+INITS = ("default", "gaussian", "pissa", "olora")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+BASES = ("none", "fp8", "int8", "nf4")
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
+REPORTS = ("none", "tensorboard", "wandb")
+# May change when a run is resumed; everything else decides what comes out.
+FREE = (
+    "output_dir data cache_dir rebuild_cache max_steps stop_after max_minutes workers log_every checkpoint_every keep "
+    "validation_every validation_prompts validation_steps validation_guidance validation_seed report_to push_to_hub "
+    "resume compile"
+).split()
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field with the text that `--help` shows for it."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """Everything that decides what a run does; saved beside the LoRA."""
+
+    # model and data
+    base: str = setting("shapes-128", "base model: folder, Hub id or short name of an embedded model")
+    data: str = setting("", "folder, metadata.jsonl, metadata.csv, or hub:OWNER/DATASET")
+    output_dir: str = setting("", "folder of the run: checkpoints, log, pictures and the finished LoRA")
+    cache_dir: str = setting("", "folder of the cached latents and embeddings (default: OUTPUT_DIR/cache)")
+    rebuild_cache: bool = setting(False, "replace a cache that was made by another model or for another size")
+    default_caption: str = setting("", "caption of files that have none; how many there are is said")
+    trigger: str = setting("", "word put before every caption, or in place of [trigger] in it")
+    resolution: int = setting(0, "pixels: pictures get about resolution^2 of them; 0 = the model's own size")
+    bucket_step: int = setting(0, "pixels: sides of buckets are multiples of this; 0 = one window of the model")
+    max_aspect: float = setting(2.0, "longest side over shortest side of a bucket; 1 = square only")
+    num_frames: int = setting(1, "frames taken from a video, 4n + 1; pictures always have one")
+    flip: bool = setting(False, "train on mirrored copies, too")
+    repeats: int = setting(1, "how often a picture occurs in one epoch")
+    caption_dropout: float = setting(0.1, "share of samples trained without their caption, for guidance; 0..1")
+    prior_prompts: str = setting("", "text file, one prompt per line: the base model draws each once, and the LoRA is "
+                                     "trained to keep them")  # fmt: skip
+    prior_weight: float = setting(1.0, "weight of the loss on those pictures")
+    prior_repeats: int = setting(1, "how often one of those pictures occurs in one epoch")
+    # adapter
+    rank: int = setting(16, "rank of the two matrices")
+    alpha: float = setting(0.0, "strength: the product is scaled by alpha / rank; 0 = rank")
+    dropout: float = setting(0.0, "share of inputs of an adapter that are dropped in training; 0..1")
+    rslora: bool = setting(False, "scale by alpha / sqrt(rank) instead")
+    dora: bool = setting(False, "train the size of each output apart from its direction (DoRA)")
+    init: str = setting("default", f"first values: {', '.join(INITS)}")
+    targets: str = setting("attention", f"layers: {', '.join(TARGETS)}, names with commas, or a regular expression")
+    base_weights: str = setting("none", f"how the frozen weights are kept: {', '.join(BASES)} (none = in `precision`)")
+    proxy_mode: str = setting("mean", "proxies in training: mean, or random (v1 of the paper, as a regulariser)")
+    # optimisation
+    max_steps: int = setting(1000, "optimiser steps")
+    epochs: int = setting(0, "passes over the data instead of max_steps; 0 = off")
+    stop_after: int = setting(0, "save and stop after this many steps of this call; 0 = off")
+    max_minutes: float = setting(0.0, "save and stop after this many minutes of this call; 0 = off")
+    batch_size: int = setting(1, "samples per process and forward")
+    accumulation: int = setting(1, "forwards per optimiser step")
+    precision: str = setting("auto", "fp32, bf16 or fp16; auto = bf16 where the GPU computes in it, else fp32")
+    optimizer: str = setting("adamw", f"one of {', '.join(OPTIMIZERS)}")
+    lr: float = setting(1e-4, "peak learning rate (1 for prodigy)")
+    schedule: str = setting("constant_with_warmup", f"learning rate: {', '.join(SCHEDULES)}")
+    warmup: int = setting(0, "steps from 0 to the peak learning rate")
+    weight_decay: float = setting(0.01, "of the optimiser")
+    clip: float = setting(1.0, "largest gradient norm")
+    ema: float = setting(0.0, "decay of a running average of the LoRA, which is then what is saved; 0 = off")
+    time_mean: float = setting(0.0, "mean of the normal that training times are drawn from, before the sigmoid")
+    time_std: float = setting(1.0, "its standard deviation")
+    gradient_checkpointing: bool = setting(False, "recompute blocks in the backward pass: slower, much less memory")
+    compile: bool = setting(False, "torch.compile the blocks")
+    seed: int = setting(0, "of everything random")
+    workers: int = setting(0, "processes that read the cache; 0 = the training process")
+    # records
+    resume: bool = setting(False, "go on from the newest checkpoint in output_dir")
+    log_every: int = setting(10, "steps")
+    checkpoint_every: int = setting(250, "steps; 0 = only at the end")
+    keep: int = setting(2, "checkpoints kept")
+    validation_every: int = setting(0, "steps between validation pictures; 0 = off")
+    validation_prompts: tuple[str, ...] = setting((), "prompts drawn at 0, 25, 50, 100 %% of the steps and in between")
+    validation_steps: int = setting(30, "denoising steps of validation pictures")
+    validation_guidance: float = setting(4.0, "guidance of validation pictures")
+    validation_seed: int = setting(0, "picture i is drawn with seed validation_seed + i")
+    report_to: str = setting(
+        "none", f"also write the log and pictures for {', '.join(REPORTS[1:])}; none = files only"
+    )
+    push_to_hub: str = setting("", "OWNER/NAME of a Hub repository that gets the finished LoRA")
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the first illegal value."""
+        for name in ("rank", "max_steps", "batch_size", "accumulation", "repeats", "log_every", "keep", "num_frames"):
+            self._between(name, 1, None)
+        for name in ("alpha", "warmup", "weight_decay", "checkpoint_every", "validation_every", "seed", "epochs"):
+            self._between(name, 0, None)
+        for name in ("resolution", "bucket_step", "stop_after", "max_minutes", "workers", "prior_weight"):
+            self._between(name, 0, None)
+        self._between("caption_dropout", 0, 1)
+        self._between("dropout", 0, 0.99)
+        self._between("ema", 0, 0.99999)
+        self._between("max_aspect", 1, None)
+        self._between("prior_repeats", 1, None)
+        self._between("validation_steps", 1, None)
+        for name in ("lr", "clip", "time_std"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0, for example 1.")
+        choices = {"init": INITS, "precision": PRECISIONS, "base_weights": BASES, "optimizer": OPTIMIZERS}
+        choices |= {"schedule": SCHEDULES, "report_to": REPORTS, "proxy_mode": ("mean", "random")}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                near = difflib.get_close_matches(value, allowed, n=1, cutoff=0)[0]
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}; nearest: {near!r}.")
+        if (self.num_frames - 1) % 4:
+            low = (self.num_frames - 1) // 4 * 4 + 1
+            raise ValueError(f"num_frames={self.num_frames} is not of the form 4n + 1; nearest: {low} or {low + 4}.")
+        if self.init in ("pissa", "olora") and self.base_weights != "none":
+            raise ValueError(
+                f"init={self.init!r} changes the base weights; base_weights={self.base_weights!r} forbids that; "
+                "nearest: init='default'."
+            )
+        if self.init in ("pissa", "olora") and self.dora:
+            raise ValueError(f"init={self.init!r} and dora exclude each other; nearest: init='default'.")
+
+    def _between(self, name: str, least: float, most: float | None) -> None:
+        value = getattr(self, name)
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}; nearest: {least}.")
+        if most is not None and value > most:
+            raise ValueError(f"{name}={value} must be at most {most}; nearest: {most}.")
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder of latents and embeddings."""
+        return Path(self.cache_dir) if self.cache_dir else Path(self.output_dir) / "cache"
+
+    @property
+    def scale_alpha(self) -> float:
+        """Alpha with its default filled in."""
+        return self.alpha or float(self.rank)
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """`--config FILE` and one flag for every setting; a flag that is not given leaves the file's value."""
+    parser = argparse.ArgumentParser(prog="lora", description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings, for example lora/configs/24gb.yaml")
+    for field in dataclasses.fields(Settings):
+        flag = "--" + field.name.replace("_", "-")
+        shown = f"{field.metadata['help']} (default: {field.default or 'none'})".replace("none)", "-)")
+        if field.type is bool:
+            parser.add_argument(flag, default=None, action=argparse.BooleanOptionalAction, help=field.metadata["help"])
+        elif field.type in (int, float):
+            parser.add_argument(flag, type=field.type, metavar=field.type.__name__.upper(), help=shown)
+        else:
+            many = field.type is not str
+            parser.add_argument(flag, metavar="TEXT", help=shown, **({"nargs": "*"} if many else {}))
+    return parser
+
+
+def read_settings(flags: argparse.Namespace) -> Settings:
+    """Settings of the file with the flags over them.
+
+    Raises:
+        ValueError: An unknown key, a wrong type or an illegal value; the message names it.
+        OSError: The file cannot be read.
+    """
+    given = {name: value for name, value in vars(flags).items() if name != "config" and value is not None}
+    values = {}
+    if flags.config:
+        try:
+            values = yaml.safe_load(Path(flags.config).read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{flags.config} is not a YAML file: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{flags.config} must be a mapping of settings, not {values!r}.")
+    settings = build(Settings, values | given, flags.config or "the command line")
+    for name in ("output_dir", "data"):
+        if not getattr(settings, name) and not (name == "data" and settings.cache_dir):
+            raise ValueError(f"{name} is not given: say it in the config file or with --{name.replace('_', '-')}.")
+    return settings
+
+
+def refuse_other_settings(saved: dict[str, Any], settings: Settings) -> None:
+    """Raise ValueError where a checkpoint was made with settings that decide the outcome and differ now."""
+    now = dataclasses.asdict(settings)
+    changed = [
+        f"{name} was {saved[name]!r}, is {now[name]!r}"
+        for name in now
+        if name not in FREE and name in saved and _plain(saved[name]) != _plain(now[name])
+    ]
+    if changed:
+        raise ValueError(
+            f"the checkpoint was made with other settings: {'; '.join(changed)}. Give the old values, or start anew "
+            "in another output_dir."
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,148 @@
+"""What comes out: the LoRA for diffusers, the LoRA for ComfyUI, settings, a model card, and the upload.
+
+Must not know the loop. Files are written under a temporary name and renamed when all of them are there.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lora.adapter import dora_scale_for_comfyui
+from lora.config import Settings
+from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from scripts.training.record import versions
+
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+COMFYUI_PREFIX = "diffusion_model."
+
+
+def export(
+    folder: Path, weights: dict[str, Tensor], settings: Settings, step: int, base_weights: dict[str, Tensor]
+) -> Path:
+    """Write the finished LoRA to `folder`/lora, in place of an earlier one.
+
+    Args:
+        folder: Folder of the run; pictures in it are shown on the card.
+        weights: From `folded_weights`.
+        settings: Settings of the run.
+        step: Steps trained.
+        base_weights: With DoRA, the weight of each layer under its name; else empty.
+
+    Returns:
+        The folder `folder`/lora.
+    """
+    target, temporary = folder / "lora", folder / "lora.unfinished"
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "comfyui").mkdir(parents=True)
+    PTDiTPipeline.save_lora_weights(
+        temporary, transformer_lora_layers=weights, transformer_lora_adapter_metadata=adapter_config(weights)
+    )
+    comfyui = temporary / "comfyui" / f"{folder.resolve().name}.safetensors"
+    save_file(comfyui_weights(weights, base_weights), comfyui, metadata={"format": "pt", "base": settings.base})
+    for name in ("sheet.png", "loss.png"):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, temporary / name)
+    (temporary / "settings.json").write_text(
+        json.dumps({"step": step, "settings": dataclasses.asdict(settings), "versions": versions()}, indent=2) + "\n",
+        encoding="utf-8",
+    )
+    (temporary / "README.md").write_text(card(temporary, weights, settings, step, comfyui.name), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    return target
+
+
+def adapter_config(weights: dict[str, Tensor]) -> dict:
+    """peft's configuration of the folded weights, for the metadata of diffusers' file: alpha equals the rank."""
+    layers = sorted({key.rpartition(".lora_")[0] for key in weights})
+    rank = weights[f"{layers[0]}.lora_A.weight"].shape[0]
+    dora = any(key.endswith("magnitude_vector") for key in weights)
+    return LoraConfig(r=rank, lora_alpha=rank, use_dora=dora, target_modules=layers).to_dict()
+
+
+def comfyui_weights(weights: dict[str, Tensor], base_weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same under the names that ComfyUI's stock loader maps onto the model."""
+    renamed = {}
+    for key, value in weights.items():
+        layer, _, kind = key.rpartition(".lora_")
+        if kind == "magnitude_vector":
+            a, b = weights[f"{layer}.lora_A.weight"], weights[f"{layer}.lora_B.weight"]
+            renamed[f"{COMFYUI_PREFIX}{layer}.dora_scale"] = dora_scale_for_comfyui(base_weights[layer], a, b, value)
+        else:
+            renamed[COMFYUI_PREFIX + key] = value
+    return renamed
+
+
+def card(folder: Path, weights: dict[str, Tensor], settings: Settings, step: int, comfyui: str) -> str:
+    """Model card: what it is, how to use it, prompts and pictures, settings."""
+    layers = sum(key.endswith("lora_A.weight") for key in weights)
+    values = sum(value.numel() for value in weights.values())
+    prompt = (settings.validation_prompts or (settings.trigger or "a picture",))[0]
+    head = [
+        "---",
+        f"base_model: {settings.base}",
+        "library_name: diffusers",
+        "tags: [lora, text-to-image, ptdit]",
+        "---",
+    ]
+    lines = [
+        *head,
+        "",
+        f"# LoRA for PT-DiT ({settings.base})",
+        "",
+        f"{step} steps, rank {settings.rank} on {layers} layers, {values} values."
+        + (f" Trigger word: `{settings.trigger}`." if settings.trigger else ""),
+        "",
+        "```python",
+        "from ptdit_diffusers import PTDiTPipeline",
+        "",
+        f"pipe = PTDiTPipeline.from_pretrained({settings.base!r})",
+        "pipe.load_lora_weights(FOLDER)  # this folder",
+        f"picture = pipe({prompt!r}).images[0]",
+        "```",
+        "",
+        f"ComfyUI: put `comfyui/{comfyui}` into `models/loras`. The scale alpha / rank is part of the weights, so "
+        "strength 1 is what was trained.",
+        "",
+    ]
+    if (folder / "sheet.png").is_file():
+        lines += ["## Pictures", "", "![steps from left to right, prompts from top to bottom](sheet.png)", ""]
+    if settings.validation_prompts:
+        lines += [
+            f"{i}. {text} (seed {settings.validation_seed + i})" for i, text in enumerate(settings.validation_prompts)
+        ]
+        lines += [""]
+    rows = [f"| {name} | {value} |" for name, value in shown_settings(settings).items()]
+    return "\n".join([*lines, "## Settings", "", "| setting | value |", "| --- | --- |", *rows, ""])
+
+
+def shown_settings(settings: Settings) -> dict[str, object]:
+    """Settings that differ from their defaults, without folders of the machine."""
+    hidden = ("output_dir", "cache_dir", "data", "validation_prompts", "prior_prompts", "resume", "push_to_hub")
+    found = {}
+    for field in dataclasses.fields(Settings):
+        value = getattr(settings, field.name)
+        if value != field.default and field.name not in hidden:
+            found[field.name] = value
+    return found
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload the finished folder to the Hub; returns the address."""
+    api = HfApi()
+    address = api.create_repo(repository, exist_ok=True)
+    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="LoRA for PT-DiT")
+    return str(address)
+
+
+def base_layer_weights(transformer: torch.nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Base weights of the layers that were trained with DoRA, by name."""
+    layers = [key.rpartition(".lora_")[0] for key in weights if key.endswith("lora_magnitude_vector")]
+    return {layer: transformer.get_submodule(layer).base_layer.weight.detach() for layer in layers}

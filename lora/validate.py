@@ -1,0 +1,129 @@
+"""Pictures on the way: fixed prompts and seeds, PNG files with their settings, one sheet at the end; memory freed.
+
+Text embeddings come from the cache; the VAE is loaded for each call and given back. Must not know the loop.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, PngImagePlugin
+
+from lora.base import BaseModel, free_memory
+from lora.cache import Cache
+from lora.config import Settings
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.pipelines.ptdit_text import join_text
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def draw_validation(
+    transformer: PTDiTTransformer3DModel, base: BaseModel, cache: Cache, settings: Settings, device: torch.device
+) -> list[Image.Image]:
+    """One picture per validation prompt, picture i from seed `validation_seed` + i."""
+    vae = base.load_vae(torch.float32 if device.type == "cpu" else torch.bfloat16, device)
+    pipe = PTDiTPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=base.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    empty = cache.text("")[None].to(device)
+    side = settings.resolution or base.own_resolution
+    mode, training = transformer.proxy_mode, transformer.training
+    transformer.eval().set_windows(proxy_mode="mean")
+    pictures = []
+    for index, prompt in enumerate(settings.validation_prompts):
+        text, mask = join_text([cache.text(prompt)[None].to(device)], [None])
+        pictures += pipe(
+            prompt_embeds=text,
+            prompt_attention_mask=mask,
+            negative_prompt_embeds=empty if settings.validation_guidance > 1 else None,
+            height=side,
+            width=side,
+            num_inference_steps=settings.validation_steps,
+            guidance_scale=settings.validation_guidance,
+            generator=torch.Generator().manual_seed(settings.validation_seed + index),
+        ).images
+    transformer.train(training).set_windows(proxy_mode=mode)
+    del pipe, vae
+    free_memory()
+    return pictures
+
+
+def save_validation(pictures: list[Image.Image], folder: Path, step: int, settings: Settings) -> None:
+    """Write step-STEP-I.png, each with prompt, seed and step in its metadata."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(pictures):
+        info = PngImagePlugin.PngInfo()
+        facts = {"prompt": settings.validation_prompts[index], "seed": settings.validation_seed + index, "step": step}
+        facts |= {"base": settings.base, "steps": settings.validation_steps, "guidance": settings.validation_guidance}
+        for name, value in facts.items():
+            info.add_text(name, str(value))
+        temporary = folder / f"step-{step:08d}-{index}.part"
+        picture.save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(temporary.with_suffix(".png"))
+
+
+def quarter_steps(max_steps: int) -> list[int]:
+    """Steps at 0, 25, 50 and 100 % of a run, each once."""
+    return sorted({0, max_steps // 4, max_steps // 2, max_steps})
+
+
+def draw_sheet(folder: Path, target: Path, steps: list[int], settings: Settings) -> None:
+    """One picture of all: a row per prompt, a column per step; steps that were not drawn are left out."""
+    columns = [step for step in steps if (folder / f"step-{step:08d}-0.png").is_file()]
+    rows = len(settings.validation_prompts)
+    if not columns or not rows:
+        return
+    pictures = [[Image.open(folder / f"step-{step:08d}-{row}.png") for step in columns] for row in range(rows)]
+    side = max(pictures[0][0].size)
+    sheet = Image.new("RGB", (len(columns) * (side + 4), rows * (side + 18) + 16), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, step in enumerate(columns):
+        pen.text((column * (side + 4) + 2, 2), f"step {step}", fill="black")
+        for row in range(rows):
+            sheet.paste(pictures[row][column], (column * (side + 4), 16 + row * (side + 18)))
+    for row, prompt in enumerate(settings.validation_prompts):
+        pen.text((2, 16 + row * (side + 18) + side + 2), prompt, fill="black")
+    sheet.save(target)
+
+
+def draw_prior(base: BaseModel, settings: Settings, device: torch.device) -> Path:
+    """Let the base model draw each prompt of `prior_prompts` once; pictures that are there already stay.
+
+    Returns:
+        A data folder: NNNN.png with NNNN.txt.
+
+    Raises:
+        ValueError: The file of prompts is empty or not UTF-8.
+    """
+    try:
+        text = Path(settings.prior_prompts).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prior_prompts {settings.prior_prompts} is not UTF-8: {error}.") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"prior_prompts {settings.prior_prompts} holds no prompts.")
+    folder = settings.cache_folder / "prior"
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("*.png"):
+        if int(leftover.stem) >= len(prompts):
+            leftover.unlink()
+    missing = []
+    for index, prompt in enumerate(prompts):
+        note = folder / f"{index:04d}.txt"
+        done = note.is_file() and note.read_text(encoding="utf-8") == prompt and note.with_suffix(".png").is_file()
+        missing += [] if done else [index]
+    if missing:
+        logger.info("the base model draws %d pictures to keep", len(missing))
+        pipe = PTDiTPipeline.from_pretrained(base.folder).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        side = settings.resolution or base.own_resolution
+        for index in missing:
+            generator = torch.Generator().manual_seed(settings.seed + index)
+            picture = pipe(prompts[index], height=side, width=side, generator=generator).images[0]
+            picture.save(folder / f"{index:04d}.png")
+            (folder / f"{index:04d}.txt").write_text(prompts[index], encoding="utf-8")
+        del pipe
+        free_memory()
+    return folder

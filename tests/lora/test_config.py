@@ -1,0 +1,45 @@
+"""Settings: file, flags over it, and what is refused."""
+
+import pytest
+
+from lora.config import make_parser, read_settings
+
+
+def read(*flags: str):
+    return read_settings(make_parser("test").parse_args([*flags, "--output-dir", "out", "--data", "in"]))
+
+
+def test_a_flag_goes_before_the_file_and_the_file_before_the_default(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("rank: 3\nlr: 1e-3\nvalidation_prompts: [one, two]\n", encoding="utf-8")
+    settings = read("--config", str(file), "--rank", "5", "--flip")
+    assert (settings.rank, settings.lr, settings.flip, settings.batch_size) == (5, 1e-3, True, 1)
+    assert settings.validation_prompts == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--rank", "0"], "rank=0 must be at least 1; nearest: 1"),
+        (["--caption-dropout", "2"], "caption_dropout=2.0 must be at most 1; nearest: 1"),
+        (["--optimizer", "adamx"], "optimizer='adamx' must be one of .*; nearest: 'adamw'"),
+        (["--num-frames", "4"], "num_frames=4 is not of the form 4n \\+ 1; nearest: 1 or 5"),
+        (["--init", "pissa", "--base-weights", "fp8"], "init='pissa' changes the base weights"),
+        (["--lr", "0"], "lr=0.0 must be above 0"),
+    ],
+)
+def test_an_illegal_value_is_refused_with_the_nearest_legal_one(flags, message):
+    with pytest.raises(ValueError, match=message):
+        read(*flags)
+
+
+def test_an_unknown_key_in_the_file_is_refused(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("rnak: 3\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="rnak is not a setting; nearest: rank"):
+        read("--config", str(file))
+
+
+@pytest.mark.parametrize("name", ["12gb", "24gb", "multi-gpu", "overfit-one", "embedded-cpu"])
+def test_every_preset_can_be_read(name):
+    assert read("--config", f"lora/configs/{name}.yaml").max_steps > 0

@@ -1,0 +1,175 @@
+"""The real script: it learns, resumes bit for bit, survives a kill, agrees over processes, and refuses bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = "lora/pytorch_lora_weights.safetensors"
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def same(first: Path, second: Path) -> bool:
+    one, two = load_file(first / FILE), load_file(second / FILE)
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+HARD = ["--dropout", "0.2", "--ema", "0.9", "--proxy-mode", "random", "--schedule", "cosine", "--accumulation", "2"]
+
+
+def test_two_steps_and_two_more_equal_four_bit_for_bit(train, tmp_path):
+    assert train("straight", *HARD) == 0
+    assert train("resumed", *HARD, "--stop-after", "2") == 0
+    assert not (tmp_path / "resumed" / "lora").exists()
+    assert train("resumed", *HARD, "--resume") == 0
+    assert same(tmp_path / "straight", tmp_path / "resumed")
+    assert losses(tmp_path / "straight") == losses(tmp_path / "resumed")
+
+
+def test_training_from_a_cache_constructs_neither_vae_nor_text_encoder(train, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("constructed")
+
+    monkeypatch.setattr("transformers.T5EncoderModel.__init__", refuse)
+    monkeypatch.setattr("ptdit_diffusers.models.autoencoder_ptdit.AutoencoderKLOpenSoraPlan.__init__", refuse)
+    assert train("out", "--max-steps", "1") == 0
+
+
+def test_a_run_learns_shows_pictures_and_its_file_loads_everywhere(train, tmp_path, tiny_model_folder):
+    flags = ["--max-steps", "40", "--targets", "all-linear", "--rank", "8", "--caption-dropout", "0", "--alpha", "16"]
+    looks = ["--validation-prompts", "a red star", "--validation-steps", "2", "--gradient-checkpointing"]
+    assert train("out", *flags, *looks) == 0
+    out = tmp_path / "out"
+    found = losses(out)
+    assert sum(found[-10:]) < 0.9 * sum(found[:10])
+    assert sorted(path.name for path in (out / "validation").iterdir()) == [
+        f"step-{step:08d}-0.png" for step in (0, 10, 20, 40)
+    ]
+    assert {path.name for path in (out / "lora").iterdir()} >= {"README.md", "sheet.png", "settings.json", "comfyui"}
+    pipe = PTDiTPipeline.from_pretrained(tiny_model_folder)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> torch.Tensor:
+        return pipe("a star", num_inference_steps=2, generator=torch.manual_seed(0), output_type="latent").images
+
+    plain = draw()
+    pipe.load_lora_weights(out / "lora", adapter_name="mine")
+    with_file = draw()
+    pipe.fuse_lora()
+    torch.testing.assert_close(draw(), with_file, atol=1e-4, rtol=1e-3)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(load_file(out / "lora/comfyui/out.safetensors"))
+    torch.testing.assert_close(draw(), with_file)
+    assert (with_file - plain).abs().max() > 1e-3
+
+
+def launch(cached: Path, base: Path, out: Path, *flags: str, processes: int = 1) -> subprocess.Popen:
+    """Start the script as torchrun (and so accelerate) starts it, on the CPU."""
+    run = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "lora.train"]
+    places = ["--base", str(base), "--cache-dir", str(cached), "--output-dir", str(out)]
+    same_as_fixture = ["--rank", "2", "--lr", "0.01", "--log-every", "1", "--precision", "fp32", "--max-steps", "4"]
+    words = [sys.executable, "-m", *(run if processes > 1 else ["lora.train"]), *places, *same_as_fixture, *flags]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(train, cached, tiny_model_folder, tmp_path):
+    flags = ["--checkpoint-every", "1", "--batch-size", "2", "--max-steps", "100000"]
+    process = launch(cached, tiny_model_folder, tmp_path / "killed", *flags)
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "killed").glob("checkpoint-*[2-9]")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    half_written = tmp_path / "killed" / "unfinished-checkpoint"  # as a kill in the middle of writing leaves it
+    half_written.mkdir(exist_ok=True)
+    (half_written / "state.pt").write_bytes(b"half")
+    reached = int(max((tmp_path / "killed").glob("checkpoint-*")).name.rpartition("-")[2])
+    steps = ["--max-steps", str(reached + 2), "--checkpoint-every", "1"]
+    assert train("killed", "--resume", *steps) == 0
+    assert train("straight", *steps) == 0
+    assert same(tmp_path / "killed", tmp_path / "straight")
+
+
+def test_ctrl_c_saves_and_stops(train, tmp_path):
+    def interrupt() -> None:
+        log = tmp_path / "out" / "log.jsonl"
+        while not log.exists() or not log.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert train("out", "--max-steps", "100000", "--checkpoint-every", "0") == 0
+    assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
+    assert not (tmp_path / "out" / "lora").exists()
+
+
+def test_two_processes_give_the_lora_of_one_with_twice_the_batch(train, cached, tiny_model_folder, tmp_path):
+    process = launch(cached, tiny_model_folder, tmp_path / "two", "--batch-size", "1", processes=2)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["calls"][0]["processes"] == 2
+    assert train("one", "--batch-size", "2") == 0
+    one, two = load_file(tmp_path / "one" / FILE), load_file(tmp_path / "two" / FILE)
+    assert one.keys() == two.keys()
+    for key in one:  # gradients are summed in another order; Adam's first steps are as large as the rate, 0.01
+        torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--rank", "0"], "rank=0 must be at least 1"),
+        (["--targets", "to_z"], "'to_z' is no linear layer"),
+        (["--base", "nowhere/at-all"], "base 'nowhere/at-all' is no folder and cannot be had from the Hub"),
+        (["--data", "nowhere"], "data 'nowhere' is neither a folder nor a file"),
+        (["--prior-prompts", "nowhere.txt"], "prior_prompts 'nowhere.txt' is no file"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_before_training(train, capsys, tmp_path, flags, message):
+    assert train("out", *flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("lora: ") and message in error
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_used_folder_needs_resume_and_resume_the_same_settings(train, capsys):
+    assert train("out", "--max-steps", "2") == 0
+    assert train("out") == 2
+    assert "holds an earlier run; go on with --resume" in capsys.readouterr().err
+    assert train("out", "--resume", "--rank", "3") == 2
+    assert "made with other settings: rank was 2, is 3" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
+def test_a_full_disk_stops_with_a_line_and_keeps_the_last_checkpoint(train, capsys, tmp_path):
+    import resource
+
+    assert train("out", "--max-steps", "1", "--checkpoint-every", "1") == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        assert train("out", "--resume", "--max-steps", "3", "--checkpoint-every", "1") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "stopped at step 2: the checkpoint could not be written (" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-00000001"]
+    assert train("out", "--resume", "--max-steps", "3", "--checkpoint-every", "1") == 0
