@@ -47,7 +47,8 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         weights, metadata = super().lora_state_dict(
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
         )
-        weights = convert_foreign_lora(weights)
+        if not _names_no_layer(pretrained_model_name_or_path_or_dict):
+            weights = convert_foreign_lora(weights)
         return (weights, metadata) if wants_metadata else weights
 
     @classmethod
@@ -64,7 +65,8 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         Raises:
             ValueError: The weights belong to another model; names the first modules that do not fit.
         """
-        check_lora(state_dict, transformer)
+        if not _names_no_layer(state_dict):
+            check_lora(state_dict, transformer)
         super().load_lora_into_transformer(state_dict, transformer, **kwargs)
 
 
@@ -97,6 +99,11 @@ def convert_foreign_lora(weights: dict[str, torch.Tensor]) -> dict[str, torch.Te
         rank, up = renamed[module + DOWN].shape[0], renamed[module + UP]
         renamed[module + UP] = (up.float() * (float(alpha) / rank)).to(up.dtype)
     return renamed
+
+
+def _names_no_layer(source: Any) -> bool:
+    """A dictionary in memory whose keys have no dot names no layer of any model: diffusers only warns of it."""
+    return isinstance(source, dict) and bool(source) and not any("." in key for key in source)
 
 
 def _module_and_rest(key: str, flat: dict[str, str]) -> str:

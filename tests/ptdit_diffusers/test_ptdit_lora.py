@@ -178,3 +178,16 @@ def test_hotswap_replaces_the_weights_in_place(pipe, lora):
     pipe.load_lora_weights(lora, adapter_name="style")
     pipe.load_lora_weights(other, adapter_name="style", hotswap=True)
     assert torch.equal(draw(pipe), expected)
+
+
+def test_a_file_without_a_lora_is_an_error_and_names_its_keys(pipe, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"lora_foo": torch.zeros(1)}, tmp_path / "foo.safetensors")
+    with pytest.raises(ValueError, match="none ends with lora_A.weight .*first keys: lora_foo"):
+        pipe.load_lora_weights(tmp_path / "foo.safetensors")
+
+
+def test_a_dictionary_that_names_no_layer_changes_nothing_as_in_diffusers(pipe):
+    pipe.load_lora_weights({"lora_foo": torch.tensor(2.0)})
+    assert pipe.get_list_adapters() == {}
