@@ -65,6 +65,16 @@ MAY_IMPORT = {
         "ptdit_diffusers.conversion.",
     ),
     "ptdit_diffusers/conversion/keys.py": ("torch",),
+    "ptdit_diffusers/conversion/hub.py": ("huggingface_hub", "ptdit_diffusers.conversion."),
+    "ptdit_diffusers/conversion/quantize.py": (
+        "torch",
+        "diffusers",
+        "transformers",
+        "torchao",
+        "gguf",
+        "ptdit_diffusers.models.",
+        "ptdit_diffusers.conversion.",
+    ),
     "ptdit_diffusers/conversion/containers.py": ("torch", "safetensors", "ptdit_diffusers.conversion.keys"),
     # ComfyUI ships neither diffusers nor our other requirements: only what it has itself, and our pure parts.
     "comfyui_nodes/": (

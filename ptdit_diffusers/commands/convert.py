@@ -14,17 +14,19 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
         help="make a model folder from official checkpoint files",
-        description="Make a diffusers folder from official checkpoint files on this machine (.pt, .pth, .ckpt, "
-        ".safetensors, or the .index.json of a sharded file). No code in a file is run.",
+        description="Make a diffusers folder from official checkpoint files (.pt, .pth, .ckpt, .safetensors, or the "
+        ".index.json of a sharded file) of this machine, or of the Hugging Face Hub as OWNER/NAME[@REVISION][:PATH], "
+        "which are then fetched. No code in a file is run.",
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--transformer", type=Path, metavar="FILE", help="checkpoint of the PT-DiT transformer")
-    add("--vae", type=Path, metavar="FILE", help="checkpoint of the Open-Sora-Plan v1.2 VAE (checkpoint.ckpt)")
-    add("--text-encoder", type=Path, metavar="DIR_OR_FILE", help="T5: a transformers folder, or one file such as "
+    add("--transformer", metavar="FILE", help="checkpoint of the PT-DiT transformer")
+    add("--vae", metavar="FILE", help="checkpoint of the Open-Sora-Plan v1.2 VAE (checkpoint.ckpt)")
+    add("--text-encoder", metavar="DIR_OR_FILE", help="T5: a transformers folder, or one file such as "
         "t5xxl_fp16.safetensors")  # fmt: skip
-    add("--tokenizer", type=Path, metavar="DIR", help="T5's tokeniser (default: in or beside --text-encoder)")
+    add("--tokenizer", metavar="DIR", help="T5's tokeniser (default: in or beside --text-encoder)")
+    add("--revision", metavar="NAME", help="branch, tag or commit of Hub sources without one (default: main)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     add("--overwrite", action="store_true", help="replace a model folder that exists (default: refuse)")
     add("--dtype", choices=tuple(DTYPES), help="number format of all weights (default: as in the files, fp8 as bf16)")
@@ -58,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
             vae=arguments.vae,
             text_encoder=arguments.text_encoder,
             tokenizer=arguments.tokenizer,
+            revision=arguments.revision,
             overwrite=arguments.overwrite,
             dtype=getattr(torch, DTYPES[arguments.dtype]) if arguments.dtype else None,
             window_size=tuple(arguments.window_size) if arguments.window_size else None,

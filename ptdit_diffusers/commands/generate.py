@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
-from .models import DEFAULT_MODEL, check_words, download, find_model, load_pipeline_class
+from .loading import DTYPES, OFFLOADS, QUANTISED, Plan, check_plan, encode, load_rest
+from .models import DEFAULT_MODEL, check_words, download, find_model
 from .terminal import SIZE_STEP, UserError, first_line, interrupt_ends_at_once, number, pixels, say, say_warnings
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 LARGEST_SEED = 2**63 - 1
 PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more pictures are made in several calls
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # our names -> torch's
+LARGE_MODEL = 4 * 10**9  # bytes of weights from which fp32 asks too much of an ordinary machine
 
 
 def add_command(commands: Any) -> None:
@@ -58,6 +59,10 @@ def add_command(commands: Any) -> None:
     add("--guidance", type=number(float, 0), default=4.0, help="guidance scale, 1 is off (default: %(default)s)")
     add("--negative-prompt", default="", metavar="TEXT", help="what to keep away from (default: nothing)")
     add("--dtype", choices=("auto", *DTYPES), default="auto", help="number format (default: what suits the device)")
+    add("--offload", choices=OFFLOADS, help="keep weights in memory until the GPU needs them: one component, or one "
+        "layer at a time (default: all on the device)")  # fmt: skip
+    add("--quantize", choices=QUANTISED, help="keep linear weights of text encoder and transformer in 8 bits; int8 "
+        "needs torchao (default: as --dtype)")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: a GPU if there is one")
 
 
@@ -72,31 +77,37 @@ def run(arguments: argparse.Namespace) -> None:
     check_targets(targets, arguments.overwrite)
     check_seeds(arguments.seed, arguments.num_images)
     with interrupt_ends_at_once():
-        pipe, chosen = prepare(arguments)
+        plan = prepare(arguments)
+        text = encode_text(plan, arguments)
+        pipe = load_rest(plan)
+    chosen = {name: value for name, value in plan._asdict().items() if name != "folder" and value}
     start = time.monotonic()
-    for target, (seed, image) in zip(targets, sample(pipe, arguments), strict=True):
+    for target, (seed, image) in zip(targets, sample(pipe, text, arguments), strict=True):
         facts = picture_facts(arguments, seed, image) | chosen
         save_picture(image, target, facts, arguments.overwrite)
         say(f"saved {target}: {image.width}x{image.height}, seed {seed}, {time.monotonic() - start:.1f} s")
 
 
-def prepare(arguments: argparse.Namespace) -> tuple["PTDiTPipeline", dict[str, str]]:
-    """Find and check the model, choose device and number format, say so, and load.
+def prepare(arguments: argparse.Namespace) -> Plan:
+    """Find and check the model, choose device and number format, and say so.
 
     Returns:
-        The pipeline on its device, and the choices by name.
+        How to load it.
     """
     folder = find_model(arguments.model)
     if folder is not None:
         check_words(folder, arguments.prompt, arguments.negative_prompt)
     device = choose_device(arguments.device)
-    dtype = choose_dtype(arguments.dtype, device.name)
+    check_plan(arguments.offload, arguments.quantize, device.name)
     if folder is None:
         folder = download(arguments.model)
         check_words(folder, arguments.prompt, arguments.negative_prompt)
-    say(f"model: {arguments.model}, device: {device.name} ({device.why}), dtype: {dtype.name} ({dtype.why})")
+    dtype = choose_dtype(arguments.dtype, device.name, folder)
+    memory = "".join(f", {name}: {getattr(arguments, name)}" for name in ("offload", "quantize")
+                     if getattr(arguments, name))  # fmt: skip
+    say(f"model: {arguments.model}, device: {device.name} ({device.why}), dtype: {dtype.name} ({dtype.why}){memory}")
     say_warnings()
-    return load_pipeline(folder, device.name, dtype.name), {"device": device.name, "dtype": dtype.name}
+    return Plan(folder, device.name, dtype.name, arguments.offload, arguments.quantize)
 
 
 # --- checks before anything is loaded --------------------------------------------------------------------------------
@@ -177,12 +188,17 @@ def choose_device(asked: str) -> Choice:
     return Choice(asked, "as asked")
 
 
-def choose_dtype(asked: str, device: str) -> Choice:
-    """Choose the number format: what was asked for, else what is safe and fast on the device."""
+def choose_dtype(asked: str, device: str, folder: Path) -> Choice:
+    """Choose the number format: what was asked for, else what is safe and fast on the device for this model."""
     import torch
 
     if asked != "auto":
         return Choice(asked, "as asked")
+    if (
+        device != "cuda"
+        and (size := sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))) > LARGE_MODEL
+    ):
+        return Choice("bf16", f"auto: a model of {size / 10**9:.1f} GB, too large for fp32")
     if device != "cuda":
         return Choice("fp32", f"auto: the safe choice on {device}")
     if torch.cuda.get_device_capability()[0] >= 8:  # Ampere and later
@@ -193,21 +209,17 @@ def choose_dtype(asked: str, device: str) -> Choice:
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def load_pipeline(folder: Path, device: str, dtype: str) -> "PTDiTPipeline":
-    """Load a pipeline from a folder onto a device."""
-    import torch
-
-    pipeline_class = load_pipeline_class()
+def encode_text(plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Encode the prompt, and the negative one where guidance is on."""
     try:
-        pipe = pipeline_class.from_pretrained(folder, dtype=getattr(torch, DTYPES[dtype]), use_safetensors=True)
-        return pipe.to(device)
-    except Exception as error:  # a damaged folder fails in many ways; all mean that there is no model to run
-        raise UserError(
-            f"the model in {folder} cannot be loaded: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        return encode(plan, arguments.prompt, arguments.negative_prompt, arguments.guidance > 1)
+    except (ValueError, RuntimeError) as error:  # a folder without text encoder, numbers that overflowed, no memory
+        raise UserError(first_line(error)) from error
 
 
-def sample(pipe: "PTDiTPipeline", arguments: argparse.Namespace) -> Iterator[tuple[int, "Image"]]:
+def sample(
+    pipe: "PTDiTPipeline", text: dict[str, Any], arguments: argparse.Namespace
+) -> Iterator[tuple[int, "Image"]]:
     """Make the pictures, several in one call where they are small.
 
     Yields:
@@ -223,8 +235,7 @@ def sample(pipe: "PTDiTPipeline", arguments: argparse.Namespace) -> Iterator[tup
         some = seeds[first : first + at_once]
         try:
             output = pipe(
-                arguments.prompt,
-                negative_prompt=arguments.negative_prompt,
+                **text,
                 height=height,
                 width=width,
                 num_inference_steps=arguments.steps,
@@ -272,11 +283,6 @@ def save_picture(image: "Image", target: Path, facts: dict[str, Any], overwrite:
     chunks = PngInfo()
     for name, value in facts.items():
         chunks.add_itxt(name, str(value))
-    if not any(high for _, high in image.convert("RGB").getextrema()):
-        say(
-            f"warning: the picture for {target} is all black; numbers may have overflowed, try --dtype fp32",
-            error=True,
-        )
     unfinished = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with open(unfinished, "xb") as file:

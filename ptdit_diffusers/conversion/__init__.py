@@ -1,5 +1,6 @@
 """From official checkpoint files to a diffusers folder; `folder.convert` does it.
 
 `keys` knows names of weights, `containers` reads files, `networks` infers configurations and checks them, `text` does
-so for T5, `writing` writes weights, `folder` puts it together. Nothing here knows the command line or the pipeline.
+so for T5, `hub` fetches what is not on this machine, `writing` writes weights, `folder` puts it together. `quantize`
+makes smaller copies. Nothing here knows the command line or the pipeline.
 """

@@ -15,6 +15,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from .containers import Facts
+from .hub import locate
 from .keys import ConversionError
 from .networks import Part, Triple, plan_transformer, plan_vae
 from .text import WIDTHS, find_tokenizer, load_tokenizer, plan_text_encoder
@@ -27,10 +28,11 @@ LIBRARIES = {"text_encoder": "transformers", "tokenizer": "transformers"}  # of 
 
 def convert(
     output: Path,
-    transformer: Path | None = None,
-    vae: Path | None = None,
-    text_encoder: Path | None = None,
-    tokenizer: Path | None = None,
+    transformer: str | Path | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    revision: str | None = None,
     overwrite: bool = False,
     dtype: torch.dtype | None = None,
     window_size: Triple | None = None,
@@ -44,9 +46,11 @@ def convert(
 
     Args:
         output: Folder to make.
-        transformer, vae: Checkpoint files (torch or safetensors), or indexes of sharded ones.
+        transformer, vae: Checkpoint files (torch or safetensors), or indexes of sharded ones. Each source may also be
+            on the Hub: OWNER/NAME[@REVISION][:PATH]. It is then fetched into the Hub's cache.
         text_encoder: Folder or file of a T5.
         tokenizer: Folder of its tokeniser; None looks in and beside `text_encoder`.
+        revision: Branch, tag or commit of Hub sources that name none; None is main.
         overwrite: Replace a model folder that exists.
         dtype: Number format of all weights; None keeps what the files have, and fp8 becomes bf16.
         window_size, proxy_ratio: Tokens per window and per proxy (frames, rows, columns).
@@ -58,19 +62,20 @@ def convert(
         OSError: Writing failed. Nothing is left behind.
     """
     output = Path(os.path.abspath(output))
-    inputs = [Path(path) for path in (transformer, vae, text_encoder, tokenizer) if path is not None]
-    check_output(output, overwrite, inputs)
-    parts: dict[str, Part] = {}
-    if transformer is not None:
-        parts["transformer"] = plan_transformer(Path(transformer), num_heads, window_size, proxy_ratio)
-    if vae is not None:
-        parts["vae"] = plan_vae(Path(vae))
-    if text_encoder is not None:
-        parts["text_encoder"] = plan_text_encoder(Path(text_encoder))
-    if not parts:
+    sources = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    if transformer is vae is text_encoder is None:
         raise ConversionError("nothing to convert; give a transformer, a VAE or a text encoder")
+    check_output(output, overwrite, [Path(source) for source in sources.values() if source is not None])
+    places = {name: locate(str(source), name, revision, report) for name, source in sources.items() if source}
+    parts: dict[str, Part] = {}
+    if "transformer" in places:
+        parts["transformer"] = plan_transformer(places["transformer"], num_heads, window_size, proxy_ratio)
+    if "vae" in places:
+        parts["vae"] = plan_vae(places["vae"])
+    if "text_encoder" in places:
+        parts["text_encoder"] = plan_text_encoder(places["text_encoder"])
     check_together(parts)
-    folder = find_tokenizer(tokenizer and Path(tokenizer), text_encoder and Path(text_encoder))
+    folder = find_tokenizer(places.get("tokenizer"), places.get("text_encoder"))
     loaded_tokenizer = None if folder is None else load_tokenizer(folder)
     planned = {name: plan_dtypes(part.weights, dtype) for name, part in parts.items()}
     check_space(output, planned)

@@ -16,7 +16,7 @@ from .containers import FLOATS, FP8, Facts, Weights
 from .keys import ConversionError
 
 SHARD_BYTES = 5 * 10**9
-DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
 
 
 def plan_dtypes(weights: Weights, asked: torch.dtype | None) -> dict[str, Facts]:
@@ -93,8 +93,9 @@ def write_file(path: Path, names: list[str], weights: Weights, planned: dict[str
 def numbers(path: Path, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
     """The bytes of a tensor in a number format, checked to be finite."""
     converted = tensor.to(dtype).contiguous().reshape(-1)
-    if not torch.isfinite(converted).all():
+    if not torch.isfinite(converted if dtype.itemsize > 1 else converted.float()).all():
         if torch.isfinite(tensor.float()).all():
-            raise ConversionError(f"{path}: {name} is too large for fp16; take --dtype bf16 or fp32")
+            short = {torch.float16: "fp16", torch.float8_e4m3fn: "fp8"}.get(dtype, dtype)
+            raise ConversionError(f"{path}: {name} is too large for {short}; take --dtype bf16 or fp32")
         raise ConversionError(f"{path}: {name} holds NaN or infinite numbers, so the file is damaged; fetch it again")
     return memoryview(converted.view(torch.uint8).numpy())

@@ -22,7 +22,15 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
-from .ptdit_checks import check_batch, check_count, check_output_type, check_size, check_text, require_finite
+from .ptdit_checks import (
+    check_batch,
+    check_count,
+    check_output_type,
+    check_size,
+    check_text,
+    require_finite,
+    warn_of_black,
+)
 from .ptdit_denoising import TEXT_TENSORS, PTDiTDenoisingMixin
 from .ptdit_embedded import resolve_model
 from .ptdit_lora import PTDiTLoraLoaderMixin
@@ -197,7 +205,9 @@ class PTDiTPipelineBase(DiffusionPipeline, PTDiTDenoisingMixin, PTDiTLoraLoaderM
             )
         ids, mask = tokenise(self.tokenizer, prompts, max_sequence_length)
         ids, mask = ids.to(device), mask.to(device)
-        return self.text_encoder(ids, attention_mask=mask)[0], mask.bool()
+        embeds = self.text_encoder(ids, attention_mask=mask)[0]
+        require_finite(embeds, f"{name} embeddings", self.text_encoder.dtype)
+        return embeds, mask.bool()
 
     def _guidance_batch(self, tensors: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Text of one forward in the order [negative, positive], without tokens that all samples mask."""
@@ -288,6 +298,7 @@ class PTDiTPipelineBase(DiffusionPipeline, PTDiTDenoisingMixin, PTDiTLoraLoaderM
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         video = self.vae.decode(latents, return_dict=False)[0].float()
         require_finite(video, "decoded pixels", self.vae.dtype)
+        warn_of_black(video, self.vae.dtype)
         if latents.shape[2] == 1:
             return self.video_processor.postprocess(video[:, :, 0], output_type)
         return self.video_processor.postprocess_video(video, output_type)

@@ -3,6 +3,7 @@
 It must not know components: sizes, lists and shapes come in as plain values.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,4 +161,20 @@ def require_finite(tensor: torch.Tensor, what: str, dtype: torch.dtype) -> None:
         raise RuntimeError(
             f"the {what} of {int(broken.sum())} of {len(broken)} results hold NaN or infinite values "
             f"(computed in {dtype}); load the pipeline with dtype torch.bfloat16 or torch.float32."
+        )
+
+
+def warn_of_black(pixels: torch.Tensor, dtype: torch.dtype) -> None:
+    """Warn of results that are black everywhere, which is how numbers that overflowed often look.
+
+    Args:
+        pixels: (B, ...) in [-1, 1], not yet clamped.
+        dtype: What the network that made them computes in.
+    """
+    black = (pixels <= -1).flatten(1).all(dim=1)
+    if black.any():
+        warnings.warn(
+            f"{int(black.sum())} of {len(black)} results are all black (computed in {dtype}); numbers may have "
+            "overflowed: try dtype torch.bfloat16 or torch.float32.",
+            stacklevel=2,
         )

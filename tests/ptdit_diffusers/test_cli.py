@@ -374,7 +374,7 @@ def test_device_and_dtype_are_taken_as_asked_or_refused():
     import torch
 
     assert choose_device("cpu").name == "cpu"
-    assert choose_dtype("fp16", "cpu") == ("fp16", "as asked")
+    assert choose_dtype("fp16", "cpu", Path()) == ("fp16", "as asked")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="usable: .*cpu"):
             choose_device("cuda")

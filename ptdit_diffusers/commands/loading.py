@@ -1,0 +1,120 @@
+"""Loading a model in as little memory as asked: one stage after the other, offloaded, quantised.
+
+The prompt is encoded first and the text encoder, mostly the largest part, is gone before the rest is loaded. It must
+not know arguments of subcommands.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .models import load_pipeline_class
+from .terminal import UserError, first_line
+
+if TYPE_CHECKING:
+    from .. import PTDiTPipeline
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # our names -> torch's
+OFFLOADS = ("model", "group", "sequential")
+QUANTISED = ("int8", "fp8")
+TEXT_PARTS = ("tokenizer", "text_encoder")
+PICTURE_PARTS = ("transformer", "vae")
+
+
+class Plan(NamedTuple):
+    """Where a model is and how it is to be loaded; names as on the command line."""
+
+    folder: Path
+    device: str
+    dtype: str
+    offload: str | None = None
+    quantize: str | None = None
+
+
+def check_plan(offload: str | None, quantize: str | None, device: str) -> None:
+    """Refuse what cannot work here, before anything is fetched or loaded."""
+    from ..conversion.keys import ConversionError
+    from ..conversion.quantize import require
+
+    if offload is not None and device == "cpu":
+        raise UserError(
+            f"--offload {offload} keeps weights in memory until the GPU needs them, and this runs on the CPU; "
+            "to need less memory here, take --dtype bf16, --quantize int8 or a smaller size"
+        )
+    if quantize == "int8":
+        try:
+            require("torchao", "--quantize int8")
+        except ConversionError as error:
+            raise UserError(str(error)) from None
+
+
+def encode(plan: Plan, prompt: str, negative_prompt: str, guided: bool) -> dict[str, Any]:
+    """Turn the prompt into arguments of a pipeline call, and forget the text encoder.
+
+    Args:
+        guided: Whether guidance is on, so that the negative prompt is needed.
+
+    Returns:
+        Embeddings and masks by the names of the pipeline's arguments.
+    """
+    import torch
+
+    pipe = load(plan, without=PICTURE_PARTS)
+    names = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+    with torch.no_grad():
+        embedded = pipe.encode_prompt(prompt, negative_prompt, guided)
+    pipe.remove_all_hooks()  # they hold on to the models
+    return dict(zip(names, embedded, strict=True))
+
+
+def load_rest(plan: Plan) -> "PTDiTPipeline":
+    """The pipeline without its text encoder and tokeniser."""
+    return load(plan, without=TEXT_PARTS)
+
+
+def load(plan: Plan, without: tuple[str, ...] = ()) -> "PTDiTPipeline":
+    """Load a pipeline without some of its components and put it where it runs.
+
+    Raises:
+        UserError: The folder does not hold a model that can be loaded so.
+    """
+    import torch
+
+    from ..conversion.quantize import int8_on_load, store_in_fp8
+
+    options: dict[str, Any] = dict.fromkeys(without)
+    if plan.quantize == "int8":
+        options["quantization_config"] = int8_on_load()
+    dtype = getattr(torch, DTYPES[plan.dtype])
+    pipeline_class = load_pipeline_class()
+    try:
+        pipe = pipeline_class.from_pretrained(plan.folder, dtype=dtype, use_safetensors=True, **options)
+        if plan.quantize == "fp8":
+            for name in ("text_encoder", "transformer"):
+                if name not in without:
+                    store_in_fp8(getattr(pipe, name), dtype)
+        return place(pipe, plan.device, plan.offload)
+    except Exception as error:  # a damaged folder fails in many ways; all mean that there is no model to run
+        raise UserError(
+            f"the model in {plan.folder} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def place(pipe: "PTDiTPipeline", device: str, offload: str | None) -> "PTDiTPipeline":
+    """Put a pipeline onto a device, or leave its weights in memory until they are needed there.
+
+    Args:
+        offload: None, "model" (one component at a time), "group" (one layer at a time, the next one on its way) or
+            "sequential" (one layer at a time).
+    """
+    import torch
+
+    if offload is None:
+        return pipe.to(device)
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "group":
+        ahead = device == "cuda"  # only there a copy can run beside the computation
+        pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=ahead)
+    else:
+        pipe.enable_sequential_cpu_offload(device=device)
+    return pipe

@@ -1,0 +1,217 @@
+"""Checkpoint files named by where they are on the Hugging Face Hub: `OWNER/NAME[@REVISION][:PATH]`.
+
+Only the files that are needed are fetched, into huggingface_hub's cache, where an interrupted download goes on. It
+must not know what is in a file.
+"""
+
+import difflib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .containers import one_line
+from .keys import LISTED, ConversionError
+from .text import TOKENIZER_FILES, WEIGHT_FILES
+
+SOURCE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^:@\s]+))?(:(?P<path>[^:\\]*))?")
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".index.json")
+TOKENIZER_PARTS = (*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+class HubSource(NamedTuple):
+    """A repository, a branch, tag or commit of it (None: main), and a path in it ("": the whole repository)."""
+
+    repo: str
+    revision: str | None
+    path: str
+
+
+class Listing(NamedTuple):
+    """What a repository holds: its commit, and name -> bytes (0 where unknown)."""
+
+    commit: str
+    files: dict[str, int]
+
+
+def hub_source(text: str, revision: str | None = None) -> HubSource | None:
+    """Read the name of a source; None if it means a file or folder of this machine.
+
+    What exists here goes first. A name that ends like a checkpoint, or whose folder exists here, means a missing file.
+
+    Args:
+        text: A path, or OWNER/NAME[@REVISION][:PATH].
+        revision: Branch, tag or commit for sources that name none.
+    """
+    match = SOURCE.fullmatch(text)
+    if match is None or Path(text).exists():
+        return None
+    if match["path"] is None and (text.endswith(CHECKPOINTS) or Path(text).parent.is_dir()):
+        return None
+    return HubSource(match["repo"], match["revision"] or revision, (match["path"] or "").strip("/"))
+
+
+def locate(text: str, component: str, revision: str | None, report: Callable[[str], None]) -> Path:
+    """The file or folder of a component on this machine, fetched from the Hub where its name says so.
+
+    Args:
+        text: A path, or OWNER/NAME[@REVISION][:PATH].
+        component: "transformer", "vae", "text_encoder" or "tokenizer"; decides which files are needed.
+        revision: Branch, tag or commit for sources that name none.
+        report: Gets a line that says what is fetched.
+
+    Raises:
+        ConversionError: There is no such repository or file, the Hub cannot be reached, or the disk is too small.
+    """
+    source = hub_source(text, revision)
+    if source is None:
+        return Path(text)
+    try:
+        listing = list_files(source, report)
+        if component in ("text_encoder", "tokenizer"):
+            path, needed = text_files(source, listing, component)
+        else:
+            path, needed = source_file(source, listing), []
+        index = next((name for name in (path, *needed) if name.endswith(".index.json")), None)
+        if index is not None:
+            needed += shards_of(source, listing, index)
+        needed = list(dict.fromkeys([path] * (path in listing.files) + needed))
+        check_room(source, listing, needed, report)
+        fetched = [Path(hf_hub_download(source.repo, name, revision=listing.commit)) for name in needed]
+    except ConversionError:
+        raise
+    except Exception as error:  # network, Hub and disk fail in many ways
+        raise ConversionError(trouble(source, error)) from error
+    root = fetched[0].parents[needed[0].count("/")]
+    return root / path if path else root
+
+
+def list_files(source: HubSource, report: Callable[[str], None]) -> Listing:
+    """The files of a repository; without a network those that were fetched earlier."""
+    try:
+        info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
+        return Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []})
+    except OfflineModeIsEnabled:
+        folder = Path(snapshot_download(source.repo, revision=source.revision, local_files_only=True))
+        report(f"{source.repo}: offline, so what was fetched earlier is used ({folder.name})")
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return Listing(folder.name, dict.fromkeys(names, 0))
+
+
+def trouble(source: HubSource, error: Exception) -> str:
+    """What went wrong between here and the Hub, and what to do about it."""
+    if isinstance(error, GatedRepoError):
+        return f"{source.repo} wants its conditions accepted: do so at {constants.ENDPOINT}/{source.repo}, then log in"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"there is no file or folder {source.repo} here, and no such repository on the Hub (or it is private: "
+            "log in with `hf auth login`)"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{source.repo} has no branch, tag or commit {source.revision}"
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return f"{source.repo} was not fetched yet, and there is no way to the Hub (offline mode, or no network)"
+    return (
+        f"{source.repo} cannot be fetched: {one_line(error)}; what came so far is kept in {constants.HF_HUB_CACHE}, "
+        "so the same command goes on from there"
+    )
+
+
+def source_file(source: HubSource, listing: Listing) -> str:
+    """The checkpoint that a source means: the one it names, or the only one that there is.
+
+    Raises:
+        ConversionError: There is none of that name, or there are several.
+    """
+    if source.path in listing.files:
+        return source.path
+    found = [name for name in listing.files if name.endswith(CHECKPOINTS)]
+    if source.path:
+        near = difflib.get_close_matches(source.path, listing.files, n=3, cutoff=0.0)
+        raise ConversionError(f"{source.repo} has no file {source.path}; nearest: {', '.join(near) or 'none'}")
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ConversionError(f"{source.repo} holds no checkpoint ({', '.join(CHECKPOINTS)})")
+    names = ", ".join(found[:LISTED]) + (f", and {len(found) - LISTED} more" if len(found) > LISTED else "")
+    raise ConversionError(f"{source.repo} holds several checkpoints; name one as {source.repo}:{found[0]} ({names})")
+
+
+def text_files(source: HubSource, listing: Listing, component: str) -> tuple[str, list[str]]:
+    """A text encoder's file or folder in a repository, and what else is needed: weights, config, tokeniser."""
+    if source.path in listing.files:
+        return source.path, tokenizer_files(listing, parent(source.path))
+    inner = join(source.path, "text_encoder")
+    folder = inner if join(inner, "config.json") in listing.files else source.path
+    tokeniser = tokenizer_files(listing, source.path if component == "tokenizer" else folder)
+    if component == "tokenizer":
+        if tokeniser:
+            return parent(tokeniser[0]), tokeniser
+        raise ConversionError(
+            f"{source.repo} has no tokeniser ({' or '.join(TOKENIZER_FILES)}) in {source.path or '/'}"
+        )
+    weights = next((join(folder, name) for name in WEIGHT_FILES if join(folder, name) in listing.files), None)
+    config = join(folder, "config.json")
+    if weights is None or config not in listing.files:
+        return source_file(source, listing), tokeniser  # a single file, or the error that names what there is
+    return folder, [config, weights, *tokeniser]
+
+
+def tokenizer_files(listing: Listing, folder: str) -> list[str]:
+    """The files of a tokeniser in or beside a folder of a repository, from the first place that has one."""
+    for place in (join(folder, "tokenizer"), folder, join(parent(folder), "tokenizer")):
+        if any(join(place, name) in listing.files for name in TOKENIZER_FILES):
+            return [join(place, name) for name in TOKENIZER_PARTS if join(place, name) in listing.files]
+    return []
+
+
+def shards_of(source: HubSource, listing: Listing, index: str) -> list[str]:
+    """The files that the index of a sharded checkpoint names; the index is fetched for it."""
+    path = hf_hub_download(source.repo, index, revision=listing.commit)
+    try:
+        shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{source.repo}:{index} is not an index of sharded weights") from error
+    names = [join(parent(index), shard) for shard in shards]
+    absent = [name for name in names if name not in listing.files]
+    if absent:
+        raise ConversionError(f"{source.repo}:{index} names {absent[0]}, which the repository does not hold")
+    return names
+
+
+def check_room(source: HubSource, listing: Listing, needed: list[str], report: Callable[[str], None]) -> None:
+    """Say what will be fetched, and refuse when the disk has too little room."""
+    absent = [name for name in needed
+              if not isinstance(try_to_load_from_cache(source.repo, name, revision=listing.commit), str)]  # fmt: skip
+    size = sum(listing.files[name] for name in absent)
+    cache = Path(constants.HF_HUB_CACHE)
+    there = next(place for place in (cache, *cache.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise ConversionError(
+            f"{source.repo}: {size / 10**9:.2f} GB have to be fetched and {there} has {free / 10**9:.2f} GB of free "
+            "space; make room, or name another cache with the environment variable HF_HOME"
+        )
+    what = f"fetching {len(absent)} files, {size / 10**9:.2f} GB, into {cache}" if absent else f"all there in {cache}"
+    report(f"{source.repo} at {listing.commit[:10]}: {what}")
+
+
+def join(folder: str, name: str) -> str:
+    """A path in a repository."""
+    return f"{folder}/{name}" if folder else name
+
+
+def parent(path: str) -> str:
+    """The folder of a path in a repository, "" for its top."""
+    return path.rpartition("/")[0]

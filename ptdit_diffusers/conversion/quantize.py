@@ -1,0 +1,269 @@
+"""Smaller copies of transformer and T5: int8 (torchao), fp8 storage, GGUF; and the same while a pipeline loads.
+
+Only weights of linear layers are quantised; time embedding, patch embedding, tables and norms keep their format.
+Needs torchao for int8 and gguf for GGUF, which are not installed with the package. It must not know the command line.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import TorchAoConfig
+from diffusers.hooks.layerwise_casting import apply_layerwise_casting, apply_layerwise_casting_hook
+from diffusers.quantizers import PipelineQuantizationConfig
+from transformers import T5EncoderModel
+from transformers import TorchAoConfig as TextTorchAoConfig
+
+from ..models.transformer_ptdit import PTDiTTransformer3DModel
+from .containers import Facts, Weights
+from .folder import check_output, check_space, put_in_place
+from .keys import ConversionError
+from .text import TABLE, WEIGHT_FILES, encoder_names, read_config
+from .writing import bytes_of, write_weights
+
+GGUF_FORMATS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # those that the gguf package can write
+FORMATS = ("int8", "fp8", *GGUF_FORMATS)
+COMPONENTS = ("transformer", "text_encoder")
+KEPT = {  # parts of names whose weights are not quantised
+    "transformer": tuple(PTDiTTransformer3DModel._skip_layerwise_casting_patterns),
+    "text_encoder": ("shared", "embed_tokens", "relative_attention_bias", "layer_norm"),
+}
+FEED_FORWARD = "DenseReluDense"  # of T5; it looks at the format of its last weight, so it is cast as a whole
+ARCHITECTURES = {"transformer": "ptdit", "text_encoder": "t5encoder"}
+GGUF_BLOCK = 32  # numbers that share a scale
+
+
+# --- while a pipeline loads ------------------------------------------------------------------------------------------
+
+
+def require(package: str, what: str) -> None:
+    """Raise `ConversionError` if an optional package is missing."""
+    if find_spec(package) is None:
+        raise ConversionError(f"{what} needs the package {package}: python -m pip install {package}")
+
+
+def int8_on_load() -> PipelineQuantizationConfig:
+    """For `quantization_config=` of `from_pretrained`: linear weights of transformer and T5 as int8 (torchao).
+
+    Raises:
+        ConversionError: torchao is missing.
+    """
+    require("torchao", "int8")
+    return PipelineQuantizationConfig(quant_mapping={name: int8_config(name) for name in COMPONENTS})
+
+
+def int8_config(component: str) -> TorchAoConfig | TextTorchAoConfig:
+    """How one component is turned into int8."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    kind = TorchAoConfig if component == "transformer" else TextTorchAoConfig
+    return kind(Int8WeightOnlyConfig(version=2), modules_to_not_convert=list(KEPT[component]))
+
+
+def store_in_fp8(model: torch.nn.Module, compute_dtype: torch.dtype) -> None:
+    """Keep the linear weights of a loaded transformer or T5 as fp8 (e4m3) and compute in another format.
+
+    Each layer is cast up when it runs and down again afterwards. Half the memory of bf16, somewhat slower.
+    """
+    fp8 = torch.float8_e4m3fn
+    if isinstance(model, PTDiTTransformer3DModel):
+        model.enable_layerwise_casting(storage_dtype=fp8, compute_dtype=compute_dtype)
+        return
+    for name, module in model.named_modules():
+        if name.endswith(FEED_FORWARD):
+            apply_layerwise_casting_hook(module, fp8, compute_dtype, non_blocking=False)
+    apply_layerwise_casting(model, fp8, compute_dtype, skip_modules_pattern=(*KEPT["text_encoder"], FEED_FORWARD))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def quantize(
+    model: Path,
+    output: Path,
+    form: str,
+    components: tuple[str, ...] = COMPONENTS,
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Write a smaller copy of a model folder; of int8 and fp8 a whole one, of GGUF one `.gguf` file per component.
+
+    Args:
+        model: Folder that `convert` or `save_pretrained` wrote.
+        output: Folder to make.
+        form: One of `FORMATS`.
+        components: Which of "transformer" and "text_encoder" to quantise.
+        overwrite: Replace a model folder that exists.
+        report: Gets a line with sizes for each component.
+
+    Raises:
+        ConversionError: The folder or the format cannot be used, or a package is missing. Nothing was written.
+        OSError: Writing failed. Nothing is left behind.
+    """
+    if form not in FORMATS:
+        raise ConversionError(f"there is no format {form!r}; choose one of {', '.join(FORMATS)}")
+    if form == "int8":
+        require("torchao", "int8")
+    elif form in GGUF_FORMATS:
+        require("gguf", form)
+    output = Path(os.path.abspath(output))
+    check_output(output, overwrite, [model])
+    if not (model / "model_index.json").is_file():
+        raise ConversionError(f"{model} is no model folder: it has no model_index.json")
+    opened = {name: open_component(model, name) for name in components}
+    plans = {name: plan(name, weights) for name, weights in opened.items()}
+    check_space(output, plans)
+    unfinished = output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        unfinished.mkdir()
+        if form not in GGUF_FORMATS:
+            copy_rest(model, unfinished, components)
+        for name, weights in opened.items():
+            write_component(model, unfinished, name, weights, plans[name], form)
+            before = sum(bytes_of(facts) for facts in weights.facts.values())
+            after = size_of(unfinished, name, form)
+            report(f"{name.replace('_', ' ')}: {before / 10**9:.3f} GB, as {form} {after / 10**9:.3f} GB")
+        put_in_place(unfinished, output, overwrite)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def open_component(model: Path, component: str) -> Weights:
+    """The weights of one component of a model folder, not read yet."""
+    folder = model / component
+    stems = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json", *WEIGHT_FILES)
+    path = next((folder / stem for stem in stems if (folder / stem).is_file()), None)
+    if path is None:
+        raise ConversionError(f"{model} has no weights of the {component.replace('_', ' ')}; name other --components")
+    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise ConversionError(f"{folder} is quantised already; take the folder that it was made from")
+    weights = Weights(path)
+    if component == "text_encoder":
+        weights.rename(encoder_names(list(weights.facts)))
+    return weights
+
+
+def plan(component: str, weights: Weights) -> dict[str, Facts]:
+    """Shape and fp8 for each weight that is quantised; the others keep their format."""
+    return {
+        name: Facts(facts.shape, torch.float8_e4m3fn if is_quantised(component, name, facts) else facts.dtype)
+        for name, facts in weights.facts.items()
+    }
+
+
+def is_quantised(component: str, name: str, facts: Facts) -> bool:
+    """Whether this is the weight of a linear layer that may be coarse."""
+    return len(facts.shape) == 2 and name.endswith(".weight") and not any(part in name for part in KEPT[component])
+
+
+def copy_rest(model: Path, output: Path, components: tuple[str, ...]) -> None:
+    """Copy everything but the weights that will be written anew."""
+    for path in model.iterdir():
+        if path.is_dir() and path.name not in components:
+            shutil.copytree(path, output / path.name)
+        elif path.is_file():
+            shutil.copy(path, output)
+
+
+def write_component(
+    model: Path, output: Path, name: str, weights: Weights, planned: dict[str, Facts], form: str
+) -> None:
+    """Write one component in its new format."""
+    if form in GGUF_FORMATS:
+        write_gguf(output / gguf_name(name, form), model, name, weights, planned, form)
+        return
+    (output / name).mkdir()
+    if form == "int8":
+        write_int8(model, output, name, weights)
+        return
+    shutil.copy(model / name / "config.json", output / name)
+    stem = "diffusion_pytorch_model" if name == "transformer" else "model"
+    write_weights(output / name, stem, weights, planned)
+
+
+def write_int8(model: Path, output: Path, name: str, weights: Weights) -> None:
+    """Load one component as int8 and let its library save it."""
+    formats = [facts.dtype for facts in weights.facts.values()]
+    dtype = max(set(formats), key=formats.count)
+    kind = PTDiTTransformer3DModel if name == "transformer" else T5EncoderModel
+    loaded = kind.from_pretrained(model / name, dtype=dtype, quantization_config=int8_config(name))
+    loaded.save_pretrained(output / name)
+
+
+def gguf_name(component: str, form: str) -> str:
+    """Name of a GGUF file in the output folder."""
+    return f"{component}-{form}.gguf"
+
+
+def size_of(output: Path, component: str, form: str) -> int:
+    """Bytes of what was written for a component."""
+    if form in GGUF_FORMATS:
+        return (output / gguf_name(component, form)).stat().st_size
+    return sum(path.stat().st_size for path in (output / component).iterdir())
+
+
+# --- GGUF ------------------------------------------------------------------------------------------------------------
+
+
+def write_gguf(
+    path: Path, model: Path, component: str, weights: Weights, planned: dict[str, Facts], form: str
+) -> None:
+    """Write one GGUF file. The transformer keeps its names; T5 gets llama.cpp's, which all readers of T5 know.
+
+    A weight whose rows are no multiple of 32 numbers is kept in fp32.
+    """
+    import gguf
+
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[component], use_temp_file=True)
+    rename = t5_names(len(weights.facts)) if component == "text_encoder" else lambda name: name
+    if component == "text_encoder":
+        describe_t5(writer, read_config(model / component))
+    for name, tensor in weights.stream(planned):
+        coarse = planned[name].dtype == torch.float8_e4m3fn and tensor.shape[-1] % GGUF_BLOCK == 0
+        kind = gguf.GGMLQuantizationType[form.upper() if coarse else "F32"]
+        writer.add_tensor(rename(name), gguf.quants.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def t5_names(blocks: int) -> Callable[[str], str]:
+    """From names of transformers to llama.cpp's for a T5 encoder."""
+    import gguf
+
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, blocks)
+
+    def rename(name: str) -> str:
+        found = "token_embd.weight" if name == TABLE else table.get_name(name, try_suffixes=(".weight",))
+        if found is None:
+            raise ConversionError(f"{name} has no name in GGUF files of a T5")
+        return found
+
+    return rename
+
+
+def describe_t5(writer: Any, config: Any) -> None:
+    """Write the sizes of a T5 encoder into a GGUF file.
+
+    Raises:
+        ConversionError: It is the old kind of T5, which readers of GGUF do not know.
+    """
+    if config.feed_forward_proj != "gated-gelu":
+        raise ConversionError("GGUF knows T5 v1.1 only (gated-gelu)")
+    writer.add_context_length(512)  # T5's positions are relative, so this is no limit
+    writer.add_embedding_length(config.d_model)
+    writer.add_feed_forward_length(config.d_ff)
+    writer.add_block_count(config.num_layers)
+    writer.add_head_count(config.num_heads)
+    writer.add_key_length(config.d_kv)
+    writer.add_value_length(config.d_kv)
+    writer.add_layer_norm_rms_eps(config.layer_norm_epsilon)
+    writer.add_relative_attn_buckets_count(config.relative_attention_num_buckets)
+    writer.add_vocab_size(config.vocab_size)

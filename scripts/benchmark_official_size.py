@@ -1,0 +1,98 @@
+"""Peak resident memory and time of `ptdit convert` and `ptdit generate` at the official sizes, with random weights.
+
+Each row is one command in a process of its own; the peak is what the system says of that process. First
+`python -m scripts.official_size FILES`, then `python -m scripts.benchmark_official_size FILES --rows convert 256`.
+Rows are merged into docs/benchmarks/official_size.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "benchmarks" / "official_size.json"
+PROMPT = "a red circle above a blue square"
+GENERATE = ["generate", PROMPT, "--device", "cpu", "--overwrite"]
+
+
+def commands(files: Path) -> dict[str, list[str]]:
+    """The rows by name: words after `ptdit`."""
+    model, picture = str(files / "model"), str(files / "picture.png")
+    transformer = ["--transformer", str(files / "transformer.pt")]
+    rest = ["--vae", str(files / "checkpoint.ckpt"), "--text-encoder", str(files / "t5")]
+    whole = [*GENERATE, "--model", model, "--output", picture, "--dtype", "bf16"]
+    small, large = ["--height", "256", "--width", "256"], ["--height", "1024", "--width", "1024", "--steps", "1"]
+    bf16 = ["--dtype", "bf16", "--overwrite"]
+    return {
+        "convert the fp32 transformer to bf16": ["convert", *transformer, *bf16, "--output", str(files / "one")],
+        "convert everything to bf16": ["convert", *transformer, *rest, *bf16, "--output", model],
+        "256x256, 2 steps, bf16": [*whole, *small, "--steps", "2"],
+        "256x256, 2 steps, int8": [*whole, *small, "--steps", "2", "--quantize", "int8"],
+        "256x256, 2 steps, fp8": [*whole, *small, "--steps", "2", "--quantize", "fp8"],
+        "1024x1024, 1 step, bf16": [*whole, *large],
+        "1024x1024, 1 step, int8": [*whole, *large, "--quantize", "int8"],
+        "1024x1024, 1 step, fp8": [*whole, *large, "--quantize", "fp8"],
+    }
+
+
+def measure(words: list[str]) -> dict[str, Any]:
+    """Run one command and say how long it took and how much memory was resident at its peak."""
+    start = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-m", "ptdit_diffusers.cli", *words], cwd=ROOT, stdout=subprocess.PIPE
+    ) as run:
+        said = run.stdout.read().decode()
+        _, status, usage = os.wait4(run.pid, 0)
+        run.returncode = os.waitstatus_to_exitcode(status)
+    if run.returncode:
+        raise SystemExit(f"ptdit {' '.join(words)} ended with {run.returncode}: {said}")
+    return {
+        "peak_resident_gb": round(usage.ru_maxrss * 1024 / 10**9, 2),
+        "seconds": round(time.monotonic() - start, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "said": [line for line in said.splitlines() if line.startswith("saved")][-1].rpartition("/")[2],
+    }
+
+
+def main(files: Path, patterns: list[str]) -> None:
+    """Measure the rows whose names contain one of the patterns."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": {}}
+    for name, words in commands(files).items():
+        if not any(pattern in name for pattern in patterns):
+            continue
+        row = measure(words)
+        row |= {"date": date.today().isoformat(), "cpu": cpu(), "torch": torch.__version__}
+        row["threads"] = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+        results["rows"][name] = row
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        sys.stdout.write(f"{name}: {row}\n")
+        sys.stdout.flush()
+    shutil.rmtree(files / "one", ignore_errors=True)
+
+
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", type=Path, help="folder that scripts.official_size made")
+    parser.add_argument("--rows", nargs="+", default=[""], help="parts of names of rows (default: all)")
+    arguments = parser.parse_args()
+    main(arguments.files.resolve(), arguments.rows)
