@@ -1,7 +1,7 @@
 """Checkpoint files named by where they are on the Hugging Face Hub: `OWNER/NAME[@REVISION][:PATH]`.
 
-Only the files that are needed are fetched, into huggingface_hub's cache, where an interrupted download goes on. It
-must not know what is in a file.
+Only the files that are needed are fetched, into huggingface_hub's cache. A broken line goes on where it stopped; after
+an interrupt whole files are kept. It must not know what is in a file.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, scan_cache_dir, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -88,7 +88,7 @@ def locate(text: str, component: str, revision: str | None, report: Callable[[st
             needed += shards_of(source, listing, index)
         needed = list(dict.fromkeys([path] * (path in listing.files) + needed))
         check_room(source, listing, needed, report)
-        fetched = [Path(hf_hub_download(source.repo, name, revision=listing.commit)) for name in needed]
+        fetched = [Path(hf_hub_download(source.repo, name, revision=source.revision)) for name in needed]
     except ConversionError:
         raise
     except Exception as error:  # network, Hub and disk fail in many ways
@@ -103,10 +103,25 @@ def list_files(source: HubSource, report: Callable[[str], None]) -> Listing:
         info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
         return Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []})
     except OfflineModeIsEnabled:
-        folder = Path(snapshot_download(source.repo, revision=source.revision, local_files_only=True))
+        folder = cached_snapshot(source)
         report(f"{source.repo}: offline, so what was fetched earlier is used ({folder.name})")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         return Listing(folder.name, dict.fromkeys(names, 0))
+
+
+def cached_snapshot(source: HubSource) -> Path:
+    """The folder in the cache with what was fetched of a repository.
+
+    Raises:
+        LocalEntryNotFoundError: Nothing was.
+    """
+    revision = source.revision or constants.DEFAULT_REVISION
+    repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos if Path(constants.HF_HUB_CACHE).is_dir() else []
+    for repository in repositories:
+        for snapshot in repository.revisions if repository.repo_id == source.repo else []:
+            if revision in (snapshot.commit_hash, *snapshot.refs):
+                return snapshot.snapshot_path
+    raise LocalEntryNotFoundError(f"{source.repo} at {revision} is not in the cache")
 
 
 def trouble(source: HubSource, error: Exception) -> str:
@@ -123,8 +138,8 @@ def trouble(source: HubSource, error: Exception) -> str:
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         return f"{source.repo} was not fetched yet, and there is no way to the Hub (offline mode, or no network)"
     return (
-        f"{source.repo} cannot be fetched: {one_line(error)}; what came so far is kept in {constants.HF_HUB_CACHE}, "
-        "so the same command goes on from there"
+        f"{source.repo} cannot be fetched: {one_line(error)}; files that came whole are kept in "
+        f"{constants.HF_HUB_CACHE}, so the same command goes on after them"
     )
 
 
@@ -178,7 +193,7 @@ def tokenizer_files(listing: Listing, folder: str) -> list[str]:
 
 def shards_of(source: HubSource, listing: Listing, index: str) -> list[str]:
     """The files that the index of a sharded checkpoint names; the index is fetched for it."""
-    path = hf_hub_download(source.repo, index, revision=listing.commit)
+    path = hf_hub_download(source.repo, index, revision=source.revision)
     try:
         shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

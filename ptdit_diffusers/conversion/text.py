@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 from .containers import Weights, one_line
 from .keys import ConversionError, Shapes, check_weights
 from .networks import Part, build, count, length, shapes_of, weights_in_words
+from .spiece import read_spiece
 
 FINAL_NORM = "encoder.final_layer_norm.weight"
 TABLE, TIED_TABLE = "shared.weight", "encoder.embed_tokens.weight"
@@ -136,6 +137,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         ConversionError: It cannot.
     """
+    if not (folder / "tokenizer.json").is_file():
+        return read_spiece(folder / "spiece.model")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each kind of tokeniser fails in its own way; all mean that the folder is no use

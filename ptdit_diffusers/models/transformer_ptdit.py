@@ -134,6 +134,8 @@ class PTDiTTransformer3DModel(
             code computes by mistake (the weights may have been trained with them).
         use_additional_conditions (`bool`, *optional*): embed resolution and aspect ratio; by default only when
             `sample_size` is 128, as in the official code.
+        round_timestep (`bool`, defaults to `False`): round the time to the format of the latents, as the official code
+            does (the weights may have been trained so). In bf16 it then moves in steps of 4 above 512, of 2 above 256.
     """
 
     _supports_gradient_checkpointing = True
@@ -177,6 +179,7 @@ class PTDiTTransformer3DModel(
         num_windows: int = 64,
         scrambled_positions: bool = False,
         use_additional_conditions: bool | None = None,
+        round_timestep: bool = False,
     ):
         super().__init__()
         additional = sample_size == 128 if use_additional_conditions is None else use_additional_conditions
@@ -259,6 +262,8 @@ class PTDiTTransformer3DModel(
             raise ValueError("this model needs `resolution` (B, 2) and `aspect_ratio` (B, 1); got None.")
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask.bool()
+        if self.config.round_timestep:
+            timestep = timestep.to(hidden_states.dtype)
         sample = self.denoise(
             hidden_states,
             timestep,

@@ -117,25 +117,30 @@ def test_a_model_is_converted_from_three_repositories_and_only_what_is_needed_is
     assert "all there in" in capsys.readouterr().out
 
 
-def test_a_broken_line_and_an_interrupt_lose_nothing_of_what_was_fetched(hub, tmp_path, capsys, monkeypatch):
+def test_a_broken_line_goes_on_where_it_stopped(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
     hub.cut_after = 50_000
+    assert convert(tmp_path, "--transformer", "qihoo/t2x", *SMALL) == 0
+    ranges = [asked for method, name, asked in hub.asked if (method, name) == ("GET", "model.pt")]
+    assert ranges == [None, "bytes=50000-"]
+
+
+def test_an_interrupt_while_fetching_keeps_whole_files_and_writes_nothing(hub, tmp_path, capsys, monkeypatch):
+    hub.cut_after = 1_000_000  # of the VAE's file only
 
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
+    words = ("--transformer", "qihoo/t2x", "--vae", "vae/plan:vae/checkpoint.ckpt", *SMALL)
     with monkeypatch.context() as patch:  # it sleeps before it tries again
         patch.setattr("huggingface_hub.file_download.time.sleep", interrupt)
         with pytest.raises(SystemExit) as end:
-            convert(tmp_path, "--transformer", "qihoo/t2x", *SMALL)
+            convert(tmp_path, *words)
     assert end.value.code == 130 and "nothing was written" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["cache"]
-    assert convert(tmp_path, "--transformer", "qihoo/t2x", *SMALL) == 0
-    assert [asked for method, name, asked in hub.asked if (method, name) == ("GET", "model.pt")] == [
-        None,
-        "bytes=50000-",
-    ]
-    assert "model.pt" in capsys.readouterr().err  # the progress bar
+    hub.asked.clear()
+    assert convert(tmp_path, *words) == 0
+    assert hub.fetched() == ["vae/checkpoint.ckpt"]
 
 
 def test_without_a_network_what_was_fetched_earlier_is_used_and_else_it_is_said(hub, tmp_path, capsys, monkeypatch):

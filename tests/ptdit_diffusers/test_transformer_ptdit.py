@@ -224,3 +224,30 @@ def test_it_traces_as_one_graph():
 def test_a_model_with_added_conditions_says_what_it_needs():
     with pytest.raises(ValueError, match="needs `resolution` .*aspect_ratio"):
         tiny(sample_size=128, num_attention_heads=3)(**arguments())
+
+
+@pytest.mark.parametrize("case", goldens.CASES)
+def test_half_precision_does_not_overflow_and_stays_near_the_recorded_output(case):
+    tensors, _ = goldens.load(case)
+    inputs = {name: value.half() if value.is_floating_point() and name != "timestep" else value
+              for name, value in goldens.inputs(tensors).items()}  # fmt: skip
+    expected = tensors[goldens.CASES[case][0]]
+    with torch.no_grad():
+        out = goldens.model(case, **goldens.CASES[case][1]).half()(**inputs).sample
+    assert torch.isfinite(out).all()
+    assert (out.float() - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_the_timestep_is_rounded_to_bf16_only_when_the_configuration_says_so():
+    tensors, _ = goldens.load("i_image_square")
+    plain = goldens.model("i_image_square").bfloat16()
+    rounding = goldens.model("i_image_square", round_timestep=True).bfloat16()
+    inputs = {name: value.bfloat16() if value.is_floating_point() else value
+              for name, value in goldens.inputs(tensors).items()}  # fmt: skip
+    outputs = []
+    for model in (plain, rounding):
+        for time in (907.1, 908.0):  # 908 is the bf16 number nearest to 907.1
+            with torch.no_grad():
+                outputs.append(model(**inputs | {"timestep": torch.tensor([time])}).sample)
+    assert not torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[2], outputs[3]) and torch.equal(outputs[1], outputs[3])

@@ -1,0 +1,123 @@
+"""Size of quantised copies and how near their outputs are to bf16's: python -m scripts.benchmark_quantized FOLDER
+
+For the embedded model: pictures of the same seeds. For layers of the official width with random weights (4 blocks of
+the transformer, 2 of T5-XXL): what each network computes from the same input. Writes docs/benchmarks/quantized.json.
+"""
+
+import argparse
+import json
+import math
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import GGUFQuantizationConfig
+from transformers import T5Config, T5EncoderModel
+
+from ptdit_diffusers import PTDiTPipeline, PTDiTTransformer3DModel
+from ptdit_diffusers.conversion.quantize import FORMATS, GGUF_FORMATS, gguf_name, quantize
+from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_path
+from scripts.official_size import T5_XXL
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "quantized.json"
+PROMPTS = (
+    "a red circle above a blue square",
+    "a yellow star inside a black ring",
+    "two green triangles, white background",
+    "a large purple heart to the left of a small orange cross",
+)
+STEPS = 30
+BF16 = torch.bfloat16
+
+
+def psnr(found: np.ndarray, expected: np.ndarray) -> float:
+    """Peak signal to noise ratio in decibels; the peak is the range of the expected values."""
+    error = np.square(found.astype(np.float64) - expected).mean()
+    return round(20 * math.log10(float(np.ptp(expected))) - 10 * math.log10(error), 1) if error else math.inf
+
+
+def load(folder: Path, original: Path, form: str | None) -> PTDiTPipeline:
+    """A pipeline with the quantised parts of a folder, computing in bf16."""
+    if form not in GGUF_FORMATS:
+        return PTDiTPipeline.from_pretrained(folder, dtype=BF16)
+    transformer = PTDiTTransformer3DModel.from_single_file(
+        str(folder / gguf_name("transformer", form)),
+        config=str(original),
+        subfolder="transformer",
+        quantization_config=GGUFQuantizationConfig(compute_dtype=BF16),
+        dtype=BF16,
+    )
+    text_encoder = T5EncoderModel.from_pretrained(folder, gguf_file=gguf_name("text_encoder", form), dtype=BF16)
+    return PTDiTPipeline.from_pretrained(original, transformer=transformer, text_encoder=text_encoder, dtype=BF16)
+
+
+@torch.no_grad()
+def pictures(pipe: PTDiTPipeline) -> dict[str, np.ndarray]:
+    """Pictures of the embedded model, values 0 to 1."""
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
+    made = pipe(list(PROMPTS), generator=generators, num_inference_steps=STEPS, output_type="np").images
+    return {"pictures": made}
+
+
+@torch.no_grad()
+def outputs(pipe: PTDiTPipeline) -> dict[str, np.ndarray]:
+    """What transformer and T5 compute from fixed random input, 256 x 256 pixels and 20 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    latents, text = (torch.randn(shape, generator=generator).to(BF16) for shape in ((1, 4, 1, 32, 32), (1, 20, 4096)))
+    ids = torch.randint(3, T5_XXL["vocab_size"], (1, 20), generator=generator)
+    return {
+        "transformer": pipe.transformer(latents, text, torch.tensor([500.0])).sample.float().numpy(),
+        "text_encoder": pipe.text_encoder(ids)[0].float().numpy(),
+    }
+
+
+def make_official_width(folder: Path) -> None:
+    """A pipeline of the official widths with few layers and random weights, bf16."""
+    torch.manual_seed(0)
+    transformer = PTDiTTransformer3DModel(num_layers=4).to(BF16)
+    for parameter in transformer.parameters():
+        if parameter.abs().max() == 0:  # layers that begin at zero would hide their error
+            parameter.data.normal_(std=parameter.shape[-1] ** -0.5)
+    config = T5Config(**T5_XXL | {"num_layers": 2}, feed_forward_proj="gated-gelu", is_encoder_decoder=False)
+    small = PTDiTPipeline.from_pretrained("shapes-128", dtype=BF16)
+    PTDiTPipeline(small.tokenizer, T5EncoderModel(config).to(BF16), small.vae, transformer, small.scheduler) \
+        .save_pretrained(folder)  # fmt: skip
+
+
+def measure(name: str, model: Path, place: Path, compute: Any) -> list[dict[str, Any]]:
+    """One row for each format."""
+    expected = compute(load(model, model, None))
+    rows = []
+    for form in FORMATS:
+        lines: list[str] = []
+        quantize(model, place / f"{name}-{form}", form, report=lines.append, overwrite=True)
+        found = compute(load(place / f"{name}-{form}", model, form))
+        near = {what: psnr(found[what], expected[what]) for what in expected}
+        rows.append({"model": name, "format": form, "psnr_db": near, "sizes": lines})
+        sys.stdout.write(f"{rows[-1]}\n")
+        sys.stdout.flush()
+    return rows
+
+
+def main(place: Path) -> None:
+    """Measure both models."""
+    place.mkdir(parents=True, exist_ok=True)
+    if not (place / "shapes").is_dir():
+        PTDiTPipeline.from_pretrained(embedded_model_path("shapes-128"), dtype=BF16).save_pretrained(place / "shapes")
+    rows = measure("shapes-128", place / "shapes", place, pictures)
+    if not (place / "wide").is_dir():
+        make_official_width(place / "wide")
+    rows += measure("official width, 4 blocks and 2 of T5-XXL, random", place / "wide", place, outputs)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    content = {"date": date.today().isoformat(), "torch": torch.__version__, "device": "cpu", "rows": rows}
+    RESULTS.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="for the quantised copies, 6 GB")
+    main(parser.parse_args().folder)
