@@ -1,13 +1,15 @@
 """Size of quantised copies and how near their outputs are to bf16's: python -m scripts.benchmark_quantized FOLDER
 
 For the embedded model: pictures of the same seeds. For layers of the official width with random weights (4 blocks of
-the transformer, 2 of T5-XXL): what each network computes from the same input. Writes docs/benchmarks/quantized.json.
+the transformer, 2 of T5-XXL): what each network computes from the same input. The row "fp32" has the same weights as
+bf16 and only computes in fp32: what is near that is as good as bf16. Adds the rows that are missing in
+docs/benchmarks/quantized.json.
 """
 
 import argparse
 import json
 import math
-import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ def psnr(found: np.ndarray, expected: np.ndarray) -> float:
 
 def load(folder: Path, original: Path, form: str | None) -> PTDiTPipeline:
     """A pipeline with the quantised parts of a folder, computing in bf16."""
+    if form == "fp32":
+        return PTDiTPipeline.from_pretrained(original, dtype=torch.float32)
     if form not in GGUF_FORMATS:
         return PTDiTPipeline.from_pretrained(folder, dtype=BF16)
     transformer = PTDiTTransformer3DModel.from_single_file(
@@ -67,7 +71,10 @@ def pictures(pipe: PTDiTPipeline) -> dict[str, np.ndarray]:
 def outputs(pipe: PTDiTPipeline) -> dict[str, np.ndarray]:
     """What transformer and T5 compute from fixed random input, 256 x 256 pixels and 20 tokens."""
     generator = torch.Generator().manual_seed(0)
-    latents, text = (torch.randn(shape, generator=generator).to(BF16) for shape in ((1, 4, 1, 32, 32), (1, 20, 4096)))
+    dtype = torch.float32 if pipe.vae.dtype == torch.float32 else BF16
+    latents, text = (
+        torch.randn(shape, generator=generator).to(BF16).to(dtype) for shape in ((1, 4, 1, 32, 32), (1, 20, 4096))
+    )
     ids = torch.randint(3, T5_XXL["vocab_size"], (1, 20), generator=generator)
     return {
         "transformer": pipe.transformer(latents, text, torch.tensor([500.0])).sample.float().numpy(),
@@ -88,33 +95,36 @@ def make_official_width(folder: Path) -> None:
         .save_pretrained(folder)  # fmt: skip
 
 
-def measure(name: str, model: Path, place: Path, compute: Any) -> list[dict[str, Any]]:
-    """One row for each format."""
+def measure(name: str, model: Path, place: Path, compute: Callable, rows: list[dict[str, Any]]) -> None:
+    """Add the missing rows of one model."""
+    done = {row["format"] for row in rows if row["model"] == name}
+    if done >= {"fp32", *FORMATS}:
+        return
     expected = compute(load(model, model, None))
-    rows = []
-    for form in FORMATS:
+    for form in ("fp32", *FORMATS):
+        if form in done:
+            continue
         lines: list[str] = []
-        quantize(model, place / f"{name}-{form}", form, report=lines.append, overwrite=True)
+        if form != "fp32":
+            quantize(model, place / f"{name}-{form}", form, report=lines.append, overwrite=True)
         found = compute(load(place / f"{name}-{form}", model, form))
         near = {what: psnr(found[what], expected[what]) for what in expected}
         rows.append({"model": name, "format": form, "psnr_db": near, "sizes": lines})
-        sys.stdout.write(f"{rows[-1]}\n")
-        sys.stdout.flush()
-    return rows
+        content = {"date": date.today().isoformat(), "torch": torch.__version__, "device": "cpu", "rows": rows}
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main(place: Path) -> None:
     """Measure both models."""
     place.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
     if not (place / "shapes").is_dir():
         PTDiTPipeline.from_pretrained(embedded_model_path("shapes-128"), dtype=BF16).save_pretrained(place / "shapes")
-    rows = measure("shapes-128", place / "shapes", place, pictures)
+    measure("shapes-128", place / "shapes", place, pictures, rows)
     if not (place / "wide").is_dir():
         make_official_width(place / "wide")
-    rows += measure("official width, 4 blocks and 2 of T5-XXL, random", place / "wide", place, outputs)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    content = {"date": date.today().isoformat(), "torch": torch.__version__, "device": "cpu", "rows": rows}
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    measure("official width, 4 blocks and 2 of T5-XXL, random", place / "wide", place, outputs, rows)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if not (arguments.transformer or arguments.vae or arguments.text_encoder):
         raise UserError("give at least one of --transformer, --vae and --text-encoder")
+    say_warnings()
     with interrupt_ends_at_once():
         import torch
         import transformers
@@ -52,7 +53,6 @@ def run(arguments: argparse.Namespace) -> None:
         from ..conversion.keys import ConversionError
 
         transformers.utils.logging.set_verbosity_error()
-    say_warnings()
     try:
         convert(
             arguments.output,

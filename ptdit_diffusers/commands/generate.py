@@ -94,6 +94,7 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     Returns:
         How to load it.
     """
+    say_warnings()
     folder = find_model(arguments.model)
     if folder is not None:
         check_words(folder, arguments.prompt, arguments.negative_prompt)
@@ -106,7 +107,6 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     memory = "".join(f", {name}: {getattr(arguments, name)}" for name in ("offload", "quantize")
                      if getattr(arguments, name))  # fmt: skip
     say(f"model: {arguments.model}, device: {device.name} ({device.why}), dtype: {dtype.name} ({dtype.why}){memory}")
-    say_warnings()
     return Plan(folder, device.name, dtype.name, arguments.offload, arguments.quantize)
 
 

@@ -4,6 +4,8 @@ The prompt is encoded first and the text encoder, mostly the largest part, is go
 not know arguments of subcommands.
 """
 
+import gc
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,19 +34,13 @@ class Plan(NamedTuple):
 
 def check_plan(offload: str | None, quantize: str | None, device: str) -> None:
     """Refuse what cannot work here, before anything is fetched or loaded."""
-    from ..conversion.keys import ConversionError
-    from ..conversion.quantize import require
-
     if offload is not None and device == "cpu":
         raise UserError(
             f"--offload {offload} keeps weights in memory until the GPU needs them, and this runs on the CPU; "
             "to need less memory here, take --dtype bf16, --quantize int8 or a smaller size"
         )
-    if quantize == "int8":
-        try:
-            require("torchao", "--quantize int8")
-        except ConversionError as error:
-            raise UserError(str(error)) from None
+    if quantize == "int8" and find_spec("torchao") is None:
+        raise UserError("--quantize int8 needs the package torchao: python -m pip install torchao")
 
 
 def encode(plan: Plan, prompt: str, negative_prompt: str, guided: bool) -> dict[str, Any]:
@@ -63,6 +59,8 @@ def encode(plan: Plan, prompt: str, negative_prompt: str, guided: bool) -> dict[
     with torch.no_grad():
         embedded = pipe.encode_prompt(prompt, negative_prompt, guided)
     pipe.remove_all_hooks()  # they hold on to the models
+    del pipe
+    gc.collect()  # models that hang in a circle would stay while the rest is loaded
     return dict(zip(names, embedded, strict=True))
 
 

@@ -59,6 +59,11 @@ def check_model_folder(folder: Path) -> None:
     class_name = index.get("_class_name") if isinstance(index, dict) else None
     if not str(class_name).startswith("PTDiT"):
         raise UserError(f"the folder {folder} holds a {class_name}, not a PTDiTPipeline")
+    absent = [component for component, source in index.items() if source == [None, None]]
+    if absent:
+        raise UserError(
+            f"the model in {folder} has no {', '.join(absent)} (null in {path.name}); convert it with all its files"
+        )
     for component, source in index.items():
         if isinstance(source, list) and source[0] and not (folder / component).is_dir():
             raise UserError(f"the model folder {folder} is not complete: {component} is missing")

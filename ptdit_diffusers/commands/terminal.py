@@ -4,6 +4,7 @@ It must not know any subcommand, nor import torch or diffusers.
 """
 
 import argparse
+import logging
 import math
 import os
 import signal
@@ -38,7 +39,11 @@ def say(text: str, error: bool = False) -> None:
 
 
 def say_warnings() -> None:
-    """Show the warnings that libraries raise as one line each, without the source line."""
+    """Show the warnings that libraries raise as one line each, without the source line; not what torchao says of
+    parts of itself for other machines.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
     warnings.showwarning = lambda message, *place: say(f"warning: {message}", error=True)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from ptdit_diffusers.cli import main
 from ptdit_diffusers.commands import generate as command
+from ptdit_diffusers.commands import loading
 from ptdit_diffusers.commands.generate import choose_dtype
 from ptdit_diffusers.commands.loading import OFFLOADS, Plan, encode, load_rest
-from ptdit_diffusers.conversion import quantize
 
 PROMPT = "a red circle above a blue square"
 
@@ -39,7 +39,6 @@ def test_the_text_encoder_is_gone_before_the_rest_is_loaded(tiny_model_folder, t
     alive = []
 
     def load(plan: Plan):
-        gc.collect()
         alive.append(sum(type(thing) is T5EncoderModel for thing in gc.get_objects()))
         return load_rest(plan)
 
@@ -78,7 +77,7 @@ def test_offloading_on_a_gpu_computes_the_same(tiny_model_folder, offload, quant
 def test_what_cannot_save_memory_here_is_refused_in_one_line(tiny_model_folder, tmp_path, capsys, monkeypatch):
     assert generate(tiny_model_folder, tmp_path / "a.png", "--offload", "model") == 2
     assert "--dtype bf16, --quantize int8" in (errors := capsys.readouterr().err) and errors.count("\n") == 1
-    monkeypatch.setattr(quantize, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     assert generate(tiny_model_folder, tmp_path / "a.png", "--quantize", "int8") == 2
     assert "pip install torchao" in (errors := capsys.readouterr().err) and errors.count("\n") == 1
     assert os.listdir(tmp_path) == []
