@@ -43,7 +43,7 @@ def model(tmp_path_factory) -> Path:
         torch.nn.init.normal_(parameter, std=0.1) if parameter.abs().max() == 0 else None
     pipe = PTDiTPipeline(
         tokenizer=word_tokenizer(), text_encoder=t5(), transformer=transformer,
-        vae=AutoencoderKLOpenSoraPlan(hidden_size=8, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, norm_num_groups=4),
+        vae=AutoencoderKLOpenSoraPlan(hidden_size=8, hidden_size_mult=(1,) * 4, num_res_blocks=1, norm_num_groups=4),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=16),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("models") / "bf16"
