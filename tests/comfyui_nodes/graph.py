@@ -26,7 +26,7 @@ EMBEDDED = "shapes-128 (comes with the nodes)"
 # Lets a torchvision built for CUDA be imported beside a torch for CPUs, and stands in for a missing torchaudio:
 # neither is used by these graphs.
 LAUNCHER = """
-import importlib.util, runpy, sys, types
+import importlib.util, os, runpy, sys, types
 import torch
 if torch.version.cuda is None:
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -42,6 +42,7 @@ if importlib.util.find_spec("torchaudio") is None:
         sys.modules[name].__path__ = []
         sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

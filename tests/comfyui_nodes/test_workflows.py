@@ -1,0 +1,74 @@
+"""The example workflows: sound files, and on a real ComfyUI those of the embedded model draw what was asked."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .graph import Server
+
+FILES = sorted((Path(__file__).parents[2] / "example_workflows").glob("*.json"))
+EMBEDDED = [file for file in FILES if "embedded" in file.stem]
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def to_graph(workflow: dict, known: dict) -> dict:
+    """A workflow as the page saves it -> the form that the server runs."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    graph = {}
+    for node in workflow["nodes"]:
+        if node["type"] == "Note":
+            continue
+        values = iter(node["widgets_values"])
+        linked = {each["name"]: sources[each["link"]] for each in node["inputs"] if each["link"] is not None}
+        inputs = {}
+        for group in ("required", "optional"):
+            for name, (kind, *options) in known[node["type"]]["input"].get(group, {}).items():
+                if isinstance(kind, list) or kind in WIDGETS:
+                    inputs[name] = next(values)
+                    if options and options[0].get("control_after_generate"):
+                        next(values)
+                if name in linked:
+                    inputs[name] = linked[name]
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return graph
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_workflow_is_whole(file):
+    workflow = json.loads(file.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for number, source, slot, target, place, kind in workflow["links"]:
+        assert number in nodes[source]["outputs"][slot]["links"]
+        assert nodes[target]["inputs"][place]["link"] == number and nodes[source]["outputs"][slot]["type"] == kind
+    assert any(node["type"] == "SaveImage" for node in nodes.values())
+    assert any(node["type"] == "Note" and len(node["widgets_values"][0]) > 50 for node in nodes.values())
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("file", EMBEDDED, ids=lambda file: file.stem)
+def test_a_workflow_of_the_embedded_model_draws_pictures(server: Server, file):
+    from PIL import Image
+
+    workflow = json.loads(file.read_text(encoding="utf-8"))
+    result = server.queue(to_graph(workflow, server.get("/object_info")))
+    assert result["ok"], result["message"]
+    pictures = [path for path in server.files(result) if path.suffix == ".png"]
+    assert len(pictures) >= sum(node["type"] == "SaveImage" for node in workflow["nodes"])
+    for path in pictures:
+        low, high = Image.open(path).convert("L").getextrema()
+        assert high - low > 60, f"{path.name} is almost one colour"
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("file", [file for file in FILES if file not in EMBEDDED], ids=lambda file: file.stem)
+def test_a_workflow_of_the_official_model_uses_nodes_that_exist_and_runs_where_its_files_are(server: Server, file):
+    workflow = json.loads(file.read_text(encoding="utf-8"))
+    known = server.get("/object_info")
+    graph = to_graph(workflow, known)
+    for node in graph.values():
+        assert set(node["inputs"]) >= set(known[node["class_type"]]["input"]["required"])
+    result = server.queue(graph, seconds=3600)
+    if "value_not_in_list" in result["message"]:
+        pytest.skip("the official files are not in ComfyUI's models folder")
+    assert result["ok"], result["message"]
