@@ -72,11 +72,10 @@ def colours(values: torch.Tensor) -> torch.Tensor:
     return ramp[low] * (1 - part) + ramp[low + 1] * part
 
 
-def panel(picture: torch.Tensor) -> torch.Tensor:
-    """(H, W, 3) enlarged to the panel's size, nearest neighbour."""
-    height, width = picture.shape[:2]
-    scale = PANEL / max(height, width)
-    size = (round(height * scale), round(width * scale))
+def panel(picture: torch.Tensor, grid: Triple) -> torch.Tensor:
+    """(H, W, 3) resized to a panel of the token grid's shape, nearest neighbour."""
+    scale = PANEL / max(grid[1:])
+    size = tuple(max(1, round(side * scale)) for side in grid[1:])
     return torch.nn.functional.interpolate(picture.permute(2, 0, 1)[None], size=size)[0].permute(1, 2, 0)
 
 
@@ -84,7 +83,7 @@ def heat(values: torch.Tensor, grid: Triple, frame: int) -> torch.Tensor:
     """A map over tokens (N,) of one frame, from its smallest to its largest value, as a panel."""
     frame_values = values.reshape(grid)[frame]
     low, high = frame_values.min(), frame_values.max()
-    return panel(colours((frame_values - low) / (high - low).clamp(min=1e-12)))
+    return panel(colours((frame_values - low) / (high - low).clamp(min=1e-12)), grid)
 
 
 def mark(picture: torch.Tensor, grid: Triple, row: int, column: int) -> torch.Tensor:
@@ -102,7 +101,7 @@ def mark(picture: torch.Tensor, grid: Triple, row: int, column: int) -> torch.Te
 
 def lattice(picture: torch.Tensor, grid: Triple, window: Triple) -> torch.Tensor:
     """A picture (H, W, 3) as a panel with the borders of windows, bright, and of shifted windows, dark."""
-    picture = panel(picture)
+    picture = panel(picture, grid)
     for shifted, colour in ((True, (0.15, 0.15, 0.2)), (False, (1.0, 0.85, 0.1))):
         _, rows, columns = Windows(grid, window, shifted).axes
         for axis, runs in enumerate((rows, columns)):

@@ -89,9 +89,10 @@ def write_models(models: Path) -> None:
     vae = PTDiTVAEBackbone()
     vae._build(**VAE)
     save_file(vae.state_dict(), models / "vae/tiny.safetensors", metadata={"config": json.dumps(VAE)})
-    torch.save(
-        {"ema_state_dict": {f"module.{n}": v for n, v in vae.state_dict().items()}}, models / "vae/official.ckpt"
-    )
+    official = PTDiTVAEBackbone()
+    official._build(hidden_size=32, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1)
+    nested = {f"module.{name}": value for name, value in official.state_dict().items()}
+    torch.save({"ema_state_dict": nested, "epoch": 3}, models / "vae/official.ckpt")
     save_file(one, models / "vae/no_vae.safetensors")
     save_file(random_lora("comfy"), models / "diffusion_models/lora.safetensors")
     (models / "vae/garbage.ckpt").write_bytes(b"no checkpoint")

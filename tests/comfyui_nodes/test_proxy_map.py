@@ -40,6 +40,13 @@ def test_recorded_weights_are_those_of_attention():
     torch.testing.assert_close(recorder.maps[1, "proxies"].sum(dim=1), torch.ones(6))
 
 
+def wide_recorder() -> Recorder:
+    """One block over two proxies and eight tokens."""
+    recorder = Recorder({0})
+    recorder.maps = {(0, "proxies"): torch.eye(2), (0, "injection"): torch.ones(8, 2) / 2}
+    return recorder
+
+
 def test_the_sheet_has_a_row_per_block_and_shows_where_attention_goes():
     plan = ProxyPlan((1, 4, 4), (1, 2, 2), (1, 2, 2))
     recorder = Recorder({0, 1})
@@ -48,5 +55,7 @@ def test_the_sheet_has_a_row_per_block_and_shows_where_attention_goes():
         recorder.maps[block, "injection"] = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(16, -1)
     sheet = draw_map(recorder, plan, torch.zeros(32, 32, 3), frame=0, row=0, column=0)
     assert sheet.shape == (2 * PANEL + 6, 4 * PANEL + 18, 3) and 0 <= sheet.min() and sheet.max() <= 1
+    wide = draw_map(wide_recorder(), ProxyPlan((1, 2, 4), (1, 2, 2), (1, 2, 2)), torch.zeros(32, 32, 3), 0, 1, 3)
+    assert wide.shape == (PANEL // 2, 4 * PANEL + 18, 3)  # a square picture, given for a wide grid, is fitted to it
     looks_at = sheet[:PANEL, 3 * (PANEL + 6) :].sum(dim=-1)
     assert looks_at[PANEL - 20, PANEL - 20] > looks_at[PANEL - 20, 20]  # the lower right proxy is the bright one

@@ -94,8 +94,8 @@ BAD = {
     ),
     "frames that no clip has": (views, "views=24 .*nearest: 21 or 25"),
     "a missing LoRA": (lambda g: run_lora(g, "none.safetensors"), "not in"),
-    "a path as folder": (lambda g: run_folder(g, "../../.."), "not in"),
-    "a path as file": (lambda g: decode(g, "../../secret.ckpt"), "not in"),
+    "a path as folder": (lambda g: run_folder(g, "../../.."), "not in|there is no PT-DiT folder"),
+    "a path as file": (lambda g: decode(g, "../../secret.ckpt"), "not in|not found"),
     "a block that is not there": (
         lambda g: map_of_block(g, "7"),
         "block 7 does not exist; the model has blocks 0 to 1",
