@@ -65,6 +65,30 @@ def random_lora(naming: str) -> dict[str, torch.Tensor]:
     return weights
 
 
+OTHER_PACK = """
+import functools
+import comfy.model_detection
+
+original = comfy.model_detection.detect_unet_config
+
+
+@functools.wraps(original)
+def detect_unet_config(*args, **kwargs):
+    return original(*args, **kwargs)
+
+
+comfy.model_detection.detect_unet_config = detect_unet_config
+NODE_CLASS_MAPPINGS = {}
+"""
+
+
+def write_packs(custom_nodes: Path) -> None:
+    """Two more packs that wrap ComfyUI's detection, one loaded before ours and one after it."""
+    for name in ("a_pack", "z_pack"):
+        (custom_nodes / name).mkdir(parents=True)
+        (custom_nodes / name / "__init__.py").write_text(OTHER_PACK)
+
+
 def write_models(models: Path) -> None:
     """Files that the graphs name."""
     for name in ("diffusion_models", "checkpoints", "loras", "vae"):
@@ -116,6 +140,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip("COMFYUI_DIR names no ComfyUI folder")
     base = tmp_path_factory.mktemp("comfyui")
     write_models(base / "models")
+    write_packs(base / "custom_nodes")
     running = Server(Path(folder), base)
     yield running
     running.stop()
