@@ -18,8 +18,7 @@ import comfy.sd
 import comfy.utils
 from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_names, embedded_model_path
 
-from .inference import CONFIG_KEY, infer_config, pack_config
-from .native import PTDiTConfig
+from .inference import CONFIG_KEY, inner_prefix, pack_config
 from .text import folder_clip, t5_config
 from .vae import ARGUMENTS, PTDiTVAE, preview_factors
 
@@ -123,21 +122,16 @@ def load_folder_model(path: str, weight_dtype: str, config: dict[str, Any], disa
     Raises:
         ValueError: The folder holds no such transformer.
     """
-    weights = read_component(Path(path) / "transformer")
-    expected = infer_config({**weights, CONFIG_KEY: pack_config(config)})
+    weights = {**read_component(Path(path) / "transformer"), CONFIG_KEY: pack_config(config)}
+    if inner_prefix(weights, "") is None:
+        raise ValueError(f"{path}/transformer holds no weights of a PT-DiT.")
     options: dict[str, Any] = {}
     if WEIGHT_DTYPES[weight_dtype] is not None:
         options["dtype"] = WEIGHT_DTYPES[weight_dtype]
     if weight_dtype.endswith("_fast"):
         options["fp8_optimizations"] = True
-    packed = {**weights, CONFIG_KEY: pack_config(config)}
     keywords = {"disable_dynamic": True} if disable_dynamic else {}
-    model = comfy.sd.load_diffusion_model_state_dict(packed, model_options=options, **keywords)
-    if (
-        model is None
-        or model.model.model_config.unet_config.get("image_model") != PTDiTConfig.unet_config["image_model"]
-    ):
-        raise ValueError(f"{path}: ComfyUI did not take it for a PT-DiT of {expected['num_layers']} layers.")
+    model = comfy.sd.load_diffusion_model_state_dict(weights, model_options=options, **keywords)
     model.cached_patcher_init = (load_folder_model, (path, weight_dtype, config))
     return model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -20,9 +22,14 @@ from .schema import choice, fit, schema, switch
 from .vae import load_vae
 
 
-def newest(folder: Any) -> float:
+def newest(folder: Path) -> float:
     """Time of the last change below a folder, so that ComfyUI loads again what was replaced."""
     return max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)
+
+
+def newest_file(path: str | None) -> float:
+    """Time of the last change of a file, 0 if there is none."""
+    return os.path.getmtime(path) if path and os.path.exists(path) else 0.0
 
 
 class PTDiTFolderLoader(io.ComfyNode):
@@ -122,10 +129,3 @@ class PTDiTVAELoader(io.ComfyNode):
         """Load and check the file."""
         path = folder_paths.get_full_path_or_raise("vae", vae_name)
         return io.NodeOutput(load_vae(path, pictures=not video, dtype_name=dtype))
-
-
-def newest_file(path: str | None) -> float:
-    """Time of the last change of a file, 0 if there is none."""
-    import os
-
-    return os.path.getmtime(path) if path and os.path.exists(path) else 0.0
