@@ -1,7 +1,7 @@
 """diffusers head of the backbone: configuration, attention processors, mixins. No maths of its own."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -67,12 +67,13 @@ class PTDiTAttnProcessor:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         windows: Windows | None = None,
+        out: Callable | None = None,
     ) -> torch.Tensor:
         backend = self._attention_backend if attention_mask is None else "native"
         attend = partial(dispatch_attention_fn, backend=backend)
         if self._parallel_config is not None and windows is not None:
             windows = SharedWindows(windows, attn.heads, self._parallel_config.context_parallel_config)
-        return attn.attend(attend, hidden_states, encoder_hidden_states, attention_mask, windows)
+        return attn.attend(attend, hidden_states, encoder_hidden_states, attention_mask, windows, out)
 
 
 class PTDiTAttention(Attention, AttentionModuleMixin):
@@ -103,8 +104,24 @@ class PTDiTAttention(Attention, AttentionModuleMixin):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         windows: Windows | None = None,
+        out: Callable | None = None,
     ) -> torch.Tensor:
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, windows)
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, windows, out)
+
+
+def only_unfused(method: Callable) -> Callable:
+    """A method that a model with fused linear layers refuses: its products would not follow."""
+
+    @wraps(method)
+    def checked(self: "PTDiTTransformer3DModel", *args: Any, **kwargs: Any) -> Any:
+        if self.transformer_blocks[0].fused:
+            raise ValueError(
+                f"{method.__name__} changes layers that are fused: call unfuse_linear_layers() first, and "
+                "fuse_linear_layers() again afterwards."
+            )
+        return method(self, *args, **kwargs)
+
+    return checked
 
 
 class PTDiTTransformer3DModel(
@@ -207,6 +224,17 @@ class PTDiTTransformer3DModel(
             shifted = ("attn3", "linear_2")
             self._cp_plan = {name: part for name, part in self._cp_plan.items() if not name.endswith(shifted)}
 
+    load_lora_adapter = only_unfused(PeftAdapterMixin.load_lora_adapter)
+    add_adapter = only_unfused(PeftAdapterMixin.add_adapter)
+    fuse_lora = only_unfused(PeftAdapterMixin.fuse_lora)
+    unfuse_lora = only_unfused(PeftAdapterMixin.unfuse_lora)
+    enable_parallelism = only_unfused(ModelMixin.enable_parallelism)
+
+    def fuse_linear_layers(self) -> None:
+        if self._parallel_config is not None:
+            raise ValueError("linear layers cannot be fused under context parallelism, which splits their tokens.")
+        super().fuse_linear_layers()
+
     def run_block(self, block: PTDiTBlock, *arguments: Any) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *arguments)
@@ -260,6 +288,11 @@ class PTDiTTransformer3DModel(
                 )
         if self.additional_conditions and (resolution is None or aspect_ratio is None):
             raise ValueError("this model needs `resolution` (B, 2) and `aspect_ratio` (B, 1); got None.")
+        if torch.is_grad_enabled() and self.transformer_blocks[0].fused:
+            raise ValueError(
+                "fused linear layers are for inference: call the model under torch.no_grad(), or "
+                "unfuse_linear_layers() first."
+            )
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask.bool()
         if self.config.round_timestep:
