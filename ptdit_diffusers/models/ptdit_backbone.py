@@ -461,8 +461,7 @@ class PTDiTBackbone(nn.Module):
         Returns:
             (B, out channels, F, height, width).
         """
-        if timestep.ndim == 0 or timestep.stride(0) == 0:
-            timestep = timestep.reshape(-1)[:1]
+        timestep = timestep.reshape(-1)[:1] if timestep.ndim == 0 or timestep.stride(0) == 0 else timestep
         window = self.window_size if window_size is None else legal_triple("window_size", window_size)
         ratio = self.proxy_ratio if proxy_ratio is None else legal_triple("proxy_ratio", proxy_ratio)
         batch, _, frames, height, width = latents.shape
