@@ -195,8 +195,13 @@ def test_the_command_generates_with_quantised_weights(model, tmp_path, words, ca
     assert one.tobytes() != other.tobytes()
 
 
-def test_a_quantised_model_index_is_that_of_the_original(model, tmp_path):
-    quantize(model, tmp_path / "fp8", "fp8")
-    assert json.loads((tmp_path / "fp8" / "model_index.json").read_text()) == json.loads(
-        (model / "model_index.json").read_text()
-    )
+def test_the_script_writes_a_folder_with_the_index_of_the_original_and_refuses_in_one_line(model, tmp_path, capsys):
+    from scripts.quantize import main as script
+
+    words = [str(model), "--output", str(tmp_path / "fp8"), "--format", "fp8"]
+    assert script(words) == 0
+    assert "transformer: " in capsys.readouterr().out
+    one, other = ((folder / "model_index.json").read_text() for folder in (model, tmp_path / "fp8"))
+    assert json.loads(one) == json.loads(other)
+    assert script(words) == 2
+    assert "exists; name another folder" in (errors := capsys.readouterr().err) and errors.count("\n") == 1
