@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from . import __version__
-from .commands import convert, generate, lora
+from .commands import convert, export, generate, lora
 from .commands.terminal import EXIT_INTERRUPTED, LineParser, UserError, say
 
 EXIT_BAD_INPUT = 2
@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_command(commands)
     convert.add_command(commands)
     lora.add_command(commands)
+    export.add_command(commands)
     return parser
 
 

@@ -34,6 +34,7 @@ from .ptdit_checks import (
 from .ptdit_denoising import TEXT_TENSORS, PTDiTDenoisingMixin
 from .ptdit_embedded import resolve_model
 from .ptdit_lora import PTDiTLoraLoaderMixin
+from .ptdit_remote import copy_code
 from .ptdit_text import join_text, prepare_prompts, tokenise
 
 
@@ -105,6 +106,16 @@ class PTDiTPipelineBase(DiffusionPipeline, PTDiTDenoisingMixin, PTDiTLoraLoaderM
             ValueError: Neither a folder, nor of the form owner/name, nor a known short name; the message lists those.
         """
         return super().from_pretrained(resolve_model(pretrained_model_name_or_path), **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save all components; a pipeline whose code came from the Hub takes that code along.
+
+        Args:
+            save_directory: Folder to write to.
+            kwargs: Options of `DiffusionPipeline.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        copy_code(type(self), save_directory)
 
     @property
     def guidance_scale(self) -> float:

@@ -1,0 +1,98 @@
+"""The model card of an exported folder: licence fields, how to load it in each form, samples, hashes.
+
+It must not know weights or the network.
+"""
+
+from pathlib import Path
+
+REPO, COMMIT = "OWNER/NAME", "COMMIT"  # what `push` replaces in the card once it knows them
+
+_FRONT_MATTER = """---
+license: {licence}
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [text-to-image, ptdit, diffusers]
+---
+
+# {title}
+
+PT-DiT, the proxy-tokenized diffusion transformer (arXiv 2409.04005), as a diffusers folder.
+"""
+
+_USE = """
+## Use
+
+Where the package `ptdit-diffusers` is installed:
+
+```python
+import ptdit_diffusers
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("OWNER/NAME", revision="COMMIT")
+```
+
+Where it is not, this repository brings its own code; reading it first is wise, and `revision` pins what was read:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(
+    "OWNER/NAME", revision="COMMIT", custom_pipeline="pipeline", trust_remote_code=True
+)
+```
+
+Then, either way:
+
+```python
+import torch
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+picture = pipe("PROMPT", generator=torch.Generator("cpu").manual_seed(0)).images[0]
+to_change_pictures = AutoPipelineForImage2Image.from_pipe(pipe)
+to_fill_masks = AutoPipelineForInpainting.from_pipe(pipe)
+```
+
+Needs diffusers 0.41 or 0.42, transformers 5, torch 2.6 or newer and accelerate; peft for LoRA, ftfy for captions
+outside ASCII. Without `trust_remote_code=True` no code of this repository is run. Weights are safetensors only.
+`sha256sum -c SHA256SUMS` checks every file but this card.
+
+The code is Apache-2.0; it was generated from the package `ptdit-diffusers` {version}.
+"""
+
+
+def write_card(folder: Path, own_card: Path, title: str, licence: str | None, pictures: dict[str, str]) -> None:
+    """Write README.md: the model's own card if it has one, then how to load the folder and the sample pictures.
+
+    Args:
+        folder: Where the card goes.
+        own_card: The model's card; it need not exist.
+        title: Name of the model, where there is no card.
+        licence: Licence of the weights; None keeps that of the card, or is "other".
+        pictures: File name and prompt of each sample picture.
+    """
+    from ptdit_diffusers import __version__
+
+    if own_card.is_file():
+        text = own_card.read_text(encoding="utf-8")
+        if licence is not None:
+            text = set_licence(text, licence)
+    else:
+        text = _FRONT_MATTER.format(licence=licence or "other", title=title)
+    prompt = next(iter(pictures.values()), "a prompt")
+    use = _USE.replace("PROMPT", prompt).replace("{version}", __version__)
+    rows = [f"| ![{prompt}]({name}) | {prompt} | {seed} |" for seed, (name, prompt) in enumerate(pictures.items())]
+    if rows:
+        use += (
+            "\n## Samples\n\nNot chosen: the first ones drawn.\n\n| picture | prompt | seed |\n| --- | --- | --- |\n"
+        )
+        use += "\n".join(rows) + "\n"
+    (folder / "README.md").write_text(text.rstrip() + "\n" + use, encoding="utf-8", newline="\n")
+
+
+def set_licence(card: str, licence: str) -> str:
+    """The card with another licence in its front matter, which is made if there is none."""
+    if not card.startswith("---\n"):
+        return f"---\nlicense: {licence}\n---\n\n{card}"
+    head, _, body = card[4:].partition("\n---")
+    lines = [line for line in head.splitlines() if not line.startswith("license:")]
+    return "\n".join(["---", f"license: {licence}", *lines]) + "\n---" + body

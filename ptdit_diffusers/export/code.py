@@ -1,0 +1,83 @@
+"""Writes the pipelines' code as files for a Hub repository: the package's own modules, flat, with relative imports.
+
+Nothing is kept twice: the files are made from the installed package each time. It must not know weights or cards.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+from ptdit_diffusers.pipelines.ptdit_remote import ENTRY, entry_code
+
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOTS = (
+    "pipelines.pipeline_ptdit",
+    "pipelines.pipeline_ptdit_img2img",
+    "pipelines.pipeline_ptdit_inpaint",
+)
+
+
+def write_code(folder: str | Path) -> list[str]:
+    """Write the entry file and every module that the pipelines import, and return the names of the files.
+
+    Args:
+        folder: A model folder that exists.
+    """
+    modules = needed_modules()
+    flat = flat_names(modules)
+    files = {f"{flat[module]}.py": flatten(module, flat) for module in modules}
+    files[ENTRY] = entry_code(sorted(flat.values()))
+    for name, text in files.items():
+        Path(folder, name).write_text(text, encoding="utf-8", newline="\n")
+    return sorted(files)
+
+
+def needed_modules() -> list[str]:
+    """Modules of the package (without its name) that the pipelines import, directly or not, sorted."""
+    found, waiting = set(), list(ROOTS)
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += [target for _, target in package_imports(module)]
+    return sorted(found)
+
+
+def package_imports(module: str) -> list[tuple[ast.ImportFrom, str]]:
+    """`from ... import ...` statements of a module that name a module of the package, with that module's name."""
+    imports = []
+    for node in ast.walk(ast.parse(source(module))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        parts = (node.module or "").split(".")
+        if node.level:
+            base = module.split(".")[: -node.level]
+            imports.append((node, ".".join([*base, *parts])))
+        elif parts[0] == PACKAGE.name:
+            imports.append((node, ".".join(parts[1:])))
+    return imports
+
+
+def source(module: str) -> str:
+    """Text of a module of the package."""
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+
+
+def flat_names(modules: list[str]) -> dict[str, str]:
+    """File names for modules. All local repositories share one namespace, so each name says whose file it is."""
+    names = {}
+    for module in modules:
+        stem = module.rpartition(".")[2]
+        names[module] = stem if "ptdit" in stem else f"ptdit_{stem}"
+    assert len(set(names.values())) == len(names), f"two modules would have the same file name: {names}"
+    return names
+
+
+def flatten(module: str, flat: dict[str, str]) -> str:
+    """Text of a module with its imports from the package turned into imports from the files beside it."""
+    lines = source(module).splitlines(keepends=True)
+    for node, target in package_imports(module):
+        statement = re.compile(r"from\s+[\w.]+\s+import")
+        assert statement.search(lines[node.lineno - 1]), f"{module}:{node.lineno} is not one import"
+        lines[node.lineno - 1] = statement.sub(f"from .{flat[target]} import", lines[node.lineno - 1], count=1)
+    return "".join(lines)

@@ -1,0 +1,145 @@
+"""Makes the Hub folder: weights, configurations, code, sample pictures, card and hashes; whole, or not at all.
+
+It must not know the network (uploading is `push`) or the command line.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .card import write_card
+from .code import write_code
+
+KEPT_ENDINGS = (".safetensors", ".json", ".txt", ".model")
+REFUSED_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+HASHES = "SHA256SUMS"
+
+
+class ExportError(ValueError):
+    """The model cannot be exported as asked; the message says why and what would do."""
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    prompts: list[str] | None = None,
+    licence: str | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write a folder that can be uploaded as it is and loads with and without this package.
+
+    Args:
+        model: Folder of a PT-DiT pipeline.
+        output: Folder to make.
+        prompts: What to draw as sample pictures, with seeds 0, 1, ...; none makes no pictures.
+        licence: Licence of the weights as the Hub spells it, e.g. "apache-2.0"; None keeps the model's own card's, and
+            without one says "other".
+        overwrite: Replace `output` if it is a folder that was exported before.
+
+    Returns:
+        Names of all files in the folder, sorted.
+
+    Raises:
+        ExportError: The model is not whole, holds weights that are not safetensors, or `output` is in the way.
+    """
+    model, output = Path(model), Path(output)
+    index = read_index(model)
+    check_output(output, overwrite)
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        copy_components(model, index, part)
+        write_code(part)
+        pictures = draw_samples(part, prompts or [])
+        write_card(part, model / "README.md", output.name, licence, pictures)
+        names = write_hashes(part)
+        if output.exists():
+            shutil.rmtree(output)
+        part.rename(output)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return names
+
+
+def read_index(model: Path) -> dict[str, Any]:
+    """The model's index with every name as diffusers itself would write it."""
+    try:
+        index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{model} holds no model: model_index.json cannot be read ({error})") from error
+    if not str(index.get("_class_name", "")).startswith("PTDiT"):
+        raise ExportError(f"{model} holds a {index.get('_class_name')}, not a PTDiTPipeline")
+    index["_class_name"] = "PTDiTPipeline"
+    for name, source in index.items():
+        if isinstance(source, list) and source[0] and source[0].split(".")[0] == "ptdit_diffusers":
+            index[name] = ["diffusers", source[1]]
+    return index
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse to write over anything that is not an exported folder, and over that without being told to."""
+    if not output.exists():
+        return
+    if not (output / HASHES).is_file() or not (output / "model_index.json").is_file():
+        raise ExportError(f"{output} exists and is not an exported folder; name a new one")
+    if not overwrite:
+        raise ExportError(f"{output} exists; name a new folder or say --overwrite")
+
+
+def copy_components(model: Path, index: dict[str, Any], part: Path) -> None:
+    """Copy the folders that the index names: weights as safetensors, configurations, tokeniser files."""
+    for name, source in index.items():
+        if not isinstance(source, list) or not source[0]:
+            continue
+        if not (model / name).is_dir():
+            raise ExportError(f"the model folder {model} is not complete: {name} is missing")
+        for path in sorted((model / name).rglob("*")):
+            if path.suffix in REFUSED_ENDINGS:
+                raise ExportError(
+                    f"{path} may hold code; only safetensors are exported: load the model and save_pretrained it again"
+                )
+            if path.is_file() and path.suffix in KEPT_ENDINGS:
+                target = part / path.relative_to(model)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+    (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def draw_samples(part: Path, prompts: list[str]) -> dict[str, str]:
+    """Draw the sample pictures with the exported weights; gives {file name in the folder: prompt}."""
+    if not prompts:
+        return {}
+    import torch
+
+    from ptdit_diffusers import PTDiTPipeline
+
+    pipe = PTDiTPipeline.from_pretrained(part)
+    pipe.set_progress_bar_config(disable=True)
+    (part / "samples").mkdir()
+    pictures = {}
+    for seed, prompt in enumerate(prompts):
+        name = f"samples/{seed}.png"
+        pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed)).images[0].save(part / name)
+        pictures[name] = prompt
+    return pictures
+
+
+def write_hashes(folder: Path) -> list[str]:
+    """Write the SHA-256 of every file but the card, which changes when it is uploaded; returns all names."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = [f"{file_hash(folder / name)}  {name}\n" for name in names if name != "README.md"]
+    (folder / HASHES).write_text("".join(lines), encoding="utf-8", newline="\n")
+    return sorted([*names, HASHES])
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as sha256sum prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
