@@ -1,8 +1,8 @@
 """How near other flow-matching schedulers come to the exact path of the embedded model, at equal numbers of forwards.
 
-    python -m scripts.compare_schedulers --output docs/schedulers.json
+    python -m scripts.compare_schedulers --output docs/benchmarks/schedulers.json
 
-The reference is 200 Euler steps from the same noise. The error is the standard deviation of the difference of the
+The reference is many Euler steps from the same noise. The error is the standard deviation of the difference of the
 final latents, divided by that of the latents.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     parser.add_argument("--forwards", type=int, nargs="+", default=[10, 30], help="forwards per picture (10 30)")
-    parser.add_argument("--reference-steps", type=int, default=200, help="Euler steps of the reference (200)")
+    parser.add_argument("--reference-steps", type=int, default=100, help="Euler steps of the reference (100)")
     arguments = parser.parse_args()
     pipe = PTDiTPipeline.from_pretrained("shapes-128")
     pipe.set_progress_bar_config(disable=True)
