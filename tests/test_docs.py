@@ -16,7 +16,7 @@ PIPELINES = ("PTDiTPipeline", "PTDiTImg2ImgPipeline", "PTDiTInpaintPipeline")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"folder": ptdit_diffusers.embedded_model_path("shapes-128")}
+    names = {}
     for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         exec(compile(block, page.name, "exec"), names)
 
