@@ -5,6 +5,7 @@ Must not know data or training.
 
 import gc
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,7 @@ class BaseModel:
         return self._config("vae")["scaling_factor"]
 
     def load_transformer(self, dtype: torch.dtype, kept_as: str, device: torch.device) -> PTDiTTransformer3DModel:
-        """The frozen transformer on its device; `kept_as` is one of config.BASES.
-
-        Raises:
-            ValueError: The library that `kept_as` needs is missing.
-        """
+        """The frozen transformer on its device; `kept_as` is one of config.BASES."""
         options: dict[str, Any] = {"subfolder": "transformer", "dtype": dtype}
         if kept_as in ("int8", "nf4"):
             options |= {"quantization_config": _bitsandbytes(kept_as, dtype), "device_map": {"": device}}
@@ -103,15 +100,19 @@ class BaseModel:
 
 
 def _bitsandbytes(kept_as: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            f"base_weights={kept_as!r} needs bitsandbytes: pip install bitsandbytes; or use fp8, which needs nothing."
-        ) from None
     if kept_as == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def check_base_weights(kept_as: str, device: torch.device) -> None:
+    """Raise ValueError where a way of keeping the frozen weights needs a GPU or a library that is not there."""
+    if kept_as not in ("int8", "nf4"):
+        return
+    if device.type == "cpu":
+        raise ValueError(f"base_weights={kept_as!r} needs a GPU (bitsandbytes); nearest: 'fp8'.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"base_weights={kept_as!r} needs bitsandbytes: pip install bitsandbytes; nearest: 'fp8'.")
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lora.adapter import add_adapter, check_targets, folded_weights, trained_parameters, whole
-from lora.base import BaseModel, choose_dtype, free_memory
+from lora.base import BaseModel, check_base_weights, choose_dtype, free_memory
 from lora.batches import Batches, batch_loader, describe_epoch
 from lora.config import Settings, make_parser, read_settings, refuse_other_settings
 from lora.export import base_layer_weights, export, push
@@ -85,6 +85,7 @@ def check_before_training(settings: Settings, base: BaseModel, accelerator: Acce
     """
     check_targets(base.transformer_config, settings.targets)
     choose_dtype(settings.precision, accelerator.device)
+    check_base_weights(settings.base_weights, accelerator.device)
     folder = Path(settings.output_dir)
     if not settings.resume and (checkpoints(folder) or (folder / "lora").exists()):
         raise ValueError(f"output_dir {folder} holds an earlier run; go on with --resume, or give another folder.")

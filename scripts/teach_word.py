@@ -210,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="shapes-128", help="folder or short name (default: shapes-128)")
     parser.add_argument("--pictures", type=int, default=20, help="lessons to draw (default: 20)")
     parser.add_argument("--prior", type=int, default=20, help="pictures of its own to keep (default: 20)")
-    parser.add_argument("--train-steps", type=int, default=200, help="optimiser steps (default: 200)")
+    parser.add_argument("--train-steps", type=int, default=100, help="optimiser steps (default: 100)")
     parser.add_argument("--prompts", type=int, default=24, help="prompts with the word (default: 24)")
     parser.add_argument("--verify", type=int, default=100, help="held-out prompts per scale; 0 = none (default: 100)")
     parser.add_argument("--steps", type=int, default=30, help="denoising steps (default: 30)")

@@ -141,10 +141,13 @@ def test_two_processes_give_the_lora_of_one_with_twice_the_batch(train, cached, 
         (["--base", "nowhere/at-all"], "base 'nowhere/at-all' is no folder and cannot be had from the Hub"),
         (["--data", "nowhere"], "data 'nowhere' is neither a folder nor a file"),
         (["--prior-prompts", "nowhere.txt"], "prior_prompts 'nowhere.txt' is no file"),
+        (["--base-weights", "nf4"], "base_weights='nf4' needs a GPU (bitsandbytes); nearest: 'fp8'"),
+        (["--precision", "fp16"], "precision='fp16' does not train on a CPU; nearest: 'bf16'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_before_training(train, capsys, tmp_path, flags, message):
+def test_bad_input_is_one_line_before_training(train, capsys, tmp_path, monkeypatch, flags, message):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert train("out", *flags) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("lora: ") and message in error
