@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import folder_paths
-import torch
-
 import comfy.model_management
 import comfy.sd
 import comfy.utils
+import folder_paths
+import torch
+
 from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_names, embedded_model_path
 
 from .inference import CONFIG_KEY, inner_prefix, pack_config

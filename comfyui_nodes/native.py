@@ -9,8 +9,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
@@ -19,8 +17,10 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.sd3_clip
+import torch
 from comfy.ldm.common_dit import pad_to_patch_size
 from comfy.ldm.modules.attention import optimized_attention
+
 from ptdit_diffusers.models.ptdit_backbone import PTDiTBackbone, PTDiTBlock
 from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
 

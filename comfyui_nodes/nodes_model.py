@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from comfy_api.latest import io
-
 import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
+import torch
+from comfy_api.latest import io
+
 from ptdit_diffusers.models.ptdit_backbone import PROXY_MODES
 from ptdit_diffusers.models.ptdit_grid import ProxyPlan
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy_api.latest import io
-
-import comfy.model_management
 
 from .sampling import ASPECTS, check_frames, official_sigmas, shift_for, size_for
 from .schema import choice, fit, integer, number, schema, switch

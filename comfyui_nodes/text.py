@@ -9,12 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
 import comfy.text_encoders.pixart_t5
+import torch
+
 from ptdit_diffusers.pipelines.ptdit_text import clean_caption
 
 MAX_TOKENS = 200  # that the official model was trained with, end token included

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.utils
+import torch
+
 from ptdit_diffusers.conversion.keys import clean_names, find_weights, kind_of
 from ptdit_diffusers.models.ptdit_vae_backbone import SPATIAL_RATIO, TEMPORAL_RATIO, PTDiTVAEBackbone
 
