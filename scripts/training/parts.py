@@ -95,9 +95,11 @@ def stop_signals() -> Iterator[dict[str, bool]]:
     stop = {"now": False}
     numbers = (signal.SIGINT, signal.SIGTERM)
     earlier = [signal.signal(number, lambda *_: stop.update(now=True)) for number in numbers]
-    yield stop
-    for number, handler in zip(numbers, earlier, strict=True):
-        signal.signal(number, handler)
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)
 
 
 def ignore_stop(worker: int) -> None:

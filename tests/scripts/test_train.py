@@ -21,7 +21,7 @@ from scripts.drawn_world import describe, sample_scene
 from scripts.training import text_stage
 from scripts.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from scripts.training.config import LoopSettings, load_settings
-from scripts.training.parts import learning_rate, make_optimizers
+from scripts.training.parts import learning_rate, make_optimizers, stop_signals
 from scripts.training.stage import numpy_generator, torch_generator
 
 ROOT = Path(__file__).parents[2]
@@ -195,6 +195,13 @@ def test_generators_of_different_seeds_differ_even_when_the_sums_agree() -> None
     assert torch.rand(1, generator=torch_generator(1, 2)) != torch.rand(1, generator=torch_generator(2, 1))
     assert numpy_generator(1, 2).random() != numpy_generator(2, 1).random()
     assert torch.equal(torch.rand(3, generator=torch_generator(1, 2)), torch.rand(3, generator=torch_generator(1, 2)))
+
+
+def test_signals_are_given_back_even_when_training_fails() -> None:
+    earlier = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(OSError, match="disk"), stop_signals():
+        raise OSError("disk full")
+    assert signal.getsignal(signal.SIGTERM) is earlier
 
 
 def test_a_stop_signal_saves_the_step_in_progress_and_the_run_can_go_on(tiny: Path, tmp_path: Path) -> None:
