@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lora.cache import Cache, Sample, text_key
 from lora.config import Settings
 from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
 from ptdit_diffusers.pipelines.ptdit_text import join_text
-from scripts.training.parts import ignore_stop
 from scripts.training.stage import mix, numpy_generator, torch_generator
 
 
@@ -100,13 +99,6 @@ class Batches(Dataset):
         frames, height, width = bucket
         tokens = (height // (8 * self.patch)) * (width // (8 * self.patch))
         return time_shift(tokens, self.base_tokens, frames)
-
-
-def batch_loader(batches: Batches, first: int, last: int, workers: int, pin: bool) -> DataLoader:
-    """Batches `first` to `last` - 1 in order."""
-    return DataLoader(
-        batches, None, sampler=range(first, last), num_workers=workers, pin_memory=pin, worker_init_fn=ignore_stop
-    )
 
 
 def describe_epoch(batches: Batches, settings: Settings) -> str:

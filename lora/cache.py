@@ -22,6 +22,7 @@ from torch import Tensor
 from lora.base import BaseModel, free_memory
 from lora.dataset import Item
 from lora.media import fit, read_frames
+from ptdit_diffusers.export.folder import file_hash
 from scripts.training.record import replace_json
 
 logger = logging.getLogger(__name__)
@@ -168,16 +169,7 @@ class Cache:
 
 def latent_key(item: Item) -> str:
     """Hash of the file's bytes, and the size it is brought to."""
-    with open(item.path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    return f"{digest.hexdigest()[:32]}-{item.frames}x{item.height}x{item.width}"
-
-
-def _digest(file: Any) -> Any:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
+    return f"{file_hash(item.path)[:32]}-{item.frames}x{item.height}x{item.width}"
 
 
 def text_key(caption: str) -> str:

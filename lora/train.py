@@ -14,7 +14,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lora.adapter import add_adapter, check_targets, folded_weights, trained_parameters, whole
 from lora.base import BaseModel, check_base_weights, choose_dtype, free_memory
-from lora.batches import Batches, batch_loader, describe_epoch
+from lora.batches import Batches, describe_epoch
 from lora.config import Settings, make_parser, read_settings, refuse_other_settings
 from lora.export import base_layer_weights, export, push
 from lora.objective import FlowLoss
@@ -37,7 +35,7 @@ from lora.precompute import fill_cache
 from lora.records import Trackers, human_time, memory_gib
 from lora.validate import draw_sheet, draw_validation, quarter_steps, save_validation
 from scripts.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from scripts.training.parts import due, stop_signals
+from scripts.training.parts import attention_kernels, batch_loader, due, stop_signals
 from scripts.training.record import append_log, draw_curve, trim_log, write_run
 from scripts.training.stage import mix
 
@@ -164,9 +162,8 @@ class Run:
         """The loop; returns whether the last step was reached."""
         settings, last = self.settings, self.max_steps
         marks = quarter_steps(last) if settings.validation_prompts else []
-        first = self.step * settings.accumulation
-        pin = self.device.type == "cuda"
-        batches = iter(batch_loader(self.batches, first, last * settings.accumulation, settings.workers, pin))
+        numbers = range(self.step * settings.accumulation, last * settings.accumulation)
+        batches = iter(batch_loader(self.batches, numbers, settings.workers, self.device))
         if self.step == 0:
             self.validate(marks)
         with stop_signals() as stop:
@@ -193,7 +190,7 @@ class Run:
             batch = send_to_device(next(batches), self.device, non_blocking=True)
             number = self.step * settings.accumulation + micro
             torch.manual_seed(mix(settings.seed, 4, accelerator.process_index, number))  # dropout
-            with accelerator.accumulate(self.loss), self.kernels():
+            with accelerator.accumulate(self.loss), attention_kernels(self.device):
                 loss = self.loss(batch)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
@@ -206,10 +203,6 @@ class Run:
             self.average.step(self.parameters.values())
         self.step += 1
         self.summed += 1
-
-    def kernels(self) -> AbstractContextManager:
-        """On a CPU, plain attention: the backward pass of the fused one is slow for small windows."""
-        return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
 
     def log(self) -> None:
         """Append loss, learning rate, speed, memory and time left to log.jsonl.

@@ -54,14 +54,15 @@ def encode(plan: Plan, prompt: str, negative_prompt: str, guided: bool) -> dict[
     """
     import torch
 
+    from ..pipelines.ptdit_denoising import TEXT_TENSORS
+
     pipe = load(plan, without=PICTURE_PARTS)
-    names = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
     with torch.no_grad():
         embedded = pipe.encode_prompt(prompt, negative_prompt, guided)
     pipe.remove_all_hooks()  # they hold on to the models
     del pipe
     gc.collect()  # models that hang in a circle would stay while the rest is loaded
-    return dict(zip(names, embedded, strict=True))
+    return dict(zip(TEXT_TENSORS, embedded, strict=True))
 
 
 def load_rest(plan: Plan) -> "PTDiTPipeline":

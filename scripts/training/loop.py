@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scripts.training.checkpoint import load_checkpoint, save_checkpoint
 from scripts.training.config import LoopSettings
-from scripts.training.parts import LossModule, batch_loader, due, learning_rate, make_optimizers, stop_signals
+from scripts.training.parts import Batches, LossModule, batch_loader, due, learning_rate, make_optimizers, stop_signals
 from scripts.training.record import append_log, draw_curve, trim_log, update_run, write_run
 from scripts.training.stage import Stage, mix
 
@@ -33,7 +33,9 @@ def train(stage: Stage, settings: LoopSettings, accelerator: Accelerator) -> int
     are resumed. At the last step the EMA weights are exported to `settings.export_folder`.
     """
     run = Run(stage, settings, accelerator)
-    batches = iter(batch_loader(stage, settings, accelerator, run.step))
+    data = Batches(stage, accelerator.process_index, settings.batch_size)
+    numbers = range(run.step * settings.accumulation, settings.steps * settings.accumulation)
+    batches = iter(batch_loader(data, numbers, settings.workers, accelerator.device))
     with stop_signals() as stop:
         while run.step < settings.steps and not run.must_stop(stop):
             run.optimise(batches)

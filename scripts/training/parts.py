@@ -1,4 +1,4 @@
-"""Parts the loop is made of: batches ahead of time, the loss as a module, optimisers, learning rate, stop signals.
+"""Parts that loops are made of: batches ahead of time, the loss as a module, optimisers, kernels, rate, stop signals.
 
 Must not know any stage.
 """
@@ -7,11 +7,11 @@ import math
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from scripts.training.config import LoopSettings
@@ -41,14 +41,15 @@ class Batches(Dataset):
         return self.stage.batch(index, self.rank, self.batch_size)
 
 
-def batch_loader(stage: Stage, settings: LoopSettings, accelerator: Accelerator, step: int) -> DataLoader:
-    """Micro-batches from optimiser step `step` to the end, in order, made ahead of time when `workers` > 0."""
-    indices = range(step * settings.accumulation, settings.steps * settings.accumulation)
-    data = Batches(stage, accelerator.process_index, settings.batch_size)
-    pin = accelerator.device.type == "cuda"
-    return DataLoader(
-        data, None, sampler=indices, num_workers=settings.workers, pin_memory=pin, worker_init_fn=ignore_stop
-    )
+def batch_loader(data: Dataset, numbers: range, workers: int, device: torch.device) -> DataLoader:
+    """Micro-batches of these numbers, in order, made ahead of time when `workers` > 0."""
+    pin = device.type == "cuda"
+    return DataLoader(data, None, sampler=numbers, num_workers=workers, pin_memory=pin, worker_init_fn=ignore_stop)
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager:
+    """On a CPU, plain attention: the backward pass of the fused one is slow for small windows. Elsewhere no change."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def make_optimizers(model: nn.Module, settings: LoopSettings) -> list[torch.optim.Optimizer]:

@@ -16,7 +16,6 @@ from accelerate import PartialState
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -25,6 +24,7 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from scripts.drawn_world import BACKGROUNDS, SHAPES, Scene, describe, render, sample_scene
 from scripts.training.config import LoopSettings
+from scripts.training.parts import attention_kernels
 from scripts.training.stage import numpy_generator, torch_generator
 from scripts.training.vae_stage import save_sheet, to_pixels
 
@@ -165,7 +165,7 @@ class TransformerStage:
             text = self.text_encoder(batch["input_ids"], attention_mask=batch["mask"]).last_hidden_state
         time = batch["time"][:, None, None, None, None]
         noisy = (1 - time) * batch["latents"] + time * batch["noise"]
-        with sdpa_kernel(SDPBackend.MATH):  # on a CPU, the fused kernel's backward is slow for small windows
+        with attention_kernels(self.device):
             sample = self.network(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False)[0]
         flow = self.transformer.flow(sample)
         error = F.mse_loss(flow, batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
