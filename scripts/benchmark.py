@@ -10,6 +10,7 @@ compared: `scripts/benchmarking/rivals.py`.
 import argparse
 import gc
 import json
+import os
 import platform
 import statistics
 from collections.abc import Callable
@@ -87,7 +88,9 @@ def hardware(device: str) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name() if device.startswith("cuda") else processor_name()
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
-    return {"device": name, "threads": torch.get_num_threads(), "system": platform.system(), **versions}
+    tuning = {key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "TORCHINDUCTOR_"))}
+    threads = torch.get_num_threads()
+    return {"device": name, "threads": threads, "system": platform.system(), **versions, "environment": tuning}
 
 
 def processor_name() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .ptdit_embeddings import AdaLayerNormSingle, Embedder, PatchEmbed
 from .ptdit_fused import apply_product, check_linear, fused_cross_attention, gated_product, linear_product
@@ -30,20 +30,18 @@ from .ptdit_grid import (
 PROXY_MODES = ("mean", "random", "first")
 
 
-def scaled_dot_product(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
+def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attends with (B, tokens, heads, head_dim) tensors; `mask` is bool (B, 1, 1, keys), True = keep, or None."""
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
-def layer_norm(hidden_states: torch.Tensor) -> torch.Tensor:
+def layer_norm(hidden_states: Tensor) -> Tensor:
     """LayerNorm without parameters, eps 1e-6: the only norm of the model."""
     return F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6)
 
 
-def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def modulate(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """(B, N, D) * (1 + scale) + shift in one pass."""
     return torch.addcmul(shift, hidden_states, 1 + scale)
 
@@ -72,12 +70,12 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         windows: Windows | None = None,
         out: Callable | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Queries of `hidden_states` (B, N, D) over `encoder_hidden_states` (B, keys, D), or over themselves.
 
         `attention_mask` is bool (B, keys), True = keep. With `windows`, tokens come partitioned and see their window.
@@ -88,12 +86,12 @@ class Attention(nn.Module):
     def attend(
         self,
         attention: Callable,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
         windows: Windows | None,
         out: Callable | None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         query, key, value = (
             t.unflatten(-1, (self.heads, -1)) for t in self.project(hidden_states, encoder_hidden_states)
         )
@@ -105,22 +103,24 @@ class Attention(nn.Module):
         hidden_states = hidden_states.flatten(2)  # (B, N, D)
         return self.to_out[1](self.to_out[0](hidden_states)) if out is None else out(hidden_states)
 
-    def project(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         return self.to_q(hidden_states), self.to_k(source), self.to_v(source)
 
 
 class GELUProjection(nn.Module):
-    """Linear, then GELU (tanh): the first layer of the feed-forward, under the key that checkpoints use."""
+    """Linear, then GELU (tanh): the first layer of the feed-forward, under the key that checkpoints use.
+
+    Without gradients in place: a second tensor of this size costs a CPU more to allocate than to compute.
+    """
 
     def __init__(self, dim: int, inner: int, operations: Any, device: Any, dtype: Any):
         super().__init__()
         self.proj = operations.Linear(dim, inner, device=device, dtype=dtype)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return F.gelu(self.proj(hidden_states), approximate="tanh")
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gelu = F.gelu if torch.is_grad_enabled() else torch.ops.aten.gelu_
+        return gelu(self.proj(hidden_states), approximate="tanh")
 
 
 class FeedForward(nn.Module):
@@ -131,7 +131,7 @@ class FeedForward(nn.Module):
         first = GELUProjection(dim, 4 * dim, operations, device, dtype)
         self.net = nn.ModuleList([first, nn.Dropout(0.0), operations.Linear(4 * dim, dim, device=device, dtype=dtype)])
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         for layer in self.net:
             hidden_states = layer(hidden_states)
         return hidden_states
@@ -139,12 +139,12 @@ class FeedForward(nn.Module):
 
 def attend_inside(
     attention: Attention,
-    hidden_states: torch.Tensor,
-    shift: torch.Tensor,
-    scale: torch.Tensor,
+    hidden_states: Tensor,
+    shift: Tensor,
+    scale: Tensor,
     windows: Windows,
     out: Callable | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Modulated self-attention inside windows; the result (B, N, D) is still in their order."""
     inner = modulate(layer_norm(windows.partition(hidden_states)), shift, scale)
     return attention(inner, windows=windows, out=out)
@@ -180,15 +180,15 @@ class PTDiTBlock(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        modulation: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        modulation: Tensor,
+        encoder_attention_mask: Tensor | None,
         proxies: ProxyPlan,
         windows: Windows,
         shifted_windows: Windows,
-        index: torch.Tensor | None,
-    ) -> torch.Tensor:
+        index: Tensor | None,
+    ) -> Tensor:
         table = self.scale_shift_table.to(hidden_states) + modulation  # (B, 6, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = table.chunk(6, dim=1)  # (B, 1, D) each
 
@@ -201,11 +201,11 @@ class PTDiTBlock(nn.Module):
         hidden_states = self.read(hidden_states, encoder_hidden_states, encoder_attention_mask)
         return torch.addcmul(hidden_states, gate2, self.ff(modulate(layer_norm(hidden_states), shift2, scale2)))
 
-    def interact(self, proxy_tokens: torch.Tensor) -> torch.Tensor:
+    def interact(self, proxy_tokens: Tensor) -> Tensor:
         """Proxies attend to each other: (B, M, D)."""
         return proxy_tokens + self.proxy_attn1(layer_norm(proxy_tokens))
 
-    def inject(self, hidden_states: torch.Tensor, proxy_tokens: torch.Tensor) -> torch.Tensor:
+    def inject(self, hidden_states: Tensor, proxy_tokens: Tensor) -> Tensor:
         """Every token queries all proxies."""
         query, source = layer_norm(hidden_states), layer_norm(proxy_tokens)
         if self.fused:
@@ -213,26 +213,14 @@ class PTDiTBlock(nn.Module):
             return hidden_states + fused_cross_attention(self.pvisual_attn2, query, source, None, *product)
         return hidden_states + self.linear_1_visual(self.pvisual_attn2(query, source))
 
-    def window(
-        self,
-        hidden_states: torch.Tensor,
-        shift: torch.Tensor,
-        scale: torch.Tensor,
-        gate: torch.Tensor,
-        windows: Windows,
-    ) -> torch.Tensor:
+    def window(self, hidden_states: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, windows: Windows) -> Tensor:
         """Texture inside windows."""
         inner = attend_inside(self.attn1, hidden_states, shift, scale, windows)
         return torch.addcmul(hidden_states, gate, windows.restore(inner))
 
     def shifted_window(
-        self,
-        hidden_states: torch.Tensor,
-        shift: torch.Tensor,
-        scale: torch.Tensor,
-        gate: torch.Tensor,
-        windows: Windows,
-    ) -> torch.Tensor:
+        self, hidden_states: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, windows: Windows
+    ) -> Tensor:
         """Texture across the borders of windows; the gate comes before the last linear layer."""
         first, tokens = self.attn3.to_out[0], hidden_states.shape[0] * hidden_states.shape[1]
         product = gated_product(first, gate, self.linear_2, tokens) if self.fused else None
@@ -242,9 +230,7 @@ class PTDiTBlock(nn.Module):
         out = partial(apply_product, weight=product[0], bias=product[1])
         return hidden_states + windows.restore(attend_inside(self.attn3, hidden_states, shift, scale, windows, out))
 
-    def read(
-        self, hidden_states: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def read(self, hidden_states: Tensor, text: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Every token queries the text."""
         if self.fused:
             product = self.attn2.to_out[0].weight, self.attn2.to_out[0].bias
@@ -430,23 +416,23 @@ class PTDiTBackbone(nn.Module):
         for block in self.transformer_blocks:
             block.injection_weight = block.injection_bias = None
 
-    def run_block(self, block: PTDiTBlock, *arguments: Any) -> torch.Tensor:
+    def run_block(self, block: PTDiTBlock, *arguments: Any) -> Tensor:
         """Calls one block; hosts override it for checkpointing."""
         return block(*arguments)
 
     def denoise(
         self,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None = None,
-        resolution: torch.Tensor | None = None,
-        aspect_ratio: torch.Tensor | None = None,
+        latents: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor | None = None,
+        resolution: Tensor | None = None,
+        aspect_ratio: Tensor | None = None,
         window_size: Triple | None = None,
         proxy_ratio: Triple | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         proxy_mode: str | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Predicts x0 - noise (first `in_channels` channels; the rest is untrained).
 
         Args:
@@ -475,7 +461,7 @@ class PTDiTBackbone(nn.Module):
         text = self.caption_projection(encoder_hidden_states.to(dtype))  # (B, L, D)
 
         plan = ProxyPlan(grid, window, ratio)
-        windows, shifted_windows = Windows(grid, window, shifted=False), Windows(grid, window, shifted=True)
+        windows, shifted_windows = (Windows(grid, window, shifted, latents.device) for shifted in (False, True))
         mode = proxy_mode or self.proxy_mode
         index = None if mode == "mean" else proxy_index(*plan, None, latents.device)
         for block in self.transformer_blocks:
@@ -491,7 +477,7 @@ class PTDiTBackbone(nn.Module):
         patches = patches.unflatten(2, (self.patch_size, self.patch_size, -1)).unflatten(1, grid)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)  # (B, C, F, height, width)
 
-    def flow(self, sample: torch.Tensor) -> torch.Tensor:
+    def flow(self, sample: Tensor) -> Tensor:
         """Velocity noise - x0 in float32, (B, in channels, F, height, width), from the output of a forward.
 
         The network predicts x0 - noise in its first `in_channels` channels; flow-matching schedulers step on the

@@ -74,7 +74,8 @@ def folded_cross_attention(
 ) -> torch.Tensor:
     """Cross-attention whose query layer went into the keys and whose output layer into the values, head by head.
 
-    Softmax weights add up to 1, so the output's bias may ride on the values of the first head.
+    Softmax weights add up to 1, so the output's bias may ride on the values of the first head. Masked keys have value
+    zero, so that a sample without any text gets the bias alone, as it does from attention kernels.
 
     Args:
         attention: module with to_q, to_k, to_v and heads.
@@ -92,7 +93,9 @@ def folded_cross_attention(
     folded_key = key @ (query.weight * scale).unflatten(0, (heads, -1))  # (B, H, K, D)
     offset = key @ (query.bias * scale).view(heads, -1, 1)  # (B, H, K, 1)
     if attention_mask is not None:
-        offset = offset.masked_fill(~attention_mask[:, None, :, None], -torch.inf)
+        masked = ~attention_mask[:, None, :, None]
+        offset = offset.masked_fill(masked, torch.finfo(offset.dtype).min / 2)  # finite: no 0 / 0
+        value = value.masked_fill(masked, 0)
     folded_value = value @ weight.t().unflatten(0, (heads, -1))  # (B, H, K, D)
     folded_value = torch.cat([folded_value[:, :1] + bias, folded_value[:, 1:]], dim=1)
 

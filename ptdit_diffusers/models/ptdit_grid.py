@@ -65,11 +65,15 @@ def position_table(grid: Triple, dim: int, scale: int, scrambled: bool, device: 
 # Windows and proxies
 # ---------------------------------------------------------------------------------------------------------------------
 class Segment(NamedTuple):
-    """A run of equal windows along one axis: tokens start..stop, cut into windows of `length`."""
+    """A run of equal windows along one axis: `count` windows of `length` tokens from token `start` on."""
 
     start: int
-    stop: int
+    count: int
     length: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count * self.length
 
 
 def axis_segments(size: int, window: int, shifted: bool) -> list[Segment]:
@@ -77,10 +81,26 @@ def axis_segments(size: int, window: int, shifted: bool) -> list[Segment]:
 
     The shifted cut is what a cyclic roll by -s with the usual region mask amounts to, without roll and mask.
     """
-    head = min(window // 2, size) if shifted else 0
-    tail = head + (size - head) // window * window
-    runs = [Segment(0, head, head), Segment(head, tail, window), Segment(tail, size, size - tail)]
-    return [run for run in runs if run.stop > run.start]
+    shift = window // 2 if shifted else 0
+    head = shift if shift < size else size  # not min(), which a compiler of dynamic sizes would carry along
+    count = (size - head) // window
+    tail = size - head - count * window
+    runs = [Segment(0, 1, head), Segment(head, count, window), Segment(size - tail, 1, tail)]
+    return [run for run in runs if run.count > 0 and run.length > 0]
+
+
+class Reorder(torch.autograd.Function):
+    """Puts tokens (B, N, ...) into the order of an index (N,): one read, one write, and the same backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(order, inverse)
+        return tokens.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return Reorder.apply(grad, inverse, order), None, None
 
 
 class Windows:
@@ -90,46 +110,39 @@ class Windows:
         grid: token frames, rows, columns; any size.
         window: window length on each axis; a grid that it does not divide gets smaller windows at its borders.
         shifted: shift the cut by half a window (axes with window 1 have nothing to shift).
+        device: where the tokens are.
     """
 
-    def __init__(self, grid: Triple, window: Triple, shifted: bool):
-        self.grid = grid
+    def __init__(self, grid: Triple, window: Triple, shifted: bool, device: torch.device | None = None):
         self.axes = [axis_segments(size, length, shifted) for size, length in zip(grid, window, strict=True)]
-        self.groups = list(product(*self.axes))
         # (windows, tokens per window) of every group, in the order of the partitioned tokens
         self.sizes = []
-        for group in self.groups:
+        for group in product(*self.axes):
             count, tokens = 1, 1
             for run in group:
-                count *= (run.stop - run.start) // run.length
+                count *= run.count
                 tokens *= run.length
             self.sizes.append((count, tokens))
 
+        group = number = torch.zeros((), dtype=torch.long, device=device)
+        for axis, (size, length, runs) in enumerate(zip(grid, window, self.axes, strict=True)):
+            view = [-1 if other == axis else 1 for other in range(3)]
+            position = torch.arange(size, device=device).view(view)
+            shift = length // 2 if shifted else 0
+            group = group * len(runs) + sum((position >= run.start).long() for run in runs[1:])
+            number = number * (size + 1) + (position + length - shift) // length
+        tokens = grid[0] * grid[1] * grid[2]
+        of_window = (group * (8 * tokens) + number).flatten()  # (N,); size + 1 is at most 2 size on each axis
+        self.order = of_window.argsort(stable=True)
+        self.inverse = self.order.argsort()
+
     def partition(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, N, D) raster order -> (B, N, D) window after window."""
-        pieces = [hidden_states.unflatten(1, self.grid)]
-        for axis, runs in enumerate(self.axes, start=1):  # split, not slices: one write in the backward pass
-            if len(runs) > 1:
-                lengths = [run.stop - run.start for run in runs]
-                pieces = [part for piece in pieces for part in piece.split(lengths, dim=axis)]
-        windows = []
-        for piece, (f, h, w) in zip(pieces, self.groups, strict=True):
-            boxes = piece.unflatten(3, (-1, w.length)).unflatten(2, (-1, h.length)).unflatten(1, (-1, f.length))
-            windows.append(boxes.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(1, 6))  # (B, windows * S, D)
-        return windows[0] if len(windows) == 1 else torch.cat(windows, dim=1)
+        return Reorder.apply(hidden_states, self.order, self.inverse)
 
     def restore(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Undoes `partition`."""
-        pieces = []
-        for tokens, (f, h, w) in zip(self.split(hidden_states), self.groups, strict=True):
-            counts = [(run.stop - run.start) // run.length for run in (f, h, w)]
-            boxes = tokens.unflatten(1, (*counts, f.length, h.length, w.length))
-            pieces.append(boxes.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2))
-        for axis in (3, 2, 1):  # join columns, then rows, then frames
-            run = len(self.axes[axis - 1])
-            if run > 1:
-                pieces = [torch.cat(pieces[i : i + run], dim=axis) for i in range(0, len(pieces), run)]
-        return pieces[0].flatten(1, 3)
+        return Reorder.apply(hidden_states, self.inverse, self.order)
 
     def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Partitioned tokens (B, N, ...) -> one tensor (B, windows * S, ...) per window shape."""
@@ -138,9 +151,9 @@ class Windows:
     def attend(self, attention: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attends inside each window; all tensors are partitioned, (B, N, heads, head_dim)."""
         pieces = []
-        for (_, size), *qkv in zip(self.sizes, *(self.split(t) for t in (query, key, value)), strict=True):
-            q, k, v = (t.unflatten(1, (-1, size)).flatten(0, 1) for t in qkv)  # (B * windows, S, heads, head_dim)
-            pieces.append(attention(q, k, v, None).reshape(query.shape[0], -1, *query.shape[2:]))
+        for size, *qkv in zip(self.sizes, *(self.split(t) for t in (query, key, value)), strict=True):
+            q, k, v = (t.unflatten(1, size).flatten(0, 1) for t in qkv)  # (B * windows, S, heads, head_dim)
+            pieces.append(attention(q, k, v, None).unflatten(0, (query.shape[0], size[0])).flatten(1, 2))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
@@ -157,10 +170,10 @@ def proxy_boxes(window: Triple, ratio: Triple) -> list[tuple[int, int]]:
 def pool_axis(video: torch.Tensor, axis: int, box: int, stride: int) -> torch.Tensor:
     """Averages one axis of (B, F, H, W, D) to its proxies; a shorter last box averages what it has."""
     runs = axis_segments(video.shape[axis], box, shifted=False)
-    parts = video.split([run.stop - run.start for run in runs], dim=axis) if len(runs) > 1 else [video]
+    parts = video.split([run.count * run.length for run in runs], dim=axis) if len(runs) > 1 else [video]
     pooled = []
     for part, run in zip(parts, runs, strict=True):
-        boxes = part.unflatten(axis, (-1, run.length))
+        boxes = part.unflatten(axis, (run.count, run.length))
         if stride == 1:
             boxes = boxes.mean(axis + 1, keepdim=True)
         elif run.length > stride:

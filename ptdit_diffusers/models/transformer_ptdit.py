@@ -228,6 +228,15 @@ class PTDiTTransformer3DModel(
     add_adapter = only_unfused(PeftAdapterMixin.add_adapter)
     fuse_lora = only_unfused(PeftAdapterMixin.fuse_lora)
     unfuse_lora = only_unfused(PeftAdapterMixin.unfuse_lora)
+    set_adapter = only_unfused(PeftAdapterMixin.set_adapter)
+    set_adapters = only_unfused(PeftAdapterMixin.set_adapters)
+    enable_adapters = only_unfused(PeftAdapterMixin.enable_adapters)
+    disable_adapters = only_unfused(PeftAdapterMixin.disable_adapters)
+    enable_lora = only_unfused(PeftAdapterMixin.enable_lora)
+    disable_lora = only_unfused(PeftAdapterMixin.disable_lora)
+    delete_adapters = only_unfused(PeftAdapterMixin.delete_adapters)
+    unload_lora = only_unfused(PeftAdapterMixin.unload_lora)
+    load_state_dict = only_unfused(ModelMixin.load_state_dict)
     enable_parallelism = only_unfused(ModelMixin.enable_parallelism)
 
     def fuse_linear_layers(self) -> None:

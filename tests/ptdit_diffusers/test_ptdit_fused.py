@@ -129,10 +129,11 @@ def test_a_lora_loads_before_fusing_or_is_refused():
     transformer.fuse_lora()
     transformer.fuse_linear_layers()
     assert torch.allclose(transformer(**arguments()).sample, adapted, atol=1e-5)
-    with pytest.raises(ValueError, match="unfuse_lora changes layers that are fused: call unfuse_linear_layers"):
-        transformer.unfuse_lora()
-    with pytest.raises(ValueError, match="add_adapter changes layers that are fused"):
-        transformer.add_adapter(LORA, "other")
+    calls = {"unfuse_lora": (), "add_adapter": (LORA, "other"), "set_adapters": ("default", 0.5), "disable_lora": ()}
+    calls |= {"delete_adapters": ("default",), "unload_lora": (), "load_state_dict": ({},), "disable_adapters": ()}
+    for name, values in calls.items():
+        with pytest.raises(ValueError, match=f"^{name} changes layers that are fused: call unfuse_linear_layers"):
+            getattr(transformer, name)(*values)
 
 
 def test_weights_of_eight_bits_are_refused_by_name():
@@ -157,7 +158,7 @@ def test_folded_attention_takes_any_mask():
     torch.manual_seed(0)
     attention = tiny().transformer_blocks[0].attn2
     hidden_states, source = torch.randn(3, 7, 32), torch.randn(3, 6, 32)
-    mask = torch.tensor([[1, 0, 0, 0, 0, 0], [0, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1]]).bool()
+    mask = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1]]).bool()
     out = attention.to_out[0]
     folded = folded_cross_attention(attention, hidden_states, source, mask, out.weight, out.bias)
     assert torch.allclose(folded, attention(hidden_states, source, mask), atol=1e-5)

@@ -1,4 +1,4 @@
-"""The transformer's attention under diffusers' handles: processors, backends, LoRA scale, compiled blocks."""
+"""The transformer's attention under diffusers' handles: processors, backends, LoRA scale."""
 
 import pytest
 import torch
@@ -74,13 +74,3 @@ def test_attention_kwargs_scale_a_lora_for_one_call():
     assert torch.allclose(none, plain, atol=1e-5)
     assert 0 < (half - plain).norm() < (full - plain).norm()
     assert torch.equal(transformer(**arguments()).sample, full)
-
-
-@torch.no_grad()
-def test_repeated_blocks_compile_one_by_one():
-    transformer = tiny()
-    plain = transformer(**arguments()).sample
-    torch.compiler.reset()
-    transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
-    assert torch.allclose(transformer(**arguments()).sample, plain, atol=1e-5)
-    torch.compiler.reset()

@@ -51,9 +51,7 @@ def block(state, x, text, keep_text, modulation, grid, window, ratio):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    grid=grids, window=triples, ratio=triples, batch=st.integers(1, 3), seed=st.integers(0, 9999), data=st.data()
-)
+@given(grid=grids, window=triples, ratio=triples, batch=st.integers(1, 3), seed=st.integers(0, 9999), data=st.data())
 @torch.no_grad()
 def test_the_whole_model_equals_dense_masked_attention(grid, window, ratio, batch, seed, data):
     row = st.lists(st.booleans(), min_size=4, max_size=4).filter(any)
