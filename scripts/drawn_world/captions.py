@@ -16,7 +16,7 @@ BACKGROUND_UNSAID = 0.25
 T = TypeVar("T")
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
     return choices[int(rng.random() * len(choices))]
 
 
@@ -25,7 +25,7 @@ def _with_article(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Phrase:
+class Phrase:
     """Wording of one group: full ("two small green stars"), tag (no article), short ("the stars"), canonical."""
 
     full: str
@@ -43,23 +43,23 @@ class _Phrase:
         return "them" if self.many else "it"
 
 
-def _phrase(group: Group, groups: Sequence[Group], rng: np.random.Generator) -> _Phrase:
+def phrase_of(group: Group, groups: Sequence[Group], rng: np.random.Generator) -> Phrase:
     count = len(group.things)
     many = count > 1
     nouns = w.NOUNS[group.shape]
-    noun = (nouns[0] if rng.random() < 0.6 else _pick(rng, nouns))[many]
+    noun = (nouns[0] if rng.random() < 0.6 else pick(rng, nouns))[many]
     shades = w.COLOUR_WORDS.get(group.colour, (group.colour,))
-    colour = shades[0] if rng.random() < 0.7 else _pick(rng, shades)
-    size = _pick(rng, w.SIZE_WORDS[group.size]) if group.size else ""
+    colour = shades[0] if rng.random() < 0.7 else pick(rng, shades)
+    size = pick(rng, w.SIZE_WORDS[group.size]) if group.size else ""
     roll = rng.random()
     if roll < 0.03:
         adjectives = f"{colour} {size}"
     elif roll < 0.06:
-        adjectives = f"{size} {colour} {_pick(rng, ('coloured', 'colored'))}"
+        adjectives = f"{size} {colour} {pick(rng, ('coloured', 'colored'))}"
     else:
         adjectives = f"{size} {colour}"
     body = " ".join(f"{adjectives} {noun}".split())
-    number = _pick(rng, w.COUNT_WORDS[count - 1])
+    number = pick(rng, w.COUNT_WORDS[count - 1])
     full = _with_article(body) if number == "a" else f"{number} {body}"
     if 0.06 < roll < 0.09:
         thing = " ".join(f"{size} {noun}".split())
@@ -70,7 +70,7 @@ def _phrase(group: Group, groups: Sequence[Group], rng: np.random.Generator) -> 
     if rng.random() < 0.15:
         short = f"the {colour} {'ones' if many else 'one'}"
     canonical = f"{w.COUNT_NAMES[count - 1]} {group.size or 'medium'} {group.colour} {group.shape}"
-    return _Phrase(full, tag, short, canonical, many)
+    return Phrase(full, tag, short, canonical, many)
 
 
 @dataclass(frozen=True)
@@ -84,57 +84,57 @@ class _Core:
     many: bool = False
 
 
-def _relation_core(a: _Phrase, relation: str, b: _Phrase, rng: np.random.Generator) -> _Core:
+def _relation_core(a: Phrase, relation: str, b: Phrase, rng: np.random.Generator) -> _Core:
     """One of the sentence forms for "a relation b"."""
-    loose = _pick(rng, w.RELATION_WORDS[relation])
-    strict = _pick(rng, w.VERB_RELATION_WORDS[relation])
+    loose = pick(rng, w.RELATION_WORDS[relation])
+    strict = pick(rng, w.VERB_RELATION_WORDS[relation])
     canonical = f"{a.canonical} {w.RELATION_NAMES[relation]} {b.canonical}"
     roll = rng.random()
     if roll < 0.40:
         return _Core("plain", f"{a.full} {loose} {b.full}", canonical, True, a.many)
     if roll < 0.50:
-        verb = _pick(rng, w.VERBS)[a.many]
+        verb = pick(rng, w.VERBS)[a.many]
         return _Core("verb", f"{a.full} {verb} {strict} {b.full}", canonical, False)
     if roll < 0.55:
-        which = _pick(rng, ("that", "which"))
+        which = pick(rng, ("that", "which"))
         return _Core("relative", f"{a.full} {which} {a.be} {strict} {b.full}", canonical, True, a.many)
     if roll < 0.60:
-        return _Core("participle", f"{a.full} {_pick(rng, w.PARTICIPLES)} {strict} {b.full}", canonical, True, a.many)
+        return _Core("participle", f"{a.full} {pick(rng, w.PARTICIPLES)} {strict} {b.full}", canonical, True, a.many)
     if roll < 0.69:
-        link = _pick(rng, (f"there {a.be} ", f"{a.be} ", ", ", "you can see ", "we see "))
+        link = pick(rng, (f"there {a.be} ", f"{a.be} ", ", ", "you can see ", "we see "))
         return _Core("front", f"{strict} {b.full}{'' if link[0] == ',' else ' '}{link}{a.full}", canonical, False)
     if roll < 0.80:
-        there = f"{strict} {b.it}" if rng.random() < 0.6 else _pick(rng, w.BARE_RELATION_WORDS[relation])
+        there = f"{strict} {b.it}" if rng.random() < 0.6 else pick(rng, w.BARE_RELATION_WORDS[relation])
         return _Core("with", f"{b.full} with {a.full} {there}", canonical, True, b.many)
     if roll < 0.87:
-        stop = _pick(rng, (", ", ", ", ". ", ", with ", ", where "))
+        stop = pick(rng, (", ", ", ", ". ", ", with ", ", where "))
         verb = "" if "with" in stop else f" {a.be}"
         return _Core("list", f"{a.full} and {b.full}{stop}{a.short}{verb} {strict} {b.short}", canonical, True, a.many)
-    return _Core("tags", f"{a.tag} {loose} {_pick(rng, (b.tag, b.full))}", canonical, False)
+    return _Core("tags", f"{a.tag} {loose} {pick(rng, (b.tag, b.full))}", canonical, False)
 
 
-def _chain_core(p: Sequence[_Phrase], first: str, second: str, rng: np.random.Generator) -> _Core:
+def _chain_core(p: Sequence[Phrase], first: str, second: str, rng: np.random.Generator) -> _Core:
     """One of the sentence forms for "p0 first p1" and "p1 second p2"."""
     a, b, c = p
     back = INVERSE[second]
-    one = _pick(rng, w.VERB_RELATION_WORDS[first])
-    two = _pick(rng, w.VERB_RELATION_WORDS[second])
-    three = _pick(rng, w.VERB_RELATION_WORDS[back])
+    one = pick(rng, w.VERB_RELATION_WORDS[first])
+    two = pick(rng, w.VERB_RELATION_WORDS[second])
+    three = pick(rng, w.VERB_RELATION_WORDS[back])
     start = f"{a.canonical} {w.RELATION_NAMES[first]} {b.canonical} ; "
     along = f"{start}{b.canonical} {w.RELATION_NAMES[second]} {c.canonical}"
     against = f"{start}{c.canonical} {w.RELATION_NAMES[back]} {b.canonical}"
     lead = f"{a.full} {one} {b.full}"
     roll = rng.random()
     if roll < 0.20:
-        text = f"{lead}{_pick(rng, (', and ', ', ', '. ', ' and '))}{b.short} {b.be} {two} {c.full}"
+        text = f"{lead}{pick(rng, (', and ', ', ', '. ', ' and '))}{b.short} {b.be} {two} {c.full}"
         return _Core("chain_short", text, along, True, a.many)
     if roll < 0.42:
-        text = f"{lead}{_pick(rng, (', and ', ' and ', ', '))}{c.full} {three} {b.short}"
+        text = f"{lead}{pick(rng, (', and ', ' and ', ', '))}{c.full} {three} {b.short}"
         return _Core("chain_back", text, against, True, a.many)
     if roll < 0.54:
         return _Core("chain_plain", f"{lead} {two} {c.full}", along, True, a.many)
     if roll < 0.66:
-        which = _pick(rng, (", which ", ", that ", " which ", " that "))
+        which = pick(rng, (", which ", ", that ", " which ", " that "))
         return _Core("chain_which", f"{lead}{which}{b.be} {two} {c.full}", along, True, a.many)
     if roll < 0.78:
         text = f"{b.full} with {a.full} {one} {b.it} and {c.full} {three} {b.it}"
@@ -145,11 +145,11 @@ def _chain_core(p: Sequence[_Phrase], first: str, second: str, rng: np.random.Ge
     return _Core("chain_tags", f"{a.tag} {one} {b.tag}, {b.short} {two} {c.tag}", along, False)
 
 
-def _listing_core(p: Sequence[_Phrase], rng: np.random.Generator) -> _Core:
+def _listing_core(p: Sequence[Phrase], rng: np.random.Generator) -> _Core:
     """Figures without any relation."""
     canonical = " and ".join(phrase.canonical for phrase in p)
     if len(p) == 2:
-        link = _pick(rng, (" and ", " and ", " and ", " with ", " next to ", " beside ", ", ", " together with "))
+        link = pick(rng, (" and ", " and ", " and ", " with ", " next to ", " beside ", ", ", " together with "))
         return _Core("listing", link.join(x.full for x in p), canonical, True, p[0].many)
     if rng.random() < 0.3:
         return _Core("listing_tags", ", ".join(x.tag for x in p), canonical, False)
@@ -170,29 +170,29 @@ def _place(group: Group) -> str:
     return f"{down}_{across}"
 
 
-def _single_core(group: Group, phrase: _Phrase, rng: np.random.Generator) -> _Core:
+def _single_core(group: Group, phrase: Phrase, rng: np.random.Generator) -> _Core:
     place = _place(group) if rng.random() < 0.45 else ""
-    where = f" {_pick(rng, w.PLACES[place])}" if place else ""
+    where = f" {pick(rng, w.PLACES[place])}" if place else ""
     canonical = phrase.canonical + (f" at {place}" if place else "")
     roll = rng.random()
     if roll < 0.15:
         return _Core("single_tags", phrase.tag + where, canonical, False)
     if roll < 0.25:
-        shade = _pick(rng, w.COLOUR_WORDS.get(group.colour, (group.colour,)))
-        noun = _pick(rng, w.NOUNS[group.shape])[phrase.many]
-        size = _pick(rng, w.SIZE_WORDS[group.size]) if group.size else ""
+        shade = pick(rng, w.COLOUR_WORDS.get(group.colour, (group.colour,)))
+        noun = pick(rng, w.NOUNS[group.shape])[phrase.many]
+        size = pick(rng, w.SIZE_WORDS[group.size]) if group.size else ""
         thing = f"{size} {noun}".strip()
-        number = _pick(rng, w.COUNT_WORDS[len(group.things) - 1])
+        number = pick(rng, w.COUNT_WORDS[len(group.things) - 1])
         full = _with_article(thing) if number == "a" else f"{number} {thing}"
-        which = _pick(rng, ("that", "which"))
+        which = pick(rng, ("that", "which"))
         return _Core("single_relative", f"{full}{where} {which} {phrase.be} {shade}", canonical, True, phrase.many)
     if roll < 0.30:
-        return _Core("single_only", f"{_pick(rng, ('just', 'only'))} {phrase.full}{where}", canonical, False)
+        return _Core("single_only", f"{pick(rng, ('just', 'only'))} {phrase.full}{where}", canonical, False)
     return _Core("single", phrase.full + where, canonical, True, phrase.many)
 
 
 def _core(scene: Scene, rng: np.random.Generator) -> _Core:
-    phrases = [_phrase(group, scene.groups, rng) for group in scene.groups]
+    phrases = [phrase_of(group, scene.groups, rng) for group in scene.groups]
     if len(phrases) == 1:
         return _single_core(scene.groups[0], phrases[0], rng)
     if not scene.relations:
@@ -214,34 +214,34 @@ def _open(core: _Core, rng: np.random.Generator) -> tuple[str, str]:
     if not core.opened or roll < 0.45:
         return core.form, core.text
     if roll < 0.62:
-        return f"{core.form}, picture of", f"{_pick(rng, w.PICTURES)} {core.text}"
+        return f"{core.form}, picture of", f"{pick(rng, w.PICTURES)} {core.text}"
     if roll < 0.78:
-        return f"{core.form}, command", f"{_pick(rng, w.COMMANDS)} {core.text}"
+        return f"{core.form}, command", f"{pick(rng, w.COMMANDS)} {core.text}"
     if roll < 0.90:
         return f"{core.form}, there is", f"there {'are' if core.many else 'is'} {core.text}"
-    return f"{core.form}, seen", f"{_pick(rng, w.SIGHTS)} {core.text}"
+    return f"{core.form}, seen", f"{pick(rng, w.SIGHTS)} {core.text}"
 
 
 def _ground_words(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     """(adjectives, noun tail) of the background: ("striped blue", "") or ("blue", " with stripes")."""
-    colour = _pick(rng, w.COLOUR_WORDS.get(scene.background, (scene.background,)))
-    pattern = _pick(rng, w.PATTERN_WORDS[scene.pattern])
+    colour = pick(rng, w.COLOUR_WORDS.get(scene.background, (scene.background,)))
+    pattern = pick(rng, w.PATTERN_WORDS[scene.pattern])
     roll = rng.random()
     if scene.pattern != "plain" and roll < 0.12:
-        return colour, f" with {_pick(rng, w.PATTERN_NOUNS[scene.pattern])}"
+        return colour, f" with {pick(rng, w.PATTERN_NOUNS[scene.pattern])}"
     pair = f"{colour} {pattern}" if roll > 0.65 and pattern else f"{pattern} {colour}"
     if pattern == "plain" and roll < 0.3:
         pair = f"plain {colour}"
     return pair.strip(), ""
 
 
-def _with_background(form: str, text: str, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def with_background(form: str, text: str, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     adjectives, tail = _ground_words(scene, rng)
     if rng.random() < 0.13:
         heads = w.BACKGROUND_HEADS if ", " not in form and "tags" not in form else w.BACKGROUND_HEADS[:3]
-        head = _pick(rng, heads).format(a=_with_article(adjectives), n=adjectives)
+        head = pick(rng, heads).format(a=_with_article(adjectives), n=adjectives)
         return f"{form}, background first", head.replace("background", f"background{tail}") + text
-    choice = ", {n} background" if "tags" in form and rng.random() < 0.6 else _pick(rng, w.BACKGROUND_TAILS)
+    choice = ", {n} background" if "tags" in form and rng.random() < 0.6 else pick(rng, w.BACKGROUND_TAILS)
     phrase = choice.format(a=_with_article(adjectives), n=adjectives)
     if tail and phrase.endswith(("background", "backdrop")):
         return form, text + phrase + tail
@@ -256,7 +256,7 @@ def describe_with_form(scene: Scene, rng: np.random.Generator) -> tuple[str, str
     form, text = _open(core, rng)
     if rng.random() < BACKGROUND_UNSAID:
         return text, f"{core.canonical} ; background any", form
-    form, text = _with_background(form, text, scene, rng)
+    form, text = with_background(form, text, scene, rng)
     return text, f"{core.canonical} ; background {scene.pattern} {scene.background}", form
 
 
@@ -275,14 +275,14 @@ def caption_words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9_]+|;", text.lower())
 
 
-def _strings(value: object) -> Iterable[str]:
+def strings(value: object) -> Iterable[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        yield from _strings(list(value.items()))
+        yield from strings(list(value.items()))
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _strings(item)
+            yield from strings(item)
 
 
 _SENTENCE_WORDS = (
@@ -293,7 +293,7 @@ _SENTENCE_WORDS = (
 
 def _vocabulary() -> tuple[str, ...]:
     tables = [value for name, value in vars(w).items() if name.isupper()]
-    text = " ".join(_strings([*tables, BACKGROUNDS, COLOURS, _SENTENCE_WORDS]))
+    text = " ".join(strings([*tables, BACKGROUNDS, COLOURS, _SENTENCE_WORDS]))
     return tuple(sorted(set(caption_words(re.sub(r"\{[an]\}", " ", text)))))
 
 

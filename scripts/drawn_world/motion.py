@@ -1,0 +1,233 @@
+"""Clips of the drawn world: one or two figures that move, rotate, grow, shrink, bounce or change colour.
+
+Lengths are fractions of the picture side, x right, y down; time runs from 0 to 1.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .layout import BORDER, GAP, RADII, Thing
+from .palette import BACKGROUNDS, COLOURS, PATTERNS, clear_on, clear_pair
+from .render import render
+from .scenes import HELD_OUT_SHARE, SHAPES, Group, Scene
+from .shapes import MAX_TILT, footprint
+
+FRAMES = 17
+DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+MOTIONS = (*DIRECTIONS, "rotates", "grows", "shrinks", "bounces", "changes")
+TURNING = tuple(shape for shape in SHAPES if shape not in ("circle", "ring"))
+SMALL_RADIUS, LARGE_RADIUS = (0.09, 0.12), (0.24, 0.29)  # before growing, after it
+TRAVEL = 0.36  # least way of a figure that moves
+HOP = (0.28, 0.42)  # height of a bounce
+TURN = (110.0, 180.0)  # degrees of a rotation
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A figure and what it does between its first and its last state ("bounces": between floor and top)."""
+
+    shape: str
+    colour: str
+    size: str
+    motion: str
+    start: Thing
+    end: Thing
+    new_colour: str = ""
+
+    def at(self, time: float) -> Thing:
+        """Where it is."""
+        share = abs(math.sin(2 * math.pi * time)) if self.motion == "bounces" else time
+        parts = [
+            first + (last - first) * share
+            for first, last in zip(vars(self.start).values(), vars(self.end).values(), strict=True)
+        ]
+        return Thing(*parts)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One or two figures on a background. Two figures: one stays, or they cross in opposite directions."""
+
+    actors: tuple[Actor, ...]
+    background: str
+    pattern: str
+
+    @property
+    def crossing(self) -> bool:
+        return len(self.actors) == 2 and self.actors[1].motion in DIRECTIONS
+
+    def scene(self, time: float) -> Scene:
+        """The figures as they are at a time, in their first colours."""
+        groups = tuple(Group(actor.shape, actor.colour, actor.size, (actor.at(time),)) for actor in self.actors)
+        return Scene(groups, (), self.background, self.pattern)
+
+    def picture(self, time: float, size: int) -> np.ndarray:
+        """uint8 (size, size, 3) at a time; a colour changes gradually in the middle third."""
+        scene = self.scene(time)
+        picture = render(scene, size)
+        share = min(1.0, max(0.0, 3 * time - 1))
+        if share == 0 or self.actors[0].motion != "changes":
+            return picture
+        changed = replace(scene.groups[0], colour=self.actors[0].new_colour)
+        later = render(replace(scene, groups=(changed, *scene.groups[1:])), size)
+        return (picture + (later.astype(np.float32) - picture) * share + 0.5).astype(np.uint8)
+
+
+def render_clip(clip: Clip, size: int = 128, frames: int = FRAMES) -> np.ndarray:
+    """uint8 (frames, size, size, 3), from time 0 to time 1. Deterministic."""
+    return np.stack([clip.picture(time, size) for time in np.linspace(0, 1, frames)])
+
+
+def _falls_out(colour: str, shape: str, motion: str) -> bool:
+    digest = hashlib.sha256(f"moving world: {colour} {shape} {motion}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+
+
+HELD_OUT_MOTIONS: frozenset[tuple[str, str, str]] = frozenset(
+    (colour, shape, motion)
+    for colour in COLOURS
+    for shape in SHAPES
+    for motion in MOTIONS
+    if (motion != "rotates" or shape in TURNING) and _falls_out(colour, shape, motion)
+)
+
+
+def is_held_out_clip(clip: Clip) -> bool:
+    """True when a figure does what figures of its colour and shape never do in training."""
+    return any((actor.colour, actor.shape, actor.motion) in HELD_OUT_MOTIONS for actor in clip.actors)
+
+
+# --- drawing at random -----------------------------------------------------------------------------------------------
+
+
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
+
+
+def _pick(rng: np.random.Generator, choices: tuple) -> str:
+    return choices[int(rng.random() * len(choices))]
+
+
+def _room(shape: str, radius: float, whole: bool) -> tuple[float, float, float, float]:
+    """(left, right, top, bottom) that a figure takes from its centre; `whole`: at any angle."""
+    foot = footprint(shape)
+    sides = (foot.reach,) * 4 if whole else (foot.left, foot.right, foot.top, foot.bottom)
+    return tuple(side * radius + BORDER for side in sides)
+
+
+def _inside(
+    rng: np.random.Generator, room: tuple[float, float, float, float], box: tuple[float, float, float, float]
+) -> tuple[float, float] | None:
+    """A centre whose figure lies in box (left, top, right, bottom), or None when it does not fit."""
+    low_x, high_x, low_y, high_y = box[0] + room[0], box[2] - room[1], box[1] + room[2], box[3] - room[3]
+    if low_x > high_x or low_y > high_y:
+        return None
+    return _between(rng, low_x, high_x), _between(rng, low_y, high_y)
+
+
+def _act(
+    rng: np.random.Generator,
+    shape: str,
+    size: str,
+    motion: str,
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+) -> tuple[Thing, Thing] | None:
+    """First and last state of a figure that does this inside a box; None when there is no room for it."""
+    radius = RADII[size] * _between(rng, 0.94, 1.06)
+    largest = _between(rng, *LARGE_RADIUS) if motion in ("grows", "shrinks") else radius
+    room = _room(shape, largest, motion == "rotates")
+    centre = _inside(rng, room, box)
+    if centre is None:
+        return None
+    x, y = centre
+    angle = _between(rng, -MAX_TILT, MAX_TILT)
+    start = Thing(x, y, radius, angle)
+    if motion in ("grows", "shrinks"):
+        little = Thing(x, y, _between(rng, *SMALL_RADIUS), angle)
+        big = replace(little, radius=largest)
+        return (little, big) if motion == "grows" else (big, little)
+    if motion == "rotates":
+        turn = _between(rng, *TURN) * (1 if rng.random() < 0.5 else -1)
+        return start, replace(start, angle=angle + turn)
+    if motion == "bounces":
+        low = box[3] - room[3] - 0.03 * rng.random()
+        top = low - _between(rng, *HOP)
+        return (replace(start, y=low), replace(start, y=top)) if top - room[2] >= box[1] else None
+    if motion in DIRECTIONS:
+        return _way(rng, start, motion, room, box)
+    return start, start
+
+
+def _way(
+    rng: np.random.Generator,
+    thing: Thing,
+    direction: str,
+    room: tuple[float, float, float, float],
+    box: tuple[float, float, float, float],
+) -> tuple[Thing, Thing] | None:
+    """A way of at least TRAVEL along one axis of the box."""
+    across = direction in ("left", "right")
+    low, high = (box[0] + room[0], box[2] - room[1]) if across else (box[1] + room[2], box[3] - room[3])
+    slack = high - low - TRAVEL
+    if slack < 0:
+        return None
+    first, last = low + 0.5 * slack * rng.random(), high - 0.5 * slack * rng.random()
+    if direction in ("left", "up"):
+        first, last = last, first
+    if across:
+        return replace(thing, x=first), replace(thing, x=last)
+    return replace(thing, y=first), replace(thing, y=last)
+
+
+def _lanes(rng: np.random.Generator, motion: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Two boxes beside each other, along which two figures pass without touching."""
+    border = _between(rng, 0.44, 0.56)
+    if motion in ("left", "right", "rotates", "changes") and (motion in DIRECTIONS or rng.random() < 0.5):
+        boxes = (0.0, 0.0, 1.0, border - GAP / 2), (0.0, border + GAP / 2, 1.0, 1.0)
+    else:
+        boxes = (0.0, 0.0, border - GAP / 2, 1.0), (border + GAP / 2, 0.0, 1.0, 1.0)
+    return boxes if rng.random() < 0.5 else boxes[::-1]
+
+
+def _sample_actors(rng: np.random.Generator, motions: list[str], background: str) -> tuple[Actor, ...] | None:
+    boxes = _lanes(rng, motions[0]) if len(motions) == 2 else ((0.0, 0.0, 1.0, 1.0),)
+    actors = []
+    for motion, box in zip(motions, boxes, strict=True):
+        shape = _pick(rng, TURNING if motion == "rotates" else SHAPES)
+        colour, new_colour = _pick(rng, COLOURS), _pick(rng, COLOURS) if motion == "changes" else ""
+        if new_colour and not (clear_on(new_colour, background) and clear_pair(colour, new_colour)):
+            return None
+        roll = rng.random()
+        size = "small" if roll < 0.35 else "large" if roll > 0.8 and len(motions) == 1 else ""
+        size = "" if motion in ("grows", "shrinks") else size
+        states = _act(rng, shape, size, motion, box)
+        if states is None or not clear_on(colour, background):
+            return None
+        actors.append(Actor(shape, colour, size, motion, *states, new_colour))
+    if len(actors) == 2 and not clear_pair(actors[0].colour, actors[1].colour):
+        return None
+    return tuple(actors)
+
+
+def sample_clip(rng: np.random.Generator, held_out: bool | None = False) -> Clip:
+    """Draws a clip from rng; `held_out` as for `sample_scene`."""
+    roll = rng.random()
+    while True:
+        motions = [_pick(rng, MOTIONS)]
+        if roll > 0.82:
+            motions = [_pick(rng, tuple(DIRECTIONS))]
+            motions.append(OPPOSITE[motions[0]])
+        elif roll > 0.66 and motions[0] not in ("grows", "shrinks"):
+            motions.append("stays")
+        background = "white" if rng.random() < 0.12 else _pick(rng, BACKGROUNDS)
+        pattern = "plain" if rng.random() < 0.5 else _pick(rng, PATTERNS[1:])
+        actors = _sample_actors(rng, motions, background)
+        if actors is None:
+            continue
+        clip = Clip(actors, background, pattern)
+        if held_out is None or is_held_out_clip(clip) == held_out:
+            return clip
