@@ -49,6 +49,7 @@ class Figure:
         area: pixels of the silhouette over pixels of the picture, holes filled where another figure lies in them.
         score: how well the silhouette fits the shape, 0..1.
         inside: index of the figure that surrounds this one, None on the background.
+        silhouette: pixels (H, W) that belong to it, in a picture whose shorter side is SIDE.
     """
 
     colour: str
@@ -59,6 +60,7 @@ class Figure:
     area: float
     score: float
     inside: int | None = None
+    silhouette: numpy.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -291,6 +293,7 @@ def read_picture(array: numpy.ndarray) -> Reading:
                 area=area / (height * width),
                 score=guess.score,
                 inside=place.get(part.holder) if part.holder is not None else None,
+                silhouette=own,
             )
         )
     return reading

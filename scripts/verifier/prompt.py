@@ -123,21 +123,23 @@ _WORDS = {
     "WITH": {"with": ""},
     "BREAK": {"and": "", ",": "", ".": "", ";": ""},
 }
-_PHRASES = {tuple(phrase.split()): (kind, value) for kind, table in _WORDS.items() for phrase, value in table.items()}
-_LONGEST = max(len(phrase) for phrase in _PHRASES)
+Token = tuple[str, str | int]
+PHRASES: dict[tuple[str, ...], Token] = {
+    tuple(phrase.split()): (kind, value) for kind, table in _WORDS.items() for phrase, value in table.items()
+}
 _INVERSE = {"around": "inside"}
 _PLACE_RELATION = {"center": "inside", "left": "left of", "right": "right of", "top": "above", "bottom": "below"}
-_Token = tuple[str, str | int]
 
 
-def _tokens(text: str) -> list[_Token]:
+def read_tokens(text: str, phrases: dict[tuple[str, ...], Token] = PHRASES) -> list[Token]:
     """Known phrases of a text, longest first, as (kind, value)."""
+    longest = max(map(len, phrases))
     words = re.findall(r"[a-z0-9]+|[,.;]", text.lower())
-    found: list[_Token] = []
+    found: list[Token] = []
     at = 0
     while at < len(words):
-        for length in range(min(_LONGEST, len(words) - at), 0, -1):
-            token = _PHRASES.get(tuple(words[at : at + length]))
+        for length in range(min(longest, len(words) - at), 0, -1):
+            token = phrases.get(tuple(words[at : at + length]))
             if token is not None:
                 if token[0] != "SKIP":
                     found.append(token)
@@ -175,7 +177,7 @@ def _background_span(kinds: list[str]) -> tuple[int, int] | None:
     return start - (kinds[max(start - 1, 0) : start] == ["WITH"]), stop
 
 
-def _take_background(tokens: list[_Token]) -> tuple[str, str, list[_Token]]:
+def take_background(tokens: list[Token]) -> tuple[str, str, list[Token]]:
     """The background's colour and pattern, "" where unsaid, and the tokens without it."""
     span = _background_span([kind for kind, _ in tokens])
     if span is None:
@@ -184,7 +186,7 @@ def _take_background(tokens: list[_Token]) -> tuple[str, str, list[_Token]]:
     return said.get("COLOUR", ""), said.get("PATTERN", ""), tokens[: span[0]] + tokens[span[1] :]
 
 
-def _noun_phrase(tokens: list[_Token], at: int) -> tuple[Asked, bool, int] | None:
+def noun_phrase(tokens: list[Token], at: int) -> tuple[Asked, bool, int] | None:
     """A figure's words at a position: (what is asked, whether "the" stands before it, position behind it)."""
     definite, count, size, colour, adjectives = False, 0, "", "", 0
     if at < len(tokens) and tokens[at][0] == "THE":
@@ -272,11 +274,11 @@ class _Reader:
             self.relate(self.waiting[0], self.waiting[1], self.owner)
         self.waiting = None
 
-    def read(self, tokens: list[_Token]) -> None:
+    def read(self, tokens: list[Token]) -> None:
         """Takes all tokens of a prompt without its background."""
         at = 0
         while at < len(tokens):
-            phrase = _noun_phrase(tokens, at)
+            phrase = noun_phrase(tokens, at)
             if phrase is not None:
                 self.figure(phrase[0], phrase[1])
                 at = phrase[2]
@@ -286,9 +288,9 @@ class _Reader:
             self.word(kind, str(value), tokens, at)
         self.stop()
 
-    def word(self, kind: str, value: str, tokens: list[_Token], behind: int) -> None:
+    def word(self, kind: str, value: str, tokens: list[Token], behind: int) -> None:
         """Takes one token that is not part of a figure's words; `behind` is the position after it."""
-        if kind == "RELATION" or (kind == "IN" and _noun_phrase(tokens, behind) is not None):
+        if kind == "RELATION" or (kind == "IN" and noun_phrase(tokens, behind) is not None):
             self.waiting = (self.last, value or "inside")
         elif kind == "COLOUR" and self.last is not None and not self.groups[self.last].colour:
             self.groups[self.last] = replace(self.groups[self.last], colour=value)
@@ -317,7 +319,7 @@ def read_prompt(text: str) -> Request:
     Raises:
         ValueError: no word of the prompt names a figure.
     """
-    background, pattern, tokens = _take_background(_tokens(text))
+    background, pattern, tokens = take_background(read_tokens(text))
     reader = _Reader()
     reader.read(tokens)
     if not reader.groups:
