@@ -14,9 +14,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AutoencoderKLOpenSoraPlan": "models.autoencoder_ptdit",
+    "PTDiTBlocks": "pipelines.modular_ptdit",
     "PTDiTImg2ImgPipeline": "pipelines.pipeline_ptdit_img2img",
     "PTDiTInpaintPipeline": "pipelines.pipeline_ptdit_inpaint",
     "PTDiTLoraLoaderMixin": "pipelines.ptdit_lora",
+    "PTDiTModularPipeline": "pipelines.modular_ptdit",
     "PTDiTPipeline": "pipelines.pipeline_ptdit",
     "PTDiTPipelineOutput": "pipelines.ptdit_base",
     "PTDiTTransformer3DModel": "models.transformer_ptdit",

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = __name__.rpartition(".")[0]
-PIPELINES = ("pipeline_ptdit", "pipeline_ptdit_img2img", "pipeline_ptdit_inpaint")
+PIPELINES = ("pipeline_ptdit", "pipeline_ptdit_img2img", "pipeline_ptdit_inpaint", "modular_ptdit")
 
 
 class DiffusersFinder(MetaPathFinder):

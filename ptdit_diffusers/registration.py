@@ -36,6 +36,20 @@ def register_pipeline(pipeline: type, *tasks: str) -> None:
         _table("diffusers.pipelines.auto_pipeline", f"AUTO_{task}_PIPELINES_MAPPING")["ptdit"] = pipeline
 
 
+def register_modular(pipeline: type, blocks: type) -> None:
+    """Add the modular pipeline and the blocks it is made of by default.
+
+    Args:
+        pipeline: The class that `ModularPipeline.from_pretrained` makes for our folders.
+        blocks: Its blocks.
+    """
+    register_models()
+    for cls in (pipeline, blocks):
+        setattr(diffusers, cls.__name__, cls)
+    names = _table("diffusers.modular_pipelines.modular_pipeline", "MODULAR_PIPELINE_MAPPING")
+    names["ptdit"] = lambda _=None: pipeline.__name__
+
+
 def register_models() -> None:
     """Add transformer, VAE and LoRA mixin, the loaders of single files, and what the caches ask about our blocks."""
     for cls, home in (

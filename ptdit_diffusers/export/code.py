@@ -7,18 +7,19 @@ import ast
 import re
 from pathlib import Path
 
-from ptdit_diffusers.pipelines.ptdit_remote import ENTRY, entry_code
+from ptdit_diffusers.pipelines.ptdit_remote import entry_files
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOTS = (
     "pipelines.pipeline_ptdit",
     "pipelines.pipeline_ptdit_img2img",
     "pipelines.pipeline_ptdit_inpaint",
+    "pipelines.modular_ptdit",
 )
 
 
 def write_code(folder: str | Path) -> list[str]:
-    """Write the entry file and every module that the pipelines import, and return the names of the files.
+    """Write the entry files and every module that the pipelines import, and return the names of the files.
 
     Args:
         folder: A model folder that exists.
@@ -26,7 +27,7 @@ def write_code(folder: str | Path) -> list[str]:
     modules = needed_modules()
     flat = flat_names(modules)
     files = {f"{flat[module]}.py": flatten(module, flat) for module in modules}
-    files[ENTRY] = entry_code(sorted(flat.values()))
+    files |= entry_files(sorted(flat.values()))
     for name, text in files.items():
         Path(folder, name).write_text(text, encoding="utf-8", newline="\n")
     return sorted(files)

@@ -1,11 +1,9 @@
-"""What all PT-DiT pipelines share: components, loading, prompts, checks and decoding.
+"""What the PT-DiT pipelines of one call share: components, loading, saving, and classifier-free guidance.
 
-It must not know how noise becomes a picture; that is `ptdit_denoising`.
+It must not know prompts, sizes and decoding (`ptdit_parts`) or the steps (`ptdit_denoising`).
 Letters: B samples (prompts * pictures per prompt), L text tokens, C latent channels, F latent frames, H W latent size.
 """
 
-import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,28 +12,19 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
-from diffusers.video_processor import VideoProcessor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
-from .ptdit_checks import (
-    check_batch,
-    check_count,
-    check_output_type,
-    check_size,
-    check_text,
-    require_finite,
-    warn_of_black,
-)
 from .ptdit_denoising import TEXT_TENSORS, PTDiTDenoisingMixin
 from .ptdit_embedded import resolve_model
 from .ptdit_lora import PTDiTLoraLoaderMixin
+from .ptdit_parts import PTDiTPartsMixin
 from .ptdit_remote import copy_code
-from .ptdit_text import join_text, prepare_prompts, tokenise
+from .ptdit_sampling import apply_guidance
+from .ptdit_text import join_text
 
 
 @dataclass
@@ -52,7 +41,7 @@ class PTDiTPipelineOutput(BaseOutput):
     frames: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor | None = None
 
 
-class PTDiTPipelineBase(DiffusionPipeline, PTDiTDenoisingMixin, PTDiTLoraLoaderMixin):
+class PTDiTPipelineBase(DiffusionPipeline, PTDiTPartsMixin, PTDiTDenoisingMixin, PTDiTLoraLoaderMixin):
     """Components and manners of the PT-DiT pipelines; what a call does is `PTDiTDenoisingMixin.generate`.
 
     Args:
@@ -80,10 +69,6 @@ class PTDiTPipelineBase(DiffusionPipeline, PTDiTDenoisingMixin, PTDiTLoraLoaderM
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
-        self.vae_scale_factor_spatial = vae.spatial_compression_ratio if vae is not None else 8
-        self.vae_scale_factor_temporal = vae.temporal_compression_ratio if vae is not None else 4
-        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor_spatial, do_convert_rgb=True)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -132,95 +117,7 @@ class PTDiTPipelineBase(DiffusionPipeline, PTDiTDenoisingMixin, PTDiTLoraLoaderM
         """Whether a negative prompt takes part: guidance above 1."""
         return self._guidance_scale > 1
 
-    @property
-    def num_timesteps(self) -> int:
-        """Number of steps of the present call."""
-        return self._num_timesteps
-
-    @property
-    def current_timestep(self) -> torch.Tensor | None:
-        """Time of the present step, 0 to 1000; None outside the loop."""
-        return self._current_timestep
-
-    @property
-    def attention_kwargs(self) -> dict[str, Any] | None:
-        """`attention_kwargs` of the present call."""
-        return self._attention_kwargs
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `_interrupt = True` in a callback to stop after that step and decode what is there."""
-        return self._interrupt
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        do_classifier_free_guidance: bool = True,
-        num_images_per_prompt: int = 1,
-        device: torch.device | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        clean_caption: bool = True,
-        max_sequence_length: int = 200,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Turn prompts into embeddings; each one is padded only to the longest of its own batch.
-
-        Args:
-            prompt, negative_prompt: Texts; a missing negative prompt is "". Not needed where embeddings are given.
-            do_classifier_free_guidance: Whether the negative prompt is needed.
-            num_images_per_prompt: How often each row is repeated.
-            device: Where the embeddings go; default the pipeline's device.
-            prompt_embeds, negative_prompt_embeds: Finished embeddings (prompts, L, width), only repeated here.
-            prompt_attention_mask, negative_prompt_attention_mask: Their masks (prompts, L), true where a token counts;
-                None if all do.
-            clean_caption: Clean the prompt like the training captions. A negative prompt is never cleaned.
-            max_sequence_length: Most tokens of a prompt; a longer one is cut, with a warning that names what is lost.
-
-        Returns:
-            Embeddings and bool mask of the prompt, then of the negative prompt (None, None without guidance).
-
-        Raises:
-            ValueError: A text has to be encoded, but there is no text encoder or tokeniser.
-        """
-        device = device or self._execution_device
-        if prompt_embeds is None:
-            prompts = [prompt] if isinstance(prompt, str) else prompt
-            prompts = prepare_prompts(prompts, clean_caption)
-            prompt_embeds, prompt_attention_mask = self._encode("prompt", prompts, max_sequence_length, device)
-        if not do_classifier_free_guidance:
-            if negative_prompt or negative_prompt_embeds is not None:
-                warnings.warn("guidance is off (scale <= 1): the negative prompt has no effect.", stacklevel=2)
-            negative_prompt_embeds = negative_prompt_attention_mask = None
-        elif negative_prompt_embeds is None:
-            prompts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
-            prompts = prepare_prompts(prompts * (len(prompt_embeds) if len(prompts) == 1 else 1), clean=False)
-            negative_prompt_embeds, negative_prompt_attention_mask = self._encode(
-                "negative_prompt", prompts, max_sequence_length, device
-            )
-        parts = prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
-        prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask = (
-            None if part is None else part.to(device).repeat_interleave(num_images_per_prompt, dim=0) for part in parts
-        )
-        return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
-
-    def _encode(
-        self, name: str, prompts: list[str], max_sequence_length: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(
-                f"`{name}` cannot be encoded: this pipeline was loaded without text encoder or tokeniser; "
-                f"pass `{name}_embeds`" + (" or guidance_scale=1." if name == "negative_prompt" else ".")
-            )
-        ids, mask = tokenise(self.tokenizer, prompts, max_sequence_length)
-        ids, mask = ids.to(device), mask.to(device)
-        embeds = self.text_encoder(ids, attention_mask=mask)[0]
-        require_finite(embeds, f"{name} embeddings", self.text_encoder.dtype)
-        return embeds, mask.bool()
-
-    def _guidance_batch(self, tensors: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def guidance_texts(self, tensors: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Text of one forward in the order [negative, positive], without tokens that all samples mask."""
         names = ("negative_prompt", "prompt") if self.do_classifier_free_guidance else ("prompt",)
         embeds, mask = join_text(
@@ -228,88 +125,16 @@ class PTDiTPipelineBase(DiffusionPipeline, PTDiTDenoisingMixin, PTDiTLoraLoaderM
         )
         return embeds.to(self.transformer.dtype), mask
 
-    def check_inputs(
+    def guided_flow(
         self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        height: int,
-        width: int,
-        num_frames: int = 1,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        output_type: str = "pil",
-    ) -> int:
-        """Check what depends on each other: texts, sizes, generators, latents, components. Arguments as in a call.
-
-        Returns:
-            The number of samples: prompts * pictures per prompt.
-
-        Raises:
-            ValueError: Something does not fit; the message names the value, the rule and the nearest legal values.
-        """
-        width_of_text = self.transformer.config.caption_channels
-        check_text("prompt", prompt, prompt_embeds, prompt_attention_mask, width_of_text)
-        negative = negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
-        check_text("negative_prompt", *negative, width_of_text)
-        if prompt is None and prompt_embeds is None:
-            raise ValueError("`prompt` and `prompt_embeds` are both None; pass one of them.")
-        prompts = len(prompt_embeds) if prompt is None else 1 if isinstance(prompt, str) else len(prompt)
-        if isinstance(negative_prompt, list):
-            check_batch("negative_prompt", len(negative_prompt), prompts, "one string")
-        if negative_prompt_embeds is not None:
-            check_batch("negative_prompt_embeds", len(negative_prompt_embeds), prompts)
-
-        spatial, patch = self.vae_scale_factor_spatial, self.transformer.config.patch_size
-        for name, size in (("height", height), ("width", width)):
-            check_size(name, size, spatial * patch, 0, f"VAE {spatial} x patch {patch}")
-        check_size("num_frames", num_frames, self.vae_scale_factor_temporal, 1, "frames that the VAE packs into one")
-        check_count("num_images_per_prompt", num_images_per_prompt)
-        samples = prompts * num_images_per_prompt
-        if isinstance(generator, list):
-            check_batch("generator", len(generator), samples, "one generator")
-        expected = self._latent_shape(samples, height, width, num_frames)
-        if latents is not None and tuple(latents.shape) != expected:
-            raise ValueError(f"`latents` must have shape {expected} for this call, got {tuple(latents.shape)}.")
-        check_output_type(output_type)
-        if self.vae is None and output_type != "latent":
-            raise ValueError(f'output_type={output_type!r} needs a VAE, but this pipeline has none; pass "latent".')
-        return samples
-
-    def _latent_shape(self, samples: int, height: int, width: int, num_frames: int) -> tuple[int, int, int, int, int]:
-        spatial, frames = self.vae_scale_factor_spatial, (num_frames - 1) // self.vae_scale_factor_temporal + 1
-        return samples, self.transformer.config.in_channels, frames, height // spatial, width // spatial
-
-    def _fill_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        if self.transformer is None:
-            raise ValueError("this pipeline was loaded without a transformer; only `encode_prompt` can be used.")
-        default_height, default_width = self.default_size()
-        return default_height if height is None else height, default_width if width is None else width
-
-    def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels at which the trained windows fit exactly (official weights: 1024)."""
-        windows_per_side = max(1, round(math.sqrt(self.transformer.config.num_windows)))
-        pixels_per_token = self.vae_scale_factor_spatial * self.transformer.config.patch_size
-        _, rows, columns = self.transformer.config.window_size
-        return rows * windows_per_side * pixels_per_token, columns * windows_per_side * pixels_per_token
-
-    def decode_latents(self, latents: torch.Tensor, output_type: str = "pil") -> list | np.ndarray | torch.Tensor:
-        """Turn latents (B, C, F, H, W) into pictures (F = 1) or videos; "latent" returns them as they are.
-
-        Raises:
-            RuntimeError: Latents or pixels hold NaN or infinite values.
-        """
-        require_finite(latents, "latents", self.transformer.dtype)
-        if output_type == "latent":
-            return latents
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        video = self.vae.decode(latents, return_dict=False)[0].float()
-        require_finite(video, "decoded pixels", self.vae.dtype)
-        warn_of_black(video, self.vae.dtype)
-        if latents.shape[2] == 1:
-            return self.video_processor.postprocess(video[:, :, 0], output_type)
-        return self.video_processor.postprocess_video(video, output_type)
+        latents: torch.Tensor,
+        texts: tuple[torch.Tensor, torch.Tensor | None],
+        step: int,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """Flow (B, C, F, H, W) under classifier-free guidance, from one forward over all samples, guided or not."""
+        embeds, mask = texts
+        flow = self.predict_flow(torch.cat([latents] * (len(embeds) // len(latents))), embeds, mask, step, options)
+        if not self.do_classifier_free_guidance:
+            return flow
+        return apply_guidance(flow, self.guidance_scale, self.guidance_rescale)

@@ -8,7 +8,6 @@ Letters: B samples (prompts * pictures per prompt), L text tokens, C latent chan
 import inspect
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from .ptdit_checks import check_callback_inputs, check_settings, check_steps
 from .ptdit_sampling import (
     Triple,
-    apply_guidance,
     choose_windows,
     proxy_generators,
     size_conditions,
@@ -79,12 +77,38 @@ class GenerationRequest:
 
 
 class PTDiTDenoisingMixin:
-    """From a request to pictures; the pipeline that mixes this in owns components, prompts and decoding."""
+    """From a request to pictures; the pipeline that mixes this in owns components, prompts, decoding and guidance.
+
+    How it guides is in two methods: `guidance_texts(tensors)`, what the network reads, made anew when a callback
+    changed something, and `guided_flow(latents, texts, step, options)`, the flow (B, C, F, H, W) to step along.
+    """
+
+    _interrupt, _current_timestep = False, None
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the present call."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        """Time of the present step, 0 to 1000; None outside the loop."""
+        return self._current_timestep
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        """`attention_kwargs` of the present call."""
+        return self._attention_kwargs
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt = True` in a callback to stop after that step and decode what is there."""
+        return self._interrupt
 
     def generate(self, request: GenerationRequest, output_class: type[BaseOutput]) -> BaseOutput | tuple:
         """Serve one request; see the pipelines' `__call__` for what it may hold, returns and raises."""
         self._check_settings(request)
-        height, width = request.height, request.width = self._fill_size(request.height, request.width)
+        height, width = request.height, request.width = self.fill_size(request.height, request.width)
         samples = self.check_inputs(
             request.prompt, request.negative_prompt, height, width, request.num_frames, request.num_images_per_prompt,
             request.generator, request.latents, *request.texts(), request.output_type,
@@ -102,11 +126,11 @@ class PTDiTDenoisingMixin:
             request.num_inference_steps, request.sigmas, height, width, request.num_frames, request.timesteps,
             request.strength,
         )  # fmt: skip
-        shape = self._latent_shape(samples, height, width, request.num_frames)
+        shape = self.latent_shape(samples, height, width, request.num_frames)
         noise = self.prepare_latents(shape, device, request.generator, request.latents)
         tensors = {**dict(zip(TEXT_TENSORS, text, strict=True)), **self.start(pictures, noise)}
-        options = self._network_options(request, shape)
-        latents = self._denoise(
+        options = self.network_options(request, shape)
+        latents = self.denoise(
             tensors, timesteps, options, request.callback_on_step_end, request.callback_on_step_end_tensor_inputs
         )
         result = self.finish(self.decode_latents(latents, request.output_type), request, pictures)
@@ -141,7 +165,7 @@ class PTDiTDenoisingMixin:
             request.max_sequence_length, request.window_size, request.proxy_ratio,
         )  # fmt: skip
 
-    def _network_options(self, request: GenerationRequest, shape: tuple[int, ...]) -> dict[str, Any]:
+    def network_options(self, request: GenerationRequest, shape: tuple[int, ...]) -> dict[str, Any]:
         """Arguments of every forward that do not change between the steps."""
         windows = choose_windows(self.transformer, request.window_size, request.proxy_ratio, *shape[-2:])
         sizes = size_conditions(self.transformer, request.height, request.width)
@@ -219,32 +243,29 @@ class PTDiTDenoisingMixin:
         """Noise level before step `step` of this call, 0 to 1: latents are (1 - level) * picture + level * noise."""
         return self.scheduler.sigmas[self._first_step + step].float()
 
-    def _cache_context(self, step: int) -> AbstractContextManager:
-        place = {"step_index": step, "sigma": float(self.noise_level(step))}
-        return self.transformer.cache_context("cond_uncond", num_inference_steps=self._num_timesteps, **place)
-
-    def _predict_flow(
-        self, latents: torch.Tensor, text: torch.Tensor, mask: torch.Tensor | None, step: int, options: dict[str, Any]
+    def predict_flow(
+        self,
+        latents: torch.Tensor,
+        embeds: torch.Tensor,
+        mask: torch.Tensor | None,
+        step: int,
+        options: dict[str, Any],
+        context: str = "cond_uncond",
     ) -> torch.Tensor:
-        """Guided flow noise - x0 (B, C, F, H, W) in float32: one forward over all samples, guided or not."""
-        copies = len(text) // len(latents)
-        with self._cache_context(step):
+        """Flow noise - x0 (n, C, F, H, W) in float32: one forward of the network. Caches keep apart by `context`."""
+        place = {"step_index": step, "sigma": float(self.noise_level(step))}
+        with self.transformer.cache_context(context, num_inference_steps=self._num_timesteps, **place):
             sample = self.transformer(
-                hidden_states=torch.cat([latents] * copies).to(self.transformer.dtype),
-                encoder_hidden_states=text,
-                timestep=self._current_timestep.expand(len(text)),
+                hidden_states=latents.to(self.transformer.dtype),
+                encoder_hidden_states=embeds,
+                timestep=self._current_timestep.expand(len(latents)),
                 encoder_attention_mask=mask,
                 return_dict=False,
                 **options,
             )[0]
-        flow = self.transformer.flow(sample)
-        return (
-            apply_guidance(flow, self.guidance_scale, self.guidance_rescale)
-            if self.do_classifier_free_guidance
-            else flow
-        )
+        return self.transformer.flow(sample)
 
-    def _denoise(
+    def denoise(
         self,
         tensors: dict[str, torch.Tensor | None],
         timesteps: torch.Tensor,
@@ -253,19 +274,19 @@ class PTDiTDenoisingMixin:
         callback_inputs: list[str],
     ) -> torch.Tensor:
         """Steps from noise to picture; `tensors` are those that a callback may see and change."""
-        text, mask = self._guidance_batch(tensors)
+        texts = self.guidance_texts(tensors)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 if self.interrupt:
                     break
                 self._current_timestep = timestep
-                flow = self._predict_flow(tensors["latents"], text, mask, step, options)
+                flow = self.guided_flow(tensors["latents"], texts, step, options)
                 tensors["latents"] = self.scheduler.step(flow, timestep, tensors["latents"], return_dict=False)[0]
                 tensors["latents"] = self.keep_known(tensors, self.noise_level(step + 1))
                 if callback is not None:
                     changed = callback(self, step, timestep, {name: tensors[name] for name in callback_inputs})
                     tensors.update({name: value for name, value in (changed or {}).items() if name in tensors})
-                    text, mask = self._guidance_batch(tensors)
+                    texts = self.guidance_texts(tensors)
                 progress_bar.update()
         self._current_timestep = None
         return tensors["latents"]

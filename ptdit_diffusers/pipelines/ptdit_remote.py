@@ -1,14 +1,16 @@
-"""What a model folder needs to carry this code: its entry file, and a copy of the code when it is saved again.
+"""What a model folder needs to carry this code: its entry files, and a copy of the code when it is saved again.
 
 A folder with code loads where this package is not installed. It must not know weights or how a call works.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
-ENTRY = "pipeline.py"
-_ENTRY_TEXT = '''"""Entry of this repository's code: `custom_pipeline="pipeline", trust_remote_code=True` runs it.
+ENTRY, MODULAR_ENTRY = "pipeline.py", "modular_config.json"
+_ENTRY_TEXT = '''"""Entry of this repository's code. `DiffusionPipeline` runs it with `custom_pipeline="pipeline"` and
+`trust_remote_code=True`, `ModularPipeline` with `trust_remote_code=True` alone.
 
 Where the package ptdit_diffusers is installed that one is used; else the files beside this one.
 """
@@ -17,14 +19,16 @@ import importlib.util
 
 if importlib.util.find_spec("ptdit_diffusers") is not None:
     PTDiTPipeline = importlib.import_module("ptdit_diffusers").PTDiTPipeline
+    PTDiTBlocks = importlib.import_module("ptdit_diffusers").PTDiTBlocks
 else:
 {imports}
+    from .modular_ptdit import PTDiTBlocks
     from .pipeline_ptdit import PTDiTPipeline
 '''
 
 
-def entry_code(modules: list[str]) -> str:
-    """Text of the entry file.
+def entry_files(modules: list[str]) -> dict[str, str]:
+    """Name and text of the entry file, and of the file that tells `ModularPipeline` about it.
 
     diffusers copies only those files of a local folder that the entry file itself imports, so it names each of them,
     and it takes the one pipeline class that the file shows, so nothing else is named.
@@ -32,8 +36,13 @@ def entry_code(modules: list[str]) -> str:
     Args:
         modules: Names of the code files without ".py".
     """
-    lines = [f"    from .{name} import __doc__ as _" for name in modules if name != "pipeline_ptdit"]
-    return _ENTRY_TEXT.format(imports="\n".join(lines))
+    named = ("modular_ptdit", "pipeline_ptdit")
+    lines = [f"    from .{name} import __doc__ as _" for name in modules if name not in named]
+    modular = {"_class_name": "PTDiTBlocks", "auto_map": {"ModularPipelineBlocks": "pipeline.PTDiTBlocks"}}
+    return {
+        ENTRY: _ENTRY_TEXT.format(imports="\n".join(lines)),
+        MODULAR_ENTRY: json.dumps(modular, indent=2) + "\n",
+    }
 
 
 def copy_code(pipeline_class: type, folder: str | Path) -> None:
@@ -45,4 +54,5 @@ def copy_code(pipeline_class: type, folder: str | Path) -> None:
     for name in names:
         shutil.copy(sys.modules[name].__file__, folder)
     modules = sorted(name.rpartition(".")[2] for name in names)
-    Path(folder, ENTRY).write_text(entry_code(modules), encoding="utf-8")
+    for name, text in entry_files(modules).items():
+        Path(folder, name).write_text(text, encoding="utf-8", newline="\n")
