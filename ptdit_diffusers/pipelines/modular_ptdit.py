@@ -73,7 +73,8 @@ class PTDiTModularPipeline(PTDiTPartsMixin, PTDiTDenoisingMixin, PTDiTLoraLoader
             pretrained_model_name_or_path: E.g. "shapes-128". A local folder of that name goes first.
             kwargs: Options of `ModularPipeline.from_pretrained`.
         """
-        return super().from_pretrained(resolve_model(pretrained_model_name_or_path), **kwargs)
+        # called on a class of its own, diffusers does not look up which modular pipeline an ordinary folder is for
+        return ModularPipeline.from_pretrained(resolve_model(pretrained_model_name_or_path), **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save the components as `PTDiTPipeline` does, which both kinds of pipeline load; a guider is not saved.
