@@ -14,6 +14,7 @@ from diffusers import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
     ClassifierFreeZeroStarGuidance,
+    LayerSkipConfig,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
 )
@@ -26,15 +27,14 @@ from scripts.verifier.picture import read_picture
 from scripts.verifier.report import add_up
 
 SCALE, LAYER = 4.0, 3  # of six layers
-LIKE_PAG = {"guidance_scale": SCALE, "guidance_rescale": 0.0}
 GUIDERS = {
     "none": lambda: ClassifierFreeGuidance(guidance_scale=1.0),
     "CFG": lambda: ClassifierFreeGuidance(guidance_scale=SCALE),
     "CFG, rescale 0.7": lambda: ClassifierFreeGuidance(guidance_scale=SCALE, guidance_rescale=0.7),
     "CFG-Zero*": lambda: ClassifierFreeZeroStarGuidance(guidance_scale=SCALE, zero_init_steps=1),
     "APG": lambda: AdaptiveProjectedGuidance(guidance_scale=SCALE, eta=0.0),
-    "SLG": lambda: SkipLayerGuidance(**LIKE_PAG, skip_layer_guidance_layers=[LAYER]),
-    "PAG": lambda: PerturbedAttentionGuidance(**LIKE_PAG, perturbed_guidance_layers=[LAYER]),
+    "SLG": lambda: SkipLayerGuidance(SCALE, skip_layer_config=LayerSkipConfig([LAYER])),
+    "PAG": lambda: PerturbedAttentionGuidance(SCALE, perturbed_guidance_layers=[LAYER]),
 }
 SHOWN = ("right colours", "right shapes", "right relations", "everything right")
 SHEET_ROWS = 6

@@ -34,7 +34,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
-    """The three questions that are asked: what a repository holds, how large a file is, what is in it."""
+    """The questions that are asked: what a repository holds (in two forms), how large a file is, what is in it."""
 
     protocol_version = "HTTP/1.1"
 
@@ -44,7 +44,8 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if path[:2] == ["api", "models"]:
-            self.describe("/".join(path[2:4]), path[5] if path[4:5] == ["revision"] else "main")
+            repo, kind, revision = "/".join(path[2:4]), *(path[4:6] if path[5:] else ("revision", "main"))
+            self.describe(repo, revision, as_tree=kind == "tree")
         else:
             self.give("/".join(path[:2]), path[3], "/".join(path[4:]))
 
@@ -61,7 +62,7 @@ class Answer(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    def describe(self, repo: str, revision: str) -> None:
+    def describe(self, repo: str, revision: str, as_tree: bool) -> None:
         base = self.server.folder / repo
         self.server.asked.append((self.command, "", revision))
         if not base.is_dir():
@@ -69,6 +70,10 @@ class Answer(BaseHTTPRequestHandler):
         if revision not in BRANCHES:
             return self.refuse("RevisionNotFound")
         files = sorted(path for path in base.rglob("*") if path.is_file())
+        if as_tree:
+            names = {path.relative_to(base).as_posix(): path.stat().st_size for path in files}
+            answer = [{"type": "file", "path": name, "oid": "0" * 40, "size": size} for name, size in names.items()]
+            return self.respond(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
         siblings = [{"rfilename": path.relative_to(base).as_posix(), "size": path.stat().st_size} for path in files]
         answer = {"_id": "0", "id": repo, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
         self.respond(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})

@@ -75,10 +75,15 @@ def flat_names(modules: list[str]) -> dict[str, str]:
 
 
 def flatten(module: str, flat: dict[str, str]) -> str:
-    """Text of a module with its imports from the package turned into imports from the files beside it."""
+    """Text of a module with its imports from the package turned into imports from the files beside it.
+
+    `from . name import` with a space is the same to Python, but not to diffusers: from a Hub id it asks for the file
+    behind each `from .name import` anew, along every path that leads to it, which for these files takes minutes. The
+    entry file imports each of them once, without the space, and that is enough.
+    """
     lines = source(module).splitlines(keepends=True)
     for node, target in package_imports(module):
         statement = re.compile(r"from\s+[\w.]+\s+import")
         assert statement.search(lines[node.lineno - 1]), f"{module}:{node.lineno} is not one import"
-        lines[node.lineno - 1] = statement.sub(f"from .{flat[target]} import", lines[node.lineno - 1], count=1)
+        lines[node.lineno - 1] = statement.sub(f"from . {flat[target]} import", lines[node.lineno - 1], count=1)
     return "".join(lines)

@@ -5,8 +5,10 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from ptdit_diffusers import PTDiTPipeline
 from ptdit_diffusers.cli import main
 from ptdit_diffusers.export.code import write_code
 from ptdit_diffusers.export.folder import ExportError, export
+from tests.hub_server import COMMIT, hub_server
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPTS = ["a red star", "two blue stars"]
@@ -133,38 +136,121 @@ sys.meta_path[:] = [Hidden(finder) for finder in sys.meta_path if hasattr(finder
 """
 STRANGER = """
 import torch
-from diffusers import AutoPipelineForInpainting, DiffusionPipeline
+from diffusers import AutoPipelineForInpainting, DiffusionPipeline, ModularPipeline
+
+def refused(load, *arguments, **named):
+    try:
+        load(*arguments, **named)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        raise SystemExit("code was run without trust")
+
+def draw(pipe, *arguments, **named):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(*arguments, generator=torch.manual_seed(0), num_inference_steps=2, output_type="latent", **named)
+
 trusted = {"custom_pipeline": "pipeline", "trust_remote_code": True}
-try:
-    DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline")
-except ValueError as error:
-    assert "trust_remote_code" in str(error)
-else:
-    raise SystemExit("code was run without trust")
+"""
+FROM_A_FOLDER = """
+refused(DiffusionPipeline.from_pretrained, FOLDER, custom_pipeline="pipeline")
+refused(ModularPipeline.from_pretrained, FOLDER)
 pipe = DiffusionPipeline.from_pretrained(FOLDER, **trusted)
 assert type(pipe).__module__.startswith("diffusers_modules."), type(pipe).__module__
-first = pipe("a red star", generator=torch.manual_seed(0), **CALL).images
+first = draw(pipe, "a red star").images
 torch.save(first, "first.pt")
 assert type(AutoPipelineForInpainting.from_pipe(pipe)).__name__ == "PTDiTInpaintPipeline"
 pipe.save_pretrained("again")
 again = DiffusionPipeline.from_pretrained("again", **trusted)
-assert torch.equal(again("a red star", generator=torch.manual_seed(0), **CALL).images, first)
+assert torch.equal(draw(again, "a red star").images, first)
+modular = ModularPipeline.from_pretrained("again", trust_remote_code=True)
+assert type(modular).__module__.startswith("diffusers_modules."), type(modular).__module__
+modular.load_components()
+assert torch.allclose(draw(modular, prompt="a red star", output="images"), first, atol=2e-5)
 assert "ptdit_diffusers" not in sys.modules
+"""
+FROM_THE_HUB = """
+refused(DiffusionPipeline.from_pretrained, "someone/tiny", custom_pipeline="pipeline")
+refused(ModularPipeline.from_pretrained, "someone/tiny")
+pipe = DiffusionPipeline.from_pretrained("someone/tiny", revision=COMMIT, **trusted)
+assert type(pipe).__module__.startswith("diffusers_modules."), type(pipe).__module__
+first = draw(pipe, "a red star").images
+torch.save(first, "first.pt")
+named = DiffusionPipeline.from_pretrained("someone/tiny", custom_pipeline="someone/tiny", trust_remote_code=True)
+assert torch.equal(draw(named, "a red star").images, first)
+modular = ModularPipeline.from_pretrained("someone/tiny", trust_remote_code=True)
+modular.load_components()
+assert torch.allclose(draw(modular, prompt="a red star", output="images"), first, atol=2e-5)
+assert "ptdit_diffusers" not in sys.modules
+"""
+WITH_US = """
+import ptdit_diffusers
+import torch
+from diffusers import AutoModel, AutoPipelineForText2Image, DiffusionPipeline, ModularPipeline
+for loader in (DiffusionPipeline, AutoPipelineForText2Image, ptdit_diffusers.PTDiTPipeline):
+    pipe = loader.from_pretrained("someone/tiny")
+    assert type(pipe) is ptdit_diffusers.PTDiTPipeline
+    assert type(pipe.transformer) is ptdit_diffusers.PTDiTTransformer3DModel
+model = AutoModel.from_pretrained("someone/tiny", subfolder="transformer")
+assert type(model) is ptdit_diffusers.PTDiTTransformer3DModel
+modular = ModularPipeline.from_pretrained("someone/tiny", trust_remote_code=True)
+assert type(modular) is ptdit_diffusers.PTDiTModularPipeline
+pipe.set_progress_bar_config(disable=True)
+arguments = {"num_inference_steps": 2, "output_type": "latent"}
+torch.save(pipe("a red star", generator=torch.manual_seed(0), **arguments).images, "first.pt")
 """
 
 
-def test_it_loads_runs_and_is_saved_again_where_this_package_is_missing(exported, tmp_path):
-    code = f"{WITHOUT_US}\nFOLDER, CALL = {str(exported)!r}, {CALL!r}\n{STRANGER}"
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+def run_python(code: str, folder: Path, **environment: str) -> torch.Tensor:
+    """Run code in a fresh process with caches of its own and give back the latents that it leaves."""
+    caches = {"HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
+    paths = {"PYTHONPATH": str(ROOT)}
+    whole = os.environ | caches | paths | environment
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", code], cwd=folder, env=whole, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    here = PTDiTPipeline.from_pretrained(exported)
-    expected = here("a red star", generator=torch.manual_seed(0), **CALL).images
-    assert torch.equal(torch.load(tmp_path / "first.pt", weights_only=True), expected)
-    saved = {path.name for path in (tmp_path / "again").glob("*.py")}
-    assert saved == {path.name for path in exported.glob("*.py")}
+    return torch.load(folder / "first.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def expected(exported) -> torch.Tensor:
+    pipe = PTDiTPipeline.from_pretrained(exported)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe("a red star", generator=torch.manual_seed(0), **CALL).images
+
+
+def test_a_folder_loads_runs_and_is_saved_again_where_this_package_is_missing(exported, tmp_path, expected):
+    code = f"{WITHOUT_US}\nFOLDER = {str(exported)!r}\n{STRANGER}{FROM_A_FOLDER}"
+    assert torch.equal(run_python(code, tmp_path), expected)
+    for ending in ("*.py", "*.json"):
+        saved = {path.name for path in (tmp_path / "again").glob(ending)}
+        assert saved == {path.name for path in exported.glob(ending)}
+
+
+@pytest.fixture
+def repository(exported, tmp_path):
+    """A Hub on this machine that has the exported folder as someone/tiny."""
+    shutil.copytree(exported, tmp_path / "repositories" / "someone" / "tiny")
+    with hub_server(tmp_path / "repositories") as server:
+        yield server
+
+
+def load_from(server, code: str, folder: Path) -> torch.Tensor:
+    """What code leaves that takes this server for the Hub."""
+    settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    return run_python(code, folder, HF_ENDPOINT=server.url, **settings)
+
+
+def test_a_hub_id_loads_where_this_package_is_missing(repository, tmp_path, expected):
+    code = f"{WITHOUT_US}\nCOMMIT = {COMMIT!r}\n{STRANGER}{FROM_THE_HUB}"
+    assert torch.equal(load_from(repository, code, tmp_path), expected)
+    asked = Counter(name for _, name, _ in repository.asked if name.endswith(".py"))
+    assert "ptdit_grid.py" in asked and max(asked.values()) < 10  # three loads; diffusers could ask hundreds of times
+
+
+def test_a_hub_id_loads_without_arguments_where_this_package_is_installed(repository, tmp_path, expected):
+    assert torch.equal(load_from(repository, WITH_US, tmp_path), expected)
 
 
 @pytest.fixture
