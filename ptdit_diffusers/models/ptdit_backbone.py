@@ -175,8 +175,6 @@ class PTDiTBlock(nn.Module):
         self.attn2 = attention_layer(is_cross_attention=True)
         self.ff = FeedForward(dim, operations, **factory)
         self.scale_shift_table = nn.Parameter(torch.empty(6, dim, **factory))
-        self.register_buffer("injection_weight", None, persistent=False)  # filled by `fuse`
-        self.register_buffer("injection_bias", None, persistent=False)
 
     def forward(
         self,
@@ -240,7 +238,7 @@ class PTDiTBlock(nn.Module):
     @property
     def fused(self) -> bool:
         """Whether linear layers that follow one another are multiplied first."""
-        return self.injection_weight is not None
+        return "injection_weight" in self._buffers
 
     def check_linear_layers(self) -> None:
         """See `PTDiTBackbone.fuse_linear_layers`."""
@@ -249,7 +247,13 @@ class PTDiTBlock(nn.Module):
             check_linear(name, self.get_submodule(name))
 
     def fuse(self) -> None:
-        self.injection_weight, self.injection_bias = linear_product(self.pvisual_attn2.to_out[0], self.linear_1_visual)
+        product = linear_product(self.pvisual_attn2.to_out[0], self.linear_1_visual)
+        for name, value in zip(("injection_weight", "injection_bias"), product, strict=True):
+            self.register_buffer(name, value, persistent=False)
+
+    def unfuse(self) -> None:
+        if self.fused:
+            del self.injection_weight, self.injection_bias  # an empty buffer would stop accelerate's offloading
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -414,7 +418,7 @@ class PTDiTBackbone(nn.Module):
     def unfuse_linear_layers(self) -> None:
         """Undoes `fuse_linear_layers`."""
         for block in self.transformer_blocks:
-            block.injection_weight = block.injection_bias = None
+            block.unfuse()
 
     def run_block(self, block: PTDiTBlock, *arguments: Any) -> Tensor:
         """Calls one block; hosts override it for checkpointing."""
