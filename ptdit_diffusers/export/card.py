@@ -41,7 +41,17 @@ pipe = DiffusionPipeline.from_pretrained(
 )
 ```
 
-Then, either way:
+Or, with guiders of diffusers in place of `guidance_scale`:
+
+```python
+from diffusers import ModularPipeline
+
+modular = ModularPipeline.from_pretrained("OWNER/NAME", revision="COMMIT", trust_remote_code=True)
+modular.load_components(revision="COMMIT")
+picture = modular(prompt="PROMPT", output="images")[0]
+```
+
+With a `DiffusionPipeline`, either way:
 
 ```python
 import torch

@@ -204,7 +204,7 @@ torch.save(pipe("a red star", generator=torch.manual_seed(0), **arguments).image
 def run_python(code: str, folder: Path, **environment: str) -> torch.Tensor:
     """Run code in a fresh process with caches of its own and give back the latents that it leaves."""
     caches = {"HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
-    paths = {"PYTHONPATH": str(ROOT)}
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
     whole = os.environ | caches | paths | environment
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=whole, capture_output=True, text=True, timeout=600
