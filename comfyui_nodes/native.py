@@ -6,7 +6,6 @@ No maths of its own: layers and attention are ComfyUI's, everything else is `PTD
 from __future__ import annotations
 
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.conds
@@ -31,8 +30,14 @@ SETTINGS = "ptdit"  # our key in transformer_options
 IMAGE_MODEL = "ptdit"
 
 
+class Run:
+    """What attention must know of the present forward."""
+
+    options: dict[str, Any] = {}
+
+
 def attend(
-    run: SimpleNamespace, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    run: Run, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """The backbone's attention by ComfyUI's: (B, tokens, heads, head_dim); bool mask (B, 1, 1, keys), True = keep."""
     heads = query.shape[2]
@@ -67,7 +72,7 @@ class PTDiTNetwork(PTDiTBackbone):
         self.dtype = dtype
         self.sample_frames = sample_frames
         self.trained_proxy_mode = config["proxy_mode"]
-        self.run = SimpleNamespace(options={})  # of the present forward, for attention
+        self.run = Run()
         self.build(**config, operations=operations, attention=partial(attend, self.run), device=device, dtype=dtype)
         for index, block in enumerate(self.transformer_blocks):
             block.index = index
