@@ -26,7 +26,7 @@ from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
 from .inference import CONFIG_KEY, EXTRAS, NETWORK, pack_config, strip_weights
 from .windows import WindowRule, rule_for, window_and_ratio
 
-SETTINGS = "ptdit"  # our key in transformer_options
+SETTINGS, ROUNDING = "ptdit", "ptdit_round_timestep"  # our keys in transformer_options
 IMAGE_MODEL = "ptdit"
 
 
@@ -56,6 +56,7 @@ class PTDiTNetwork(PTDiTBackbone):
     Args:
         dtype, device, operations: how ComfyUI wants layers.
         sample_frames: latent frames that the weights were made for.
+        round_timestep: round the time to the format of computing, as the official code does.
         config: arguments of `PTDiTBackbone.build`.
     """
 
@@ -66,11 +67,12 @@ class PTDiTNetwork(PTDiTBackbone):
         device: Any = None,
         operations: Any = None,
         sample_frames: int = 1,
+        round_timestep: bool = False,
         **config: Any,
     ):
         super().__init__()
         self.dtype = dtype
-        self.sample_frames = sample_frames
+        self.sample_frames, self.round_timestep = sample_frames, round_timestep
         self.trained_proxy_mode = config["proxy_mode"]
         self.run = Run()
         self.build(**config, operations=operations, attention=partial(attend, self.run), device=device, dtype=dtype)
@@ -109,6 +111,8 @@ class PTDiTNetwork(PTDiTBackbone):
         rule = WindowRule(*windows)
         window, ratio = window_and_ratio(self, rule, *latents.shape[-2:])
         mode = self.trained_proxy_mode if rule.proxy_mode == "checkpoint" else rule.proxy_mode
+        if self.round_timestep or transformer_options.get(ROUNDING):
+            timestep = timestep.to(x.dtype)
         self.run.options = {
             **transformer_options,
             "total_blocks": len(self.transformer_blocks),

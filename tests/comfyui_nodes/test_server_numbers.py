@@ -1,0 +1,121 @@
+"""The same numbers on a real ComfyUI as without it: against the diffusers pipeline, other formats, partial loading."""
+
+import pytest
+import torch
+
+from .graph import EMBEDDED, Graph, Server, output
+from .test_server import finite_latents, one_step, parts
+
+pytestmark = pytest.mark.comfy
+PROMPT, STEPS, SEED = "a big blue square above a red circle, white background", 8, 3
+
+
+def embedded(g: Graph, weights: str, prompt: str = PROMPT) -> tuple:
+    """Model, positive, negative and latent of the embedded model."""
+    loader = g("PTDiTFolderLoader", folder=EMBEDDED, weight_dtype=weights)
+    clip = output(loader, 1)
+    positive, negative = (
+        g("PTDiTTextEncode", clip=clip, text=text, literal=True, cleaning=False) for text in (prompt, "")
+    )
+    latent = g("PTDiTEmptyLatent", width=128, height=128, aspect="1:1", length=1, views=0, batch_size=1)
+    return loader, positive, negative, latent
+
+
+def sampled(server: Server, weights: str) -> torch.Tensor:
+    """Stored latent of the embedded model with the official noise levels."""
+    g = Graph()
+    model, positive, negative, latent = embedded(g, weights)
+    g("SaveLatent", filename_prefix="numbers", samples=g(
+        "SamplerCustomAdvanced",
+        noise=g("RandomNoise", noise_seed=SEED),
+        guider=g("CFGGuider", model=model, positive=positive, negative=negative, cfg=4.0),
+        sampler=g("KSamplerSelect", sampler_name="euler"),
+        sigmas=g("PTDiTScheduler", model=model, latent=latent, steps=STEPS, shift=0.0, denoise=1.0),
+        latent_image=latent,
+    ))  # fmt: skip
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    (stored,) = finite_latents(server, result)
+    return stored
+
+
+@pytest.fixture(scope="module")
+def pipeline_latent() -> tuple[torch.Tensor, float]:
+    """The diffusers pipeline's latent from the same noise, in the scale of the network, and that scale."""
+    from ptdit_diffusers import PTDiTPipeline
+
+    pipe = PTDiTPipeline.from_pretrained("shapes-128", torch_dtype=torch.float32)
+    noise = torch.randn(1, 4, 1, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    latent = pipe(
+        PROMPT, latents=noise, num_inference_steps=STEPS, guidance_scale=4.0, output_type="latent"
+    ).images  # fmt: skip
+    return latent, pipe.vae.config.scaling_factor
+
+
+def test_fp32_gives_the_latent_of_the_diffusers_pipeline(server, pipeline_latent):
+    latent, scale = pipeline_latent
+    stored = sampled(server, "fp32")  # ComfyUI keeps latents divided by the VAE's scale
+    difference = (stored * scale - latent).abs().max()
+    assert difference < 1e-5, f"{difference:.2e} in the network's scale"
+
+
+@pytest.mark.parametrize("weights, limit", [("bf16", 0.02), ("fp16", 0.003), ("fp8_e4m3fn", 0.2), ("fp8_e5m2", 0.4)])
+def test_other_formats_stay_near_fp32(server, weights, limit):
+    exact, other = sampled(server, "fp32"), sampled(server, weights)
+    error = ((other - exact).norm() / exact.norm()).item()
+    assert 0 < error < limit, f"relative error {error:.4f}"
+
+
+def text_of(server: Server, node: str, **inputs: object) -> str:
+    """What a probe answers about the embedded model."""
+    g = Graph()
+    model, positive, _, latent = embedded(g, "fp32")
+    shown = g("PreviewAny", source=g(node, model=model, positive=positive, latent=latent, **inputs))
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    return result["outputs"][shown[0]]["text"][0]
+
+
+def test_weights_that_stay_outside_give_the_same(server):
+    difference, layers = text_of(server, "ProbePartialLoad").split()
+    assert int(layers) > 50 and float(difference) < 1e-5
+
+
+def test_the_way_through_comfyui_costs_little(server, record_property):
+    through, bare = map(float, text_of(server, "ProbeTime").split())
+    record_property("milliseconds", f"{through:.2f} through ComfyUI, {bare:.2f} bare")
+    assert through < 2 * bare
+
+
+def test_no_memory_in_decode_falls_back_to_tiles(server):
+    pictures = []
+    for probe in (False, True):
+        g = Graph()
+        vae = output(embedded(g, "fp32")[0], 2)
+        *_, latent = parts(g)
+        latent = g("PTDiTEmptyLatent", width=256, height=256, aspect="1:1", length=1, views=0, batch_size=1)
+        before = len(server.text())
+        vae = g("ProbeOutOfMemory", vae=vae) if probe else vae
+        g("SaveImage", images=g("VAEDecode", samples=latent, vae=vae), filename_prefix=f"memory_{probe}")
+        result = server.queue(g)
+        assert result["ok"], result["message"]
+        assert ("retrying with tiled" in server.text()[before:]) == probe
+        pictures += server.files(result)
+    assert len(pictures) == 2
+
+
+def test_the_time_is_rounded_only_where_asked_and_only_below_fp32(server):
+    def shifted(rounded: bool, file: str) -> torch.Tensor:
+        return one_step(server, lambda g, model: g(
+            "PTDiTModelSampling", model=g("UNETLoader", unet_name=file, weight_dtype="default"), shift=1.7,
+            round_timestep=rounded))  # fmt: skip
+
+    assert torch.equal(shifted(False, "tiny.safetensors"), shifted(True, "tiny.safetensors"))
+
+
+def test_gguf_through_another_pack_is_near_the_full_weights(server):
+    if "UnetLoaderGGUF" not in server.get("/object_info"):
+        pytest.skip("COMFYUI_GGUF names no checkout of ComfyUI-GGUF")
+    full = one_step(server, lambda g, _: g("UNETLoader", unet_name="wide.safetensors", weight_dtype="default"))
+    small = one_step(server, lambda g, _: g("UnetLoaderGGUF", unet_name="wide.gguf"))
+    assert 0 < (small - full).norm() / full.norm() < 0.1
