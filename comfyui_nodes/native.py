@@ -5,6 +5,7 @@ No maths of its own: layers and attention are ComfyUI's, everything else is `PTD
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from .windows import WindowRule, rule_for, window_and_ratio
 
 SETTINGS, ROUNDING = "ptdit", "ptdit_round_timestep"  # our keys in transformer_options
 IMAGE_MODEL = "ptdit"
+T5_XXL_WIDTH = 4096
 
 
 class Run:
@@ -267,14 +269,24 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
         """Weights under our names."""
         return strip_weights(state_dict)
 
+    def process_vae_state_dict(self, state_dict: dict) -> dict:
+        """Nothing of a checkpoint's VAE: ComfyUI cannot build it there, and the model would not load either."""
+        if state_dict:
+            logging.warning("PT-DiT: a checkpoint's VAE is not loaded; use Load PT-DiT VAE or PT-DiT Folder Loader.")
+        return {}
+
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
         """Weights as ComfyUI saves them, and the configuration, which no weight tells, with them."""
         config = {name: self.unet_config[name] for name in NETWORK} | self.extras
         return super().process_unet_state_dict_for_saving({**state_dict, CONFIG_KEY: pack_config(config)})
 
     def clip_target(self, state_dict: dict | None = None) -> Any:
-        """T5 without padding, as stock text nodes use it for PixArt."""
+        """T5-XXL without padding, as stock text nodes use it for PixArt; None for another text encoder."""
         prefix = f"{self.text_encoder_key_prefix[0]}t5xxl.transformer."
+        norm = (state_dict or {}).get(f"{prefix}encoder.final_layer_norm.weight")
+        if norm is not None and len(norm) != T5_XXL_WIDTH:
+            logging.warning("PT-DiT: a checkpoint's text encoder is not T5-XXL and not loaded; use its own loader.")
+            return None
         found = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict or {}, prefix)
         pixart = comfy.text_encoders.pixart_t5
         return comfy.supported_models_base.ClipTarget(pixart.PixArtTokenizer, pixart.pixart_te(**found))

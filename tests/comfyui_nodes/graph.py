@@ -134,14 +134,18 @@ class Server:
         """Its log so far."""
         return re.sub(r"\x1b\[[0-9;]*m", "", (self.base / "server.log").read_text(errors="replace"))
 
-    def get(self, path: str, body: Any = None) -> Any:
-        """JSON of one request; with a body it is a POST."""
+    def read(self, path: str, body: Any = None) -> bytes:
+        """What one request brings; with a body it is a POST of JSON."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", data=data, headers={"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
+            return answer.read()
+
+    def get(self, path: str, body: Any = None) -> Any:
+        """JSON of one request."""
+        text = self.read(path, body)
         return json.loads(text) if text else None
 
     def queue(self, graph: Graph | dict, seconds: float = 900, interrupt: bool = False) -> dict:

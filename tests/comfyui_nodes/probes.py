@@ -103,4 +103,17 @@ class ProbeTime:
         return (" ".join(f"{sorted(values[1:])[15]:.3f}" for values in times.values()),)
 
 
-NODE_CLASS_MAPPINGS = {each.__name__: each for each in (ProbePartialLoad, ProbeOutOfMemory, ProbeTime)}
+class ProbeText:
+    """The vectors of a prompt, in a form that SaveLatent writes."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "run", "probes"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def run(self, conditioning):
+        return ({"samples": conditioning[0][0]},)
+
+
+NODE_CLASS_MAPPINGS = {each.__name__: each for each in (ProbeText, ProbePartialLoad, ProbeOutOfMemory, ProbeTime)}
