@@ -76,7 +76,7 @@ class Server:
         self.base, self.python = base, python or os.environ.get("COMFYUI_PYTHON") or sys.executable
         for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (base / name).mkdir(parents=True, exist_ok=True)
-        (base / "custom_nodes" / "pt-dit.pack 1").symlink_to(pack, target_is_directory=True)
+        (base / "custom_nodes" / "pt-dit.pack-1").symlink_to(pack, target_is_directory=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]

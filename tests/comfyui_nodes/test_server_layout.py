@@ -9,7 +9,7 @@ from .graph import EMBEDDED, ROOT, Graph, Server, output
 from .test_layout import NODES
 
 pytestmark = pytest.mark.comfy
-PACK = "pt-dit.pack%201"  # the folder's name in the tests has a blank
+PACK = "pt-dit.pack-1"
 
 
 def test_a_clone_offers_templates_help_and_both_languages(server):
