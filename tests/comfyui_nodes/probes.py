@@ -68,7 +68,7 @@ class ProbeOutOfMemory:
 
 
 class ProbeTime:
-    """CPU milliseconds of the fastest of 31 calls: through ComfyUI, and of the bare network with plain torch layers."""
+    """CPU milliseconds of the fastest of 31 calls: through ComfyUI, and of the bare network in plain torch."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "run", "probes"
 
