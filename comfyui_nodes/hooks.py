@@ -1,12 +1,15 @@
 """Registration with ComfyUI's loaders: a model class, detection before the stock one, names of LoRA keys.
 
-Nothing else of ComfyUI is patched. Wrappers call on, carry a mark and are put on once, so other packs may wrap too.
+Nothing else of ComfyUI is patched; ComfyUI-GGUF's list of architectures gets our name. Wrappers call on, carry a mark
+and are put on once, so other packs may wrap too.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import comfy.lora
@@ -71,6 +74,15 @@ def with_lora_names(original: Callable) -> Callable:
     return model_lora_keys_unet
 
 
+def allow_gguf(prompt: dict) -> dict:
+    """ComfyUI-GGUF reads only architectures on its list. It may load after us, so this runs before each prompt."""
+    for module in [each for each in sys.modules.values() if isinstance(each, ModuleType)]:
+        names = vars(module).get("IMG_ARCH_LIST")
+        if isinstance(names, set):
+            names.add(IMAGE_MODEL)
+    return prompt
+
+
 def register() -> None:
     """Make ComfyUI's loaders know PT-DiT; calling it again changes nothing."""
     models = comfy.supported_models.models
@@ -81,3 +93,6 @@ def register() -> None:
         models.append(PTDiTConfig)
     wrap_once(comfy.model_detection, "detect_unet_config", with_detection)
     wrap_once(comfy.lora, "model_lora_keys_unet", with_lora_names)
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None and allow_gguf not in server.on_prompt_handlers:
+        server.add_on_prompt_handler(allow_gguf)

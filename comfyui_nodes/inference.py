@@ -33,6 +33,7 @@ NETWORK = (
     "num_windows",
     "scrambled_positions",
     "additional_conditions",
+    "round_timestep",
 )
 EXTRAS = {"latent_scale": 0.18215, "base_tokens": OFFICIAL_BASE_TOKENS, "latent_rgb": None}
 
@@ -107,6 +108,7 @@ def infer_config(
         "num_windows": 64,
         "scrambled_positions": False,
         "additional_conditions": additional,
+        "round_timestep": False,
         **EXTRAS,
     }
     config |= {name: given[name] for name in (*NETWORK, *EXTRAS) if given.get(name) is not None}

@@ -5,8 +5,8 @@ No maths of its own: layers and attention are ComfyUI's, everything else is `PTD
 
 from __future__ import annotations
 
+import logging
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.conds
@@ -27,12 +27,19 @@ from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
 from .inference import CONFIG_KEY, EXTRAS, NETWORK, pack_config, strip_weights
 from .windows import WindowRule, rule_for, window_and_ratio
 
-SETTINGS = "ptdit"  # our key in transformer_options
+SETTINGS, ROUNDING = "ptdit", "ptdit_round_timestep"  # our keys in transformer_options
 IMAGE_MODEL = "ptdit"
+T5_XXL_WIDTH = 4096
+
+
+class Run:
+    """What attention must know of the present forward."""
+
+    options: dict[str, Any] = {}
 
 
 def attend(
-    run: SimpleNamespace, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    run: Run, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """The backbone's attention by ComfyUI's: (B, tokens, heads, head_dim); bool mask (B, 1, 1, keys), True = keep."""
     heads = query.shape[2]
@@ -51,6 +58,7 @@ class PTDiTNetwork(PTDiTBackbone):
     Args:
         dtype, device, operations: how ComfyUI wants layers.
         sample_frames: latent frames that the weights were made for.
+        round_timestep: round the time to the format of computing, as the official code does.
         config: arguments of `PTDiTBackbone.build`.
     """
 
@@ -61,13 +69,14 @@ class PTDiTNetwork(PTDiTBackbone):
         device: Any = None,
         operations: Any = None,
         sample_frames: int = 1,
+        round_timestep: bool = False,
         **config: Any,
     ):
         super().__init__()
         self.dtype = dtype
-        self.sample_frames = sample_frames
+        self.sample_frames, self.round_timestep = sample_frames, round_timestep
         self.trained_proxy_mode = config["proxy_mode"]
-        self.run = SimpleNamespace(options={})  # of the present forward, for attention
+        self.run = Run()
         self.build(**config, operations=operations, attention=partial(attend, self.run), device=device, dtype=dtype)
         for index, block in enumerate(self.transformer_blocks):
             block.index = index
@@ -104,6 +113,8 @@ class PTDiTNetwork(PTDiTBackbone):
         rule = WindowRule(*windows)
         window, ratio = window_and_ratio(self, rule, *latents.shape[-2:])
         mode = self.trained_proxy_mode if rule.proxy_mode == "checkpoint" else rule.proxy_mode
+        if self.round_timestep or transformer_options.get(ROUNDING):
+            timestep = timestep.to(x.dtype)
         self.run.options = {
             **transformer_options,
             "total_blocks": len(self.transformer_blocks),
@@ -258,14 +269,24 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
         """Weights under our names."""
         return strip_weights(state_dict)
 
+    def process_vae_state_dict(self, state_dict: dict) -> dict:
+        """Nothing of a checkpoint's VAE: ComfyUI cannot build it there, and the model would not load either."""
+        if state_dict:
+            logging.warning("PT-DiT: a checkpoint's VAE is not loaded; use Load PT-DiT VAE or PT-DiT Folder Loader.")
+        return {}
+
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
         """Weights as ComfyUI saves them, and the configuration, which no weight tells, with them."""
         config = {name: self.unet_config[name] for name in NETWORK} | self.extras
         return super().process_unet_state_dict_for_saving({**state_dict, CONFIG_KEY: pack_config(config)})
 
     def clip_target(self, state_dict: dict | None = None) -> Any:
-        """T5 without padding, as stock text nodes use it for PixArt."""
+        """T5-XXL without padding, as stock text nodes use it for PixArt; None for another text encoder."""
         prefix = f"{self.text_encoder_key_prefix[0]}t5xxl.transformer."
+        norm = (state_dict or {}).get(f"{prefix}encoder.final_layer_norm.weight")
+        if norm is not None and len(norm) != T5_XXL_WIDTH:
+            logging.warning("PT-DiT: a checkpoint's text encoder is not T5-XXL and not loaded; use its own loader.")
+            return None
         found = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict or {}, prefix)
         pixart = comfy.text_encoders.pixart_t5
         return comfy.supported_models_base.ClipTarget(pixart.PixArtTokenizer, pixart.pixart_te(**found))

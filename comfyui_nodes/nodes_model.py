@@ -15,10 +15,10 @@ from comfy_api.latest import io
 from ptdit_diffusers.models.ptdit_backbone import PROXY_MODES
 from ptdit_diffusers.models.ptdit_grid import ProxyPlan
 
-from .native import IMAGE_MODEL, SETTINGS
+from .native import IMAGE_MODEL, ROUNDING, SETTINGS
 from .nodes_sample import automatic_shift
 from .proxy_map import Recorder, draw_map
-from .schema import choice, fit, integer, number, schema
+from .schema import choice, fit, integer, number, schema, switch
 from .windows import CUSTOM, MODES, WindowRule, check_custom, explain, rule_for, window_and_ratio
 
 AXES = ("frames", "height", "width")
@@ -122,6 +122,9 @@ class PTDiTModelSampling(io.ComfyNode):
                 number("shift", 0.0, 0.0, 100.0, "0 = official: sqrt(width * height / 512^2 * frame factor) of the "
                        "latent. Higher spends more steps at high noise: better layout, less detail."),
                 fit(io.Latent.Input, "latent", optional=True, tooltip="Its size decides the automatic shift."),
+                switch("round_timestep", False, "Round the time to the number format of computing, as the official "
+                       "code does: in bf16 steps of 4 above 512. For weights that may have been trained so; no effect "
+                       "in fp32.", optional=True, advanced=True),
             ],
             [
                 fit(io.Model.Output, display_name="model", tooltip="A clone with this shift."),
@@ -131,7 +134,7 @@ class PTDiTModelSampling(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model: Any, shift: float = 0.0, latent: dict | None = None) -> Any:
+    def execute(cls, model: Any, shift: float = 0.0, latent: dict | None = None, round_timestep: bool = False) -> Any:
         """Patch model_sampling on a clone."""
         network_of(model)
         if not shift and latent is None:
@@ -145,6 +148,7 @@ class PTDiTModelSampling(io.ComfyNode):
         sampling.set_parameters(shift=used, multiplier=1000)
         clone = model.clone()
         clone.add_object_patch("model_sampling", sampling)
+        clone.model_options.setdefault("transformer_options", {})[ROUNDING] = round_timestep
         return io.NodeOutput(clone, used)
 
 
@@ -170,7 +174,8 @@ class PTDiTProxyMap(io.ComfyNode):
                 integer("levels", 3, 1, 20, "Noise levels from early to late, one picture each."),
                 fit(io.String.Input, "blocks", default="", tooltip="Blocks to show, e.g. 0,3,5; empty = all."),
                 integer("frame", 0, 0, 1024, "Latent frame to show.", advanced=True),
-                integer("noise_seed", 0, 0, 2**63 - 1, "Seed of the noise that is put on the latent.", advanced=True),
+                integer("noise_seed", 0, 0, 2**63 - 1, "Seed of the noise that is put on the latent.", advanced=True,
+                        control_after_generate=True),
                 fit(io.Image.Input, "image", optional=True, tooltip="The decoded picture, to draw windows on."),
             ],
             [fit(io.Image.Output, display_name="map", tooltip="One picture per noise level.")],

@@ -83,10 +83,34 @@ NODE_CLASS_MAPPINGS = {}
 
 
 def write_packs(custom_nodes: Path) -> None:
-    """Two more packs that wrap ComfyUI's detection, one loaded before ours and one after it."""
+    """Two more packs that wrap ComfyUI's detection, one with `probes`, and ComfyUI-GGUF if COMFYUI_GGUF names it."""
     for name in ("a_pack", "z_pack"):
         (custom_nodes / name).mkdir(parents=True)
         (custom_nodes / name / "__init__.py").write_text(OTHER_PACK)
+    probes = (Path(__file__).parent / "probes.py").read_text(encoding="utf-8")
+    (custom_nodes / "z_pack/__init__.py").write_text(OTHER_PACK + probes, encoding="utf-8")
+    if "COMFYUI_GGUF" in os.environ:
+        (custom_nodes / "ComfyUI-GGUF").symlink_to(os.environ["COMFYUI_GGUF"], target_is_directory=True)
+
+
+def write_gguf(models: Path) -> None:
+    """One block at the released width, as safetensors and as GGUF (q8_0)."""
+    from ptdit_diffusers.conversion.quantize import quantize
+
+    folder = models / "diffusers/wide"
+    (folder / "transformer").mkdir(parents=True)
+    network = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 1}
+    weights = {name: value / 6 for name, value in random_network(6, **network).items()}
+    save_file(weights, folder / "transformer/diffusion_pytorch_model.safetensors")
+    config = NETWORK | network | {"_class_name": "PTDiTTransformer3DModel", "use_additional_conditions": False}
+    del config["additional_conditions"]
+    (folder / "transformer/config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "PTDiTPipeline"}))
+    quantize(folder, models / "gguf", "q8_0", components=("transformer",))
+    (models / "gguf/transformer-q8_0.gguf").rename(models / "diffusion_models/wide.gguf")
+    (models / "diffusion_models/wide.safetensors").symlink_to(
+        folder / "transformer/diffusion_pytorch_model.safetensors"
+    )
 
 
 def write_models(models: Path) -> None:
@@ -141,6 +165,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("comfyui")
     write_models(base / "models")
     write_packs(base / "custom_nodes")
+    if "COMFYUI_GGUF" in os.environ:
+        write_gguf(base / "models")
     running = Server(Path(folder), base)
     yield running
     running.stop()

@@ -20,7 +20,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from .events import PREVIEW, Events
+
 ROOT = Path(__file__).resolve().parents[2]
+ENDINGS = {"execution_success", "execution_error", "execution_interrupted"}
 EMBEDDED = "shapes-128 (comes with the nodes)"
 
 # Lets a torchvision built for CUDA be imported beside a torch for CPUs, and stands in for a missing torchaudio:
@@ -73,15 +76,29 @@ class Server:
         self.base, self.python = base, python or os.environ.get("COMFYUI_PYTHON") or sys.executable
         for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (base / name).mkdir(parents=True, exist_ok=True)
-        (base / "custom_nodes" / "pt-dit.pack 1").symlink_to(pack, target_is_directory=True)
+        (base / "custom_nodes" / "pt-dit.pack-1").symlink_to(pack, target_is_directory=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         launcher = base / "launch.py"
         launcher.write_text(LAUNCHER)
-        arguments = ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base),
-                     "--database-url", f"sqlite:///{base}/user/comfyui.db", "--disable-auto-launch",
-                     "--disable-api-nodes", "--preview-method", "latent2rgb"]  # fmt: skip
+        # PyTorch's attention, as it is with CUDA: ComfyUI's own for CPUs breaks compiled graphs at each call.
+        arguments = [
+            "--cpu",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(base),
+            "--database-url",
+            f"sqlite:///{base}/user/comfyui.db",
+            "--disable-auto-launch",
+            "--disable-api-nodes",
+            "--preview-method",
+            "latent2rgb",
+            "--use-pytorch-cross-attention",
+        ]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(base / "hub"), "PYTHONUNBUFFERED": "1"}
         environment.pop("PYTHONPATH", None)
         if "COMFYUI_PYTHONPATH" in os.environ:
@@ -117,51 +134,67 @@ class Server:
         """Its log so far."""
         return re.sub(r"\x1b\[[0-9;]*m", "", (self.base / "server.log").read_text(errors="replace"))
 
-    def get(self, path: str, body: Any = None) -> Any:
-        """JSON of one request; with a body it is a POST."""
+    def cpu_seconds(self) -> float:
+        """CPU time of the server so far; only Linux tells it, elsewhere 0."""
+        status = Path(f"/proc/{self.process.pid}/stat")
+        if not status.is_file():
+            return 0.0
+        user, system = status.read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def read(self, path: str, body: Any = None) -> bytes:
+        """What one request brings; with a body it is a POST of JSON."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", data=data, headers={"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
+            return answer.read()
+
+    def get(self, path: str, body: Any = None) -> Any:
+        """JSON of one request."""
+        text = self.read(path, body)
         return json.loads(text) if text else None
 
     def queue(self, graph: Graph | dict, seconds: float = 900, interrupt: bool = False) -> dict:
-        """Run a graph: {"ok", "message", "outputs", "seconds"}; `message` is what a node or the check of inputs says.
+        """Run a graph as the page does: {"ok", "message", "outputs", "seconds", "previews", "steps", "order"}.
 
-        With `interrupt` the run is cancelled as soon as sampling has begun.
+        `message` is what a node or the check of inputs says, `steps` the progress numbers and `order` the nodes that
+        ran. With `interrupt` the run is cancelled as soon as sampling has begun.
         """
-        nodes = graph.nodes if isinstance(graph, Graph) else graph
+        nodes, client = graph.nodes if isinstance(graph, Graph) else graph, uuid.uuid4().hex
+        result = {"ok": False, "message": "", "outputs": {}, "seconds": 0.0, "previews": 0, "steps": [], "order": []}
         begin = time.monotonic()
-        marks = self.text().count("it/s]") + self.text().count("s/it]")
-        try:
-            number = self.get("/prompt", {"prompt": nodes, "client_id": uuid.uuid4().hex})["prompt_id"]
-        except urllib.error.HTTPError as error:
-            return {"ok": False, "message": error.read().decode(), "outputs": {}, "seconds": 0.0}
-        while time.monotonic() < begin + seconds:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI died:\n{self.text()[-3000:]}")
-            if interrupt and self.text().count("it/s]") + self.text().count("s/it]") > marks:
-                self.get("/interrupt", {})
-                interrupt = False
-            entry = (self.get(f"/history/{number}") or {}).get(number)
-            if entry is not None:
-                break
-            time.sleep(0.1)
-        else:
-            raise TimeoutError(f"no result after {seconds} s:\n{self.text()[-2000:]}")
-        status = entry["status"]
-        events = {name: event for name, event in status["messages"]}
-        message = events.get("execution_error", {}).get("exception_message", "")
-        if "execution_interrupted" in events:
-            message = "interrupted"
-        return {
-            "ok": status["status_str"] == "success",
-            "message": message,
-            "outputs": entry["outputs"],
-            "seconds": time.monotonic() - begin,
-        }
+        with Events(self.port, client, seconds) as events:
+            try:
+                number = self.get("/prompt", {"prompt": nodes, "client_id": client})["prompt_id"]
+            except urllib.error.HTTPError as error:
+                return {**result, "message": error.read().decode()}
+            for name, data in iter(events.next, None):
+                if name == PREVIEW:
+                    result["previews"] += 1
+                elif data.get("prompt_id", number) != number:
+                    continue
+                elif name == "progress":
+                    result["steps"].append((data["value"], data["max"]))
+                    if interrupt:
+                        self.get("/interrupt", {})
+                        interrupt = False
+                elif name == "executing" and data["node"] is not None:
+                    result["order"].append(data["node"])
+                elif name == "execution_error":
+                    result["message"] = data["exception_message"]
+                elif name == "execution_interrupted":
+                    result["message"] = "interrupted"
+                if name in ENDINGS:
+                    break
+                if time.monotonic() > begin + seconds:
+                    raise TimeoutError(f"no result after {seconds} s:\n{self.text()[-2000:]}")
+        result["seconds"] = time.monotonic() - begin
+        while number not in (history := self.get(f"/history/{number}")):
+            time.sleep(0.05)
+        ok = history[number]["status"]["status_str"] == "success"
+        return {**result, "ok": ok, "outputs": history[number]["outputs"]}
 
     def files(self, result: dict) -> list[Path]:
         """Files that a run saved."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from comfyui_nodes import version_message
+from comfyui_nodes import MINIMUM_VERSION, version_message
 
 ROOT = Path(__file__).parents[2]
 NODES = (
@@ -62,3 +62,35 @@ def test_every_node_has_help_and_both_languages(name):
     for words in (english, chinese):
         assert words["display_name"] and words["description"]
         assert all(each.get("tooltip") for each in words["inputs"].values())
+
+
+def packed_files() -> list[str]:
+    """What the registry's archive holds: files under version control that `.comfyignore` does not name."""
+    ignored = [line.rstrip("/") for line in (ROOT / ".comfyignore").read_text().split()]
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    return [file for file in listed if file and file not in ignored and file.split("/")[0] not in ignored]
+
+
+def test_the_registry_gets_what_it_asks_for():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    table = text[text.index("[tool.comfy]") :]
+    for name in ("PublisherId", "DisplayName", "requires-comfyui"):
+        assert f"{name} = " in table
+    minimum = ".".join(map(str, MINIMUM_VERSION))
+    assert f'requires-comfyui = ">={minimum}"' in table
+    source = table.split("[tool.comfy.version]")[1].split('"')[1]
+    assert "__version__ = " in (ROOT / source).read_text(encoding="utf-8")
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert all(line.startswith("#") for line in lines), "the nodes must not install anything into ComfyUI"
+
+
+def test_the_registry_gets_no_file_that_its_check_warns_about():
+    files = packed_files()
+    if not files:
+        pytest.skip("this is no git checkout")
+    assert {"__init__.py", "LICENSE", "pyproject.toml", "requirements.txt"} <= set(files)
+    assert not {"tests", "docs", "scripts", "lora"} & {file.split("/")[0] for file in files}
+    code = [file for file in files if file.endswith(".py")]
+    command = [sys.executable, "-m", "ruff", "check", "-q", "--isolated", "--select", "S102,S307,E702", *code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -219,6 +219,14 @@ def merge(g):
 
 
 @graph
+def merge_by_blocks_and_subtract(g):
+    model, *rest = parts(g)
+    other = g("UNETLoader", unet_name="other.safetensors", weight_dtype="default")
+    difference = g("ModelMergeSubtract", model1=model, model2=other, multiplier=0.5)
+    sample(g, g("ModelMergeAdd", model1=model, model2=difference), *rest)
+
+
+@graph
 def fp8_weights(g):
     sample(g, *parts(g, dtype="fp8_e4m3fn"))
 
@@ -407,6 +415,37 @@ def test_a_saved_model_loads_again_and_gives_the_same(server):
     file.rename(server.base / "models/diffusion_models/saved.safetensors")
     again = one_step(server, lambda g, model: g("UNETLoader", unet_name="saved.safetensors", weight_dtype="default"))
     torch.testing.assert_close(again, one_step(server, lambda g, model: model), atol=1e-5, rtol=1e-5)
+
+
+def test_a_saved_checkpoint_gives_the_model_and_says_that_it_holds_no_vae(server):
+    g = Graph()
+    loader = g("PTDiTFolderLoader", folder=EMBEDDED, weight_dtype="default")
+    g("CheckpointSave", model=loader, clip=output(loader, 1), vae=output(loader, 2), filename_prefix="whole")
+    assert server.queue(g)["ok"]
+    (file,) = server.base.glob("output/whole*.safetensors")
+    file.rename(server.base / "models/checkpoints/whole.safetensors")
+    latents = []
+    for checkpoint in (False, True):
+        g = Graph()
+        _, positive, negative, latent = parts(g)
+        loader = g("PTDiTFolderLoader", folder=EMBEDDED, weight_dtype="default")
+        sample(g, g("CheckpointLoaderSimple", ckpt_name="whole.safetensors") if checkpoint else loader, positive,
+               negative, latent)  # fmt: skip
+        latents += finite_latents(server, server.queue(g))
+    torch.testing.assert_close(latents[1], latents[0], atol=1e-5, rtol=1e-5)
+    assert "a checkpoint's VAE is not loaded; use Load PT-DiT VAE" in server.text()
+    g = Graph()
+    vae = output(g("CheckpointLoaderSimple", ckpt_name="whole.safetensors"), 2)
+    pixels = g("VAEDecode", samples=g("EmptyLatentImage", width=64, height=64, batch_size=1), vae=vae)
+    g("SaveImage", images=pixels, filename_prefix="x")
+    assert "VAE is invalid" in server.queue(g)["message"]
+
+
+def test_previews_and_progress_reach_the_page(server):
+    g = Graph()
+    sample(g, *parts(g), steps=4, seed=123)
+    result = server.queue(g)
+    assert result["previews"] >= 4 and result["steps"] == [(step, 4) for step in range(1, 5)]
 
 
 def test_settings_stay_on_their_clone(server):

@@ -68,6 +68,13 @@ def no_text_encoder(g: Graph) -> None:
     sample(g, model, text, negative, latent)
 
 
+def missing_t5(g: Graph) -> None:
+    """The stock loader with a file that is not there."""
+    model, _, negative, latent = parts(g)
+    clip = g("CLIPLoader", clip_name="t5xxl_fp16.safetensors", type="pixart", device="default")
+    sample(g, model, g("PTDiTTextEncode", clip=clip, text="a", literal=True, cleaning=False), negative, latent)
+
+
 BAD = {
     "a transformer as VAE": (
         lambda g: decode(g, "no_vae.safetensors"),
@@ -101,6 +108,7 @@ BAD = {
         "block 7 does not exist; the model has blocks 0 to 1",
     ),
     "no list of blocks": (lambda g: map_of_block(g, "all"), "no list of numbers"),
+    "a missing T5": (missing_t5, "not in"),
     "text of another encoder": (wrong_text, "gives vectors of width 128, this PT-DiT reads 96"),
     "a folder without text encoder": (no_text_encoder, "no text encoder|clip input is invalid"),
 }

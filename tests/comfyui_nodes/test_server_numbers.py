@@ -1,0 +1,150 @@
+"""The same numbers on a real ComfyUI as without it: against the diffusers pipeline, other formats, partial loading."""
+
+import pytest
+import torch
+
+from .graph import EMBEDDED, Graph, Server, output
+from .test_server import finite_latents, one_step, parts
+
+pytestmark = pytest.mark.comfy
+PROMPT, SEED = "a big blue square above a red circle, white background", 3
+
+
+def embedded(g: Graph, weights: str, prompt: str = PROMPT) -> tuple:
+    """Model, positive, negative and latent of the embedded model."""
+    loader = g("PTDiTFolderLoader", folder=EMBEDDED, weight_dtype=weights)
+    clip = output(loader, 1)
+    positive, negative = (
+        g("PTDiTTextEncode", clip=clip, text=text, literal=True, cleaning=False) for text in (prompt, "")
+    )
+    latent = g("PTDiTEmptyLatent", width=128, height=128, aspect="1:1", length=1, views=0, batch_size=1)
+    return loader, positive, negative, latent
+
+
+def sampled(server: Server, weights: str, steps: int = 8, cfg: float = 4.0) -> list[torch.Tensor]:
+    """The embedded model's stored latent with the official noise levels, and the vectors of both prompts."""
+    g = Graph()
+    model, positive, negative, latent = embedded(g, weights)
+    g("SaveLatent", filename_prefix="numbers", samples=g(
+        "SamplerCustomAdvanced",
+        noise=g("RandomNoise", noise_seed=SEED),
+        guider=g("CFGGuider", model=model, positive=positive, negative=negative, cfg=cfg),
+        sampler=g("KSamplerSelect", sampler_name="euler"),
+        sigmas=g("PTDiTScheduler", model=model, latent=latent, steps=steps, shift=0.0, denoise=1.0),
+        latent_image=latent,
+    ))  # fmt: skip
+    for prompt in (positive, negative):
+        g("SaveLatent", samples=g("ProbeText", conditioning=prompt), filename_prefix="text")
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    found = finite_latents(server, result)
+    return sorted(found, key=lambda tensor: (-tensor.ndim, -tensor.numel()))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    from ptdit_diffusers import PTDiTPipeline
+
+    return PTDiTPipeline.from_pretrained("shapes-128", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("steps, cfg", [(1, 1.0), (8, 4.0)])
+def test_fp32_gives_the_latent_of_the_diffusers_pipeline(server, pipe, steps, cfg, record_property):
+    noise = torch.randn(1, 4, 1, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    settings = {"num_inference_steps": steps, "guidance_scale": cfg, "output_type": "latent", "latents": noise}
+    stored, positive, negative = sampled(server, "fp32", steps, cfg)
+    stored = stored * pipe.vae.config.scaling_factor  # ComfyUI keeps latents divided by the VAE's scale
+    given = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+    given |= {name.replace("embeds", "attention_mask"): text.new_ones(text.shape[:2]) for name, text in given.items()}
+    largest = stored.abs().max().item()
+    same_text = (stored - pipe(**given, **settings).images).abs().max().item()
+    own_text = (stored - pipe(PROMPT, **settings).images).abs().max().item()
+    text = (positive - pipe.encode_prompt(PROMPT)[0]).abs().max().item()
+    words = f"{same_text:.2e} same text, {own_text:.2e} own text, largest {largest:.2f}; texts {text:.2e}"
+    record_property(f"differences, {steps} steps, cfg {cfg}", words)
+    assert same_text < 1e-5 * largest, words
+    assert text < 5e-6 and own_text < 2e-5 * largest, words  # two implementations of T5 round differently
+
+
+@pytest.mark.parametrize("weights, limit", [("bf16", 0.02), ("fp8_e4m3fn", 0.2), ("fp8_e5m2", 0.4)])
+def test_other_formats_stay_near_fp32(server, weights, limit, record_property):
+    exact, other = sampled(server, "fp32")[0], sampled(server, weights)[0]
+    error = ((other - exact).norm() / exact.norm()).item()
+    record_property("relative error", f"{weights} {error:.4f}")
+    assert 0 < error < limit, f"relative error {error:.4f}"
+
+
+def text_of(server: Server, node: str, **inputs: object) -> str:
+    """What a probe answers about the embedded model."""
+    g = Graph()
+    model, positive, _, latent = embedded(g, "fp32")
+    shown = g("PreviewAny", source=g(node, model=model, positive=positive, latent=latent, **inputs))
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    return result["outputs"][shown[0]]["text"][0]
+
+
+def test_weights_that_stay_outside_give_the_same(server):
+    difference, layers = text_of(server, "ProbePartialLoad").split()
+    assert int(layers) > 50 and float(difference) < 1e-5
+
+
+def test_the_way_through_comfyui_costs_little(server, record_property):
+    through, bare = map(float, text_of(server, "ProbeTime").split())
+    record_property("milliseconds", f"{through:.2f} through ComfyUI, {bare:.2f} bare")
+    assert through < 2 * bare
+
+
+def test_a_picture_comes_soon(server, record_property):
+    server.get("/free", {"unload_models": True, "free_memory": True})
+    seconds, cpu = [], []
+    for seed in range(5):
+        before = server.cpu_seconds()
+        g = Graph()
+        loader, positive, negative, latent = embedded(g, "default")
+        latent = g("KSampler", model=loader, positive=positive, negative=negative, latent_image=latent, seed=seed,
+                   steps=30, cfg=4.0, sampler_name="euler", scheduler="simple", denoise=1.0)  # fmt: skip
+        pixels = g("VAEDecode", samples=latent, vae=output(loader, 2))
+        g("SaveImage", images=pixels, filename_prefix="soon")
+        result = server.queue(g)
+        assert result["ok"], result["message"]
+        seconds.append(round(result["seconds"], 2))
+        cpu.append(round(server.cpu_seconds() - before, 2))
+    record_property("seconds", f"{seconds} from queue to picture, {cpu} of CPU time; the first with loading")
+    assert min(seconds) < 60
+
+
+def test_no_memory_in_decode_falls_back_to_tiles(server):
+    pictures = []
+    for probe in (False, True):
+        g = Graph()
+        vae = output(embedded(g, "fp32")[0], 2)
+        *_, latent = parts(g)
+        latent = g("PTDiTEmptyLatent", width=256, height=256, aspect="1:1", length=1, views=0, batch_size=1)
+        before = len(server.text())
+        vae = g("ProbeOutOfMemory", vae=vae) if probe else vae
+        g("SaveImage", images=g("VAEDecode", samples=latent, vae=vae), filename_prefix=f"memory_{probe}")
+        result = server.queue(g)
+        assert result["ok"], result["message"]
+        assert ("retrying with tiled" in server.text()[before:]) == probe
+        pictures += server.files(result)
+    assert len(pictures) == 2
+
+
+def test_the_time_is_rounded_only_where_asked_and_only_below_fp32(server):
+    def shifted(rounded: bool, file: str) -> torch.Tensor:
+        return one_step(server, lambda g, model: g(
+            "PTDiTModelSampling", model=g("UNETLoader", unet_name=file, weight_dtype="default"), shift=1.7,
+            round_timestep=rounded))  # fmt: skip
+
+    assert torch.equal(shifted(False, "tiny.safetensors"), shifted(True, "tiny.safetensors"))
+
+
+def test_gguf_through_another_pack_is_near_the_full_weights(server, record_property):
+    if "UnetLoaderGGUF" not in server.get("/object_info"):
+        pytest.skip("COMFYUI_GGUF names no checkout of ComfyUI-GGUF")
+    full = one_step(server, lambda g, _: g("UNETLoader", unet_name="wide.safetensors", weight_dtype="default"))
+    small = one_step(server, lambda g, _: g("UnetLoaderGGUF", unet_name="wide.gguf"))
+    error = ((small - full).norm() / full.norm()).item()
+    record_property("relative error", f"GGUF q8_0 {error:.4f}")
+    assert 0 < error < 0.1
