@@ -24,10 +24,12 @@ from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Facts, Weights
 from .folder import check_output, check_space, put_in_place
 from .keys import ConversionError
+from .networks import GGUF_CONFIG
+from .q4_k import BLOCK, quantize_q4_k
 from .text import TABLE, WEIGHT_FILES, encoder_names, read_config
 from .writing import bytes_of, write_weights
 
-GGUF_FORMATS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # those that the gguf package can write
+GGUF_FORMATS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")
 FORMATS = ("int8", "fp8", *GGUF_FORMATS)
 COMPONENTS = ("transformer", "text_encoder")
 KEPT = {  # parts of names whose weights are not quantised
@@ -36,7 +38,8 @@ KEPT = {  # parts of names whose weights are not quantised
 }
 FEED_FORWARD = "DenseReluDense"  # of T5; it looks at the format of its last weight, so it is cast as a whole
 ARCHITECTURES = {"transformer": "ptdit", "text_encoder": "t5encoder"}
-GGUF_BLOCK = 32  # numbers that share a scale
+GGUF_BLOCK = 32  # numbers that share a scale; of q4_k it is `BLOCK`
+Q4_K_FALLBACK = "Q5_0"  # for rows that are no multiple of `BLOCK`, as llama.cpp does it
 
 
 # --- while a pipeline loads ------------------------------------------------------------------------------------------
@@ -224,14 +227,27 @@ def write_gguf(
     rename = t5_names(len(weights.facts)) if component == "text_encoder" else lambda name: name
     if component == "text_encoder":
         describe_t5(writer, read_config(model / component))
+    else:
+        writer.add_string(GGUF_CONFIG, (model / component / "config.json").read_text(encoding="utf-8"))
     for name, tensor in weights.stream(planned):
-        coarse = planned[name].dtype == torch.float8_e4m3fn and tensor.shape[-1] % GGUF_BLOCK == 0
-        kind = gguf.GGMLQuantizationType[form.upper() if coarse else "F32"]
-        writer.add_tensor(rename(name), gguf.quants.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
+        kind = gguf.GGMLQuantizationType[gguf_kind(form, planned[name])]
+        if kind is gguf.GGMLQuantizationType.Q4_K:
+            numbers = quantize_q4_k(tensor).numpy()
+        else:
+            numbers = gguf.quants.quantize(tensor.float().numpy(), kind)
+        writer.add_tensor(rename(name), numbers, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def gguf_kind(form: str, facts: Facts) -> str:
+    """GGUF's name of the format of one weight."""
+    columns = facts.shape[-1]
+    if facts.dtype != torch.float8_e4m3fn or columns % GGUF_BLOCK:
+        return "F32"
+    return Q4_K_FALLBACK if form == "q4_k" and columns % BLOCK else form.upper()
 
 
 def t5_names(blocks: int) -> Callable[[str], str]:
