@@ -16,7 +16,7 @@ from ptdit_diffusers.cli import main
 from ptdit_diffusers.conversion import quantize as module
 from ptdit_diffusers.conversion.keys import ConversionError
 from ptdit_diffusers.conversion.q4_k import quantize_q4_k
-from ptdit_diffusers.conversion.quantize import quantize, store_in_fp8
+from ptdit_diffusers.conversion.quantize import load_in_fp8, quantize, store_in_fp8
 from tests.conftest import word_tokenizer
 
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
@@ -108,6 +108,17 @@ def test_an_fp8_folder_loads_as_bf16_with_rounded_weights_and_can_stay_fp8(model
     assert_near(again, expected, 20)
 
 
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
+def test_loading_straight_into_fp8_gives_the_same_numbers_as_casting_a_loaded_model(model, compute):
+    pipe = PTDiTPipeline.from_pretrained(model, dtype=compute)
+    slow = {"transformer": pipe.transformer, "text_encoder": pipe.text_encoder}
+    for name, expected in slow.items():
+        store_in_fp8(expected, compute)
+        found, expected = load_in_fp8(model, name, compute).state_dict(), expected.state_dict()
+        assert {name: value.dtype for name, value in found.items()} == {k: v.dtype for k, v in expected.items()}
+        assert all(torch.equal(value.float(), expected[name].float()) for name, value in found.items())
+
+
 @needs_torchao
 def test_an_int8_folder_loads_by_itself_and_stays_int8(model, expected, tmp_path):
     quantize(model, tmp_path / "int8", "int8")
@@ -173,7 +184,7 @@ def test_q4_k_is_read_back_by_gguf_and_by_diffusers_and_beats_the_other_formats_
 
 
 @needs_gguf
-@pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 0.001])
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 0.1])
 def test_q4_k_of_equal_numbers_is_that_number(value):
     weight = torch.full((2, 256), value)
     assert torch.allclose(reference_q4_k(weight), weight, rtol=1e-3)
