@@ -91,8 +91,8 @@ def loader(open_file: Callable[[Path], tuple[Weights, Options]], complete: Calla
         path = Path(given)
         if path.suffix == ".gguf":
             checkpoint, config = str(path), lambda: gguf_config(path, options)
-            compute = GGUFQuantizationConfig(compute_dtype=options.get("dtype") or torch.bfloat16)
-            options.setdefault("quantization_config", compute)
+            compute = options.get("dtype") or options.get("torch_dtype") or torch.bfloat16
+            options.setdefault("quantization_config", GGUFQuantizationConfig(compute_dtype=compute))
         else:
             weights, inferred = open_file(path)
             checkpoint, config = dict(weights.stream(weights.facts)), lambda: complete(path, inferred, options)
