@@ -61,23 +61,25 @@ def plan_transformer(
     return part
 
 
-def open_transformer(path: Path) -> tuple[Weights, dict[str, Any]]:
-    """Open a transformer checkpoint and check all its weights.
+def open_transformer(path: Path, given: dict[str, Any] | None = None) -> tuple[Weights, dict[str, Any]]:
+    """Open a transformer checkpoint and check all its weights against a configuration.
 
     Returns:
-        The weights without the position buffer, and the configuration that their shapes tell.
+        The weights without the position buffer, and the configuration: the given one, else what their shapes tell.
 
     Raises:
         ConversionError: The file cannot be read, or does not hold exactly such a transformer.
     """
     weights = Weights(path)
-    config = infer_transformer(weights.shapes)
-    dim = config["attention_head_dim"]
-    what = f"a PT-DiT transformer of width {dim} with {config['num_layers']} layers"
-    expected = shapes_of(build(PTDiTTransformer3DModel, config))
+    config = given or infer_transformer(weights.shapes)
+    model = build(PTDiTTransformer3DModel.from_config, {"config": config})
+    sizes = model.config
+    dim = sizes.num_attention_heads * sizes.attention_head_dim
+    what = f"a PT-DiT transformer of width {dim} with {sizes.num_layers} layers"
+    expected = shapes_of(model)
     if POSITION_BUFFER in weights.shapes:  # checked, then left out
-        tokens = (config["sample_size"] // config["patch_size"]) ** 2
-        expected[POSITION_BUFFER] = (1, config["sample_frames"], tokens, dim)
+        tokens = (sizes.sample_size // sizes.patch_size) ** 2
+        expected[POSITION_BUFFER] = (1, sizes.sample_frames, tokens, dim)
     check_weights(path, what, expected, weights.shapes)
     weights.rename({name: name for name in weights.facts if name != POSITION_BUFFER})
     return weights, config
@@ -156,11 +158,11 @@ def plan_vae(path: Path) -> Part:
     return part
 
 
-def open_vae(path: Path) -> tuple[Weights, dict[str, Any]]:
-    """Open a VAE checkpoint and check all its weights.
+def open_vae(path: Path, given: dict[str, Any] | None = None) -> tuple[Weights, dict[str, Any]]:
+    """Open a VAE checkpoint and check all its weights against a configuration.
 
     Returns:
-        The weights without those of training losses, and the configuration that their shapes tell.
+        The weights without those of training losses, and the configuration: the given one, else what shapes tell.
 
     Raises:
         ConversionError: The file cannot be read, or does not hold exactly such a VAE.
@@ -170,9 +172,9 @@ def open_vae(path: Path) -> tuple[Weights, dict[str, Any]]:
         weights.rename(official_vae_state_dict({name: name for name in weights.facts}))
     except ValueError:
         pass  # another model; the check below says more
-    config = infer_vae(weights.shapes)
+    config = given or infer_vae(weights.shapes)
     try:
-        model = build(AutoencoderKLOpenSoraPlan, config)
+        model = build(AutoencoderKLOpenSoraPlan.from_config, {"config": config})
     except ValueError:  # widths that no such VAE can have
         model = build(AutoencoderKLOpenSoraPlan, {})
     what = f"the causal VAE of Open-Sora-Plan with {model.config.hidden_size} channels"

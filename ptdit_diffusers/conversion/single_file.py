@@ -22,8 +22,7 @@ from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ..models.ptdit_sizes import RELEASED_WINDOW
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Weights
-from .keys import check_weights
-from .networks import GGUF_CONFIG, build, infer_transformer, known_heads, open_transformer, open_vae, shapes_of
+from .networks import GGUF_CONFIG, build, infer_transformer, known_heads, open_transformer, open_vae
 
 Options = dict[str, Any]
 
@@ -37,10 +36,10 @@ def transformer_options(path: Path, inferred: Options, asked: Options) -> Option
     return inferred | {"num_attention_heads": heads} | rest
 
 
-def check_given(cls: type, path: Path, weights: Weights, options: Options) -> None:
-    """Refuse a file that does not fit the configuration that was given with it, if one was."""
+def given_config(cls: type, options: Options) -> Options | None:
+    """The configuration that was given with a file, and what arguments of the class change in it; None without one."""
     if options.get("config") is None:
-        return
+        return None
     options["config"] = str(options["config"])  # diffusers takes no other kind of path
     config = cls.load_config(
         options["config"],
@@ -49,9 +48,7 @@ def check_given(cls: type, path: Path, weights: Weights, options: Options) -> No
         token=options.get("token"),
         local_files_only=options.get("local_files_only"),
     )
-    config |= {name: value for name, value in options.items() if name in config}
-    model = build(cls.from_config, {"config": config})
-    check_weights(path, f"the model in {options['config']}", shapes_of(model), weights.shapes)
+    return config | {name: value for name, value in options.items() if name in config}
 
 
 def gguf_config(path: Path, asked: Options) -> Options:
@@ -65,12 +62,12 @@ def gguf_config(path: Path, asked: Options) -> Options:
     return transformer_options(path, infer_transformer(shapes), asked)
 
 
-def loader(open_file: Callable[[Path], tuple[Weights, Options]], complete: Callable[..., Options]) -> classmethod:
+def loader(open_file: Callable[..., tuple[Weights, Options]], complete: Callable[..., Options]) -> classmethod:
     """The method for one class.
 
     Args:
-        open_file: Opens and checks a file; gives its weights and the configuration that their shapes tell.
-        complete: (path, that configuration, options of the call) to the whole configuration.
+        open_file: (path, configuration or None) to checked weights and the configuration, else what their shapes tell.
+        complete: (path, what the shapes tell, options of the call) to the whole configuration.
     """
 
     def from_single_file(cls: type, pretrained_model_link_or_path_or_dict: Any, **options: Any) -> Any:
@@ -94,9 +91,8 @@ def loader(open_file: Callable[[Path], tuple[Weights, Options]], complete: Calla
             compute = options.get("dtype") or options.get("torch_dtype") or torch.bfloat16
             options.setdefault("quantization_config", GGUFQuantizationConfig(compute_dtype=compute))
         else:
-            weights, inferred = open_file(path)
-            checkpoint, config = dict(weights.stream(weights.facts)), lambda: complete(path, inferred, options)
-            check_given(cls, path, weights, options)
+            weights, known = open_file(path, given_config(cls, options))
+            checkpoint, config = dict(weights.stream(weights.facts)), lambda: complete(path, known, options)
         with TemporaryDirectory() as folder:
             if options.get("config") is None:
                 build(cls.from_config, {"config": config()}).save_config(folder)
