@@ -56,7 +56,9 @@ def load(folder: Path, original: Path, form: str | None) -> PTDiTPipeline:
         quantization_config=GGUFQuantizationConfig(compute_dtype=BF16),
         dtype=BF16,
     )
-    text_encoder = T5EncoderModel.from_pretrained(folder, gguf_file=gguf_name("text_encoder", form), dtype=BF16)
+    config = T5Config.from_pretrained(original / "text_encoder")
+    file = gguf_name("text_encoder", form)
+    text_encoder = T5EncoderModel.from_pretrained(folder, gguf_file=file, config=config, dtype=BF16)
     return PTDiTPipeline.from_pretrained(original, transformer=transformer, text_encoder=text_encoder, dtype=BF16)
 
 

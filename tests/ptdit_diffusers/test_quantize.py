@@ -139,7 +139,7 @@ def test_an_int8_folder_loads_by_itself_and_stays_int8(model, expected, tmp_path
 @pytest.mark.parametrize(("form", "least"), [("q8_0", 30), ("q4_0", 12), ("q4_k", 12)])
 def test_gguf_files_load_as_single_files_under_their_architectures(model, expected, tmp_path, form, least):
     import gguf
-    from transformers import T5EncoderModel
+    from transformers import T5Config, T5EncoderModel
 
     quantize(model, tmp_path / "out", form)
     assert sorted(os.listdir(tmp_path / "out")) == [f"text_encoder-{form}.gguf", f"transformer-{form}.gguf"]
@@ -154,8 +154,10 @@ def test_gguf_files_load_as_single_files_under_their_architectures(model, expect
     )
     assert transformer.config.window_size == [1, 2, 2]  # the file knows it
     text_encoder = T5EncoderModel.from_pretrained(
-        tmp_path / "out", gguf_file=f"text_encoder-{form}.gguf", dtype=torch.bfloat16
-    )
+        tmp_path / "out", gguf_file=f"text_encoder-{form}.gguf", dtype=torch.bfloat16,
+        config=T5Config.from_pretrained(model / "text_encoder"),  # without it transformers takes ReLU for GELU
+    )  # fmt: skip
+    assert text_encoder.config.dense_act_fn == "gelu_new"
     assert_near(outputs(text_encoder, transformer), expected, least)
 
 
