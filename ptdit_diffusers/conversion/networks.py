@@ -19,7 +19,6 @@ from .keys import POSITION_BUFFER, ConversionError, Shapes, check_weights
 
 Triple = tuple[int, int, int]
 
-GGUF_CONFIG = "ptdit.config"  # field of our GGUF files with the configuration as JSON
 EXTRA_CONDITIONS = "adaln_single.emb.resolution_embedder.linear_1.weight"
 
 

@@ -23,8 +23,8 @@ from transformers import TorchAoConfig as TextTorchAoConfig
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Facts, Weights
 from .folder import check_output, check_space, put_in_place
-from .keys import ConversionError, check_weights
-from .networks import GGUF_CONFIG, build, shapes_of
+from .keys import ConversionError, Shapes, check_weights
+from .networks import build, shapes_of
 from .q4_k import BLOCK, quantize_q4_k
 from .text import TABLE, TIED_TABLE, WEIGHT_FILES, encoder_names, read_config
 from .writing import bytes_of, write_weights
@@ -38,6 +38,7 @@ KEPT = {  # parts of names whose weights are not quantised
 }
 FEED_FORWARD = "DenseReluDense"  # of T5; it looks at the format of its last weight, so it is cast as a whole
 ARCHITECTURES = {"transformer": "ptdit", "text_encoder": "t5encoder"}
+GGUF_CONFIG = "ptdit.config"  # field of the transformer's file with its configuration as JSON
 GGUF_BLOCK = 32  # numbers that share a scale; of q4_k it is `BLOCK`
 Q4_K_FALLBACK = "Q5_0"  # for rows that are no multiple of `BLOCK`, as llama.cpp does it
 
@@ -271,6 +272,15 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any] | None, Shapes]:
+    """The configuration that a GGUF file of a transformer holds, None if it is not ours, and shapes of its weights."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    config = json.loads(reader.fields[GGUF_CONFIG].contents()) if GGUF_CONFIG in reader.fields else None
+    return config, {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
 
 
 def gguf_kind(form: str, facts: Facts) -> str:

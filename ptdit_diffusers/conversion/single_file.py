@@ -7,7 +7,6 @@ configuration. All else (links, dictionaries) goes to diffusers as it is. Import
 method.
 """
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ..models.ptdit_sizes import RELEASED_WINDOW
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Weights
-from .networks import GGUF_CONFIG, build, infer_transformer, known_heads, open_transformer, open_vae
+from .networks import build, infer_transformer, known_heads, open_transformer, open_vae
 
 Options = dict[str, Any]
 
@@ -53,13 +52,10 @@ def given_config(cls: type, options: Options) -> Options | None:
 
 def gguf_config(path: Path, asked: Options) -> Options:
     """Configuration of a transformer in a GGUF file: what the file says, else what its shapes tell."""
-    import gguf
+    from .quantize import read_gguf
 
-    reader = gguf.GGUFReader(path)
-    if GGUF_CONFIG in reader.fields:
-        return json.loads(reader.fields[GGUF_CONFIG].contents())
-    shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
-    return transformer_options(path, infer_transformer(shapes), asked)
+    config, shapes = read_gguf(path)
+    return config or transformer_options(path, infer_transformer(shapes), asked)
 
 
 def loader(open_file: Callable[..., tuple[Weights, Options]], complete: Callable[..., Options]) -> classmethod:

@@ -194,8 +194,9 @@ def test_q4_k_of_equal_numbers_is_that_number(value):
 
 @needs_gguf
 def test_a_gguf_file_without_our_configuration_is_known_by_its_shapes(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "GGUF_CONFIG", "ptdit.other")
-    quantize(model, tmp_path / "out", "q8_0", components=("transformer",))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "GGUF_CONFIG", "ptdit.other")
+        quantize(model, tmp_path / "out", "q8_0", components=("transformer",))
     transformer = PTDiTTransformer3DModel.from_single_file(
         tmp_path / "out" / "transformer-q8_0.gguf", num_attention_heads=4, window_size=(1, 2, 2)
     )
