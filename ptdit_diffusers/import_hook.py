@@ -68,6 +68,10 @@ def register_now() -> None:
 
 
 def register() -> None:
-    """Import all pipelines; each registers itself, with the models it needs, at the end of its module."""
+    """Import all pipelines; each registers itself, with the models it needs, at the end of its module.
+
+    Reading single files is more than these modules need, so it comes by itself.
+    """
     for name in PIPELINES:
         importlib.import_module(f"{PACKAGE}.pipelines.{name}")
+    importlib.import_module(f"{PACKAGE}.conversion.single_file")

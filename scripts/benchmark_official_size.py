@@ -1,6 +1,7 @@
 """Peak resident memory and time of `ptdit convert` and `ptdit generate` at the official sizes, with random weights.
 
-Each row is one command in a process of its own; the peak is what the system says of that process. First
+Each row is one command in a process of its own; the peak is what the system says of that process. It counts pages of
+mapped weight files, which the system can take back, so memory that is no mapped file is watched as well. First
 `python -m scripts.official_size FILES`, then `python -m scripts.benchmark_official_size FILES --rows convert 256`.
 Rows are merged into docs/benchmarks/official_size.json.
 """
@@ -12,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -22,18 +24,27 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "benchmarks" / "official_size.json"
 PROMPT = "a red circle above a blue square"
+COMMAND = ["-m", "ptdit_diffusers.cli"]
+ALL_RESIDENT = """
+import sys, torch
+from ptdit_diffusers import PTDiTPipeline
+model, picture, prompt = sys.argv[1:]
+pipe = PTDiTPipeline.from_pretrained(model, dtype=torch.bfloat16)
+pipe(prompt, height=1024, width=1024, num_inference_steps=1).images[0].save(picture)
+print("saved")
+"""
 GENERATE = ["generate", PROMPT, "--device", "cpu", "--overwrite"]
 
 
 def commands(files: Path) -> dict[str, list[str]]:
-    """The rows by name: words after `ptdit`."""
+    """The rows by name: words after `python`."""
     model, picture = str(files / "model"), str(files / "picture.png")
     transformer = ["--transformer", str(files / "transformer.pt")]
     rest = ["--vae", str(files / "checkpoint.ckpt"), "--text-encoder", str(files / "t5")]
     whole = [*GENERATE, "--model", model, "--output", picture, "--dtype", "bf16"]
     small, large = ["--height", "256", "--width", "256"], ["--height", "1024", "--width", "1024", "--steps", "1"]
     bf16 = ["--dtype", "bf16", "--overwrite"]
-    return {
+    rows = {
         "convert the fp32 transformer to bf16": ["convert", *transformer, *bf16, "--output", str(files / "one")],
         "convert everything to bf16": ["convert", *transformer, *rest, *bf16, "--output", model],
         "256x256, 2 steps, bf16": [*whole, *small, "--steps", "2"],
@@ -42,26 +53,43 @@ def commands(files: Path) -> dict[str, list[str]]:
         "1024x1024, 1 step, bf16": [*whole, *large],
         "1024x1024, 1 step, int8": [*whole, *large, "--quantize", "int8"],
         "1024x1024, 1 step, fp8": [*whole, *large, "--quantize", "fp8"],
+        "1024x1024, 4 steps, bf16": [*whole, *large[:-1], "4"],
+    }
+    resident = ["-c", ALL_RESIDENT, model, picture, PROMPT]
+    return {name: [*COMMAND, *words] for name, words in rows.items()} | {
+        "1024x1024, 1 step, all at once in memory, bf16": resident
     }
 
 
 def measure(words: list[str]) -> dict[str, Any]:
     """Run one command and say how long it took and how much memory was resident at its peak."""
-    start = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, "-m", "ptdit_diffusers.cli", *words], cwd=ROOT, stdout=subprocess.PIPE
-    ) as run:
+    start, peaks = time.monotonic(), {"RssAnon": 0.0}
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE) as run:
+        threading.Thread(target=watch, args=(run.pid, peaks), daemon=True).start()
         said = run.stdout.read().decode()
         _, status, usage = os.wait4(run.pid, 0)
         run.returncode = os.waitstatus_to_exitcode(status)
     if run.returncode:
-        raise SystemExit(f"ptdit {' '.join(words)} ended with {run.returncode}: {said}")
+        raise SystemExit(f"python {' '.join(words)} ended with {run.returncode}: {said}")
     return {
         "peak_resident_gb": round(usage.ru_maxrss * 1024 / 10**9, 2),
+        "peak_without_mapped_files_gb": round(peaks["RssAnon"], 2),
         "seconds": round(time.monotonic() - start, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "said": [line for line in said.splitlines() if line.startswith("saved")][-1].rpartition("/")[2],
     }
+
+
+def watch(process: int, peaks: dict[str, float]) -> None:
+    """Follow memory of a process that is no mapped file, until the process ends. Linux only."""
+    try:
+        while True:
+            lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+            found = next(line for line in lines if line.startswith("RssAnon"))
+            peaks["RssAnon"] = max(peaks["RssAnon"], int(found.split()[1]) * 1024 / 10**9)
+            time.sleep(0.05)
+    except (OSError, StopIteration):
+        return
 
 
 def main(files: Path, patterns: list[str]) -> None:

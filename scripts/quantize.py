@@ -1,7 +1,7 @@
 """Smaller copies of a model folder: python -m scripts.quantize MODEL --output DIR --format int8
 
 int8 and fp8 give a whole folder for `from_pretrained`; GGUF formats give one file for each component, for
-`PTDiTTransformer3DModel.from_single_file` and `T5EncoderModel.from_pretrained(..., gguf_file=...)`.
+`PTDiTTransformer3DModel.from_single_file` and `T5EncoderModel.from_pretrained(..., gguf_file=..., config=...)`.
 """
 
 import argparse

@@ -20,6 +20,7 @@ OFFLOADS = ("model", "group", "sequential")
 QUANTISED = ("int8", "fp8")
 TEXT_PARTS = ("tokenizer", "text_encoder")
 PICTURE_PARTS = ("transformer", "vae")
+QUANTISED_PARTS = ("transformer", "text_encoder")
 
 
 class Plan(NamedTuple):
@@ -78,19 +79,17 @@ def load(plan: Plan, without: tuple[str, ...] = ()) -> "PTDiTPipeline":
     """
     import torch
 
-    from ..conversion.quantize import int8_on_load, store_in_fp8
+    from ..conversion.quantize import int8_on_load, load_in_fp8
 
     options: dict[str, Any] = dict.fromkeys(without)
-    if plan.quantize == "int8":
-        options["quantization_config"] = int8_on_load()
     dtype = getattr(torch, DTYPES[plan.dtype])
     pipeline_class = load_pipeline_class()
     try:
+        if plan.quantize == "int8":
+            options["quantization_config"] = int8_on_load()
+        elif plan.quantize == "fp8":
+            options |= {name: load_in_fp8(plan.folder, name, dtype) for name in QUANTISED_PARTS if name not in without}
         pipe = pipeline_class.from_pretrained(plan.folder, dtype=dtype, use_safetensors=True, **options)
-        if plan.quantize == "fp8":
-            for name in ("text_encoder", "transformer"):
-                if name not in without:
-                    store_in_fp8(getattr(pipe, name), dtype)
         return place(pipe, plan.device, plan.offload)
     except Exception as error:  # a damaged folder fails in many ways; all mean that there is no model to run
         raise UserError(

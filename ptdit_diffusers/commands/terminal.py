@@ -39,10 +39,10 @@ def say(text: str, error: bool = False) -> None:
 
 
 def say_warnings() -> None:
-    """Show the warnings that libraries raise as one line each, without the source line; not what torchao says of
-    parts of itself for other machines.
+    """Show the warnings that libraries raise as one line each, without the source line; not what torchao and
+    diffusers say of parts of torchao that are for other machines or other releases; int8 needs none of them.
     """
-    for name in ("torchao", "torch.utils._pytree"):
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)

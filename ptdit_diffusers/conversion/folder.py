@@ -87,7 +87,7 @@ def convert(
         report(f"{name.replace('_', ' ')}: will be {formats}, {size / 10**9:.2f} GB")
     if folder is not None:
         report(f"tokeniser: {folder}")
-    write_folder(output, overwrite, parts, planned, loaded_tokenizer)
+    write_folder(output, overwrite, parts, planned, loaded_tokenizer, report)
     absent = [name for name in ("transformer", "vae", "text_encoder") if name not in parts]
     if loaded_tokenizer is None:
         absent.append("tokenizer")
@@ -155,7 +155,12 @@ def check_space(output: Path, planned: dict[str, dict[str, Facts]]) -> None:
 
 
 def write_folder(
-    output: Path, overwrite: bool, parts: dict[str, Part], planned: dict[str, dict[str, Facts]], tokenizer: Any
+    output: Path,
+    overwrite: bool,
+    parts: dict[str, Part],
+    planned: dict[str, dict[str, Facts]],
+    tokenizer: Any,
+    report: Callable[[str], None],
 ) -> None:
     """Write everything beside the output, `model_index.json` last, then give it its name."""
     unfinished = output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.part")
@@ -164,6 +169,7 @@ def write_folder(
         for name, part in parts.items():
             folder = unfinished / name
             folder.mkdir()
+            report(f"writing the {name.replace('_', ' ')}")
             write_config(folder, part, planned[name])
             write_weights(folder, part.stem, part.weights, planned[name])
         if tokenizer is not None:

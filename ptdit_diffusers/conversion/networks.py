@@ -19,7 +19,6 @@ from .keys import POSITION_BUFFER, ConversionError, Shapes, check_weights
 
 Triple = tuple[int, int, int]
 
-
 EXTRA_CONDITIONS = "adaln_single.emb.resolution_embedder.linear_1.weight"
 
 
@@ -47,17 +46,8 @@ def plan_transformer(
     Raises:
         ConversionError: The file cannot be read, or does not hold exactly such a transformer.
     """
-    weights = Weights(path)
-    config = infer_transformer(weights.shapes)
-    dim = config["num_attention_heads"] * config["attention_head_dim"]
-    what = f"a PT-DiT transformer of width {dim} with {config['num_layers']} layers"
-    expected = shapes_of(build(PTDiTTransformer3DModel, config))
-    if POSITION_BUFFER in weights.shapes:  # checked, then left out
-        tokens = (config["sample_size"] // config["patch_size"]) ** 2
-        expected[POSITION_BUFFER] = (1, config["sample_frames"], tokens, dim)
-    check_weights(path, what, expected, weights.shapes)
-    weights.rename({name: name for name in weights.facts if name != POSITION_BUFFER})
-
+    weights, config = open_transformer(path)
+    dim = config["attention_head_dim"]
     heads = num_heads or known_heads(path, dim)
     if dim % heads:
         legal = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - heads))
@@ -68,6 +58,30 @@ def plan_transformer(
     part = Part("transformer", "diffusion_pytorch_model", weights, build(PTDiTTransformer3DModel, config))
     part.facts = describe_transformer(part, num_heads, window_size, proxy_ratio)
     return part
+
+
+def open_transformer(path: Path, given: dict[str, Any] | None = None) -> tuple[Weights, dict[str, Any]]:
+    """Open a transformer checkpoint and check all its weights against a configuration.
+
+    Returns:
+        The weights without the position buffer, and the configuration: the given one, else what their shapes tell.
+
+    Raises:
+        ConversionError: The file cannot be read, or does not hold exactly such a transformer.
+    """
+    weights = Weights(path)
+    config = given or infer_transformer(weights.shapes)
+    model = build(PTDiTTransformer3DModel.from_config, {"config": config})
+    sizes = model.config
+    dim = sizes.num_attention_heads * sizes.attention_head_dim
+    what = f"a PT-DiT transformer of width {dim} with {sizes.num_layers} layers"
+    expected = shapes_of(model)
+    if POSITION_BUFFER in weights.shapes:  # checked, then left out
+        tokens = (sizes.sample_size // sizes.patch_size) ** 2
+        expected[POSITION_BUFFER] = (1, sizes.sample_frames, tokens, dim)
+    check_weights(path, what, expected, weights.shapes)
+    weights.rename({name: name for name in weights.facts if name != POSITION_BUFFER})
+    return weights, config
 
 
 def infer_transformer(shapes: Shapes) -> dict[str, Any]:
@@ -105,7 +119,7 @@ def known_heads(path: Path, dim: int) -> int:
     known = ", ".join(f"{width} ({size.heads} heads)" for width, size in KNOWN_SIZES.items())
     raise ConversionError(
         f"{path}: weights do not tell the number of heads, and width {dim} is no known size; known: {known}. "
-        "Say it with --num-heads"
+        "Say it with --num-heads, in Python with num_attention_heads="
     )
 
 
@@ -137,21 +151,34 @@ def plan_vae(path: Path) -> Part:
     Raises:
         ConversionError: The file cannot be read, or does not hold exactly such a VAE.
     """
+    weights, config = open_vae(path)
+    part = Part("vae", "diffusion_pytorch_model", weights, build(AutoencoderKLOpenSoraPlan, config))
+    part.facts = [f"{weights_in_words(part)}; {part.model.config.z_channels} latent channels, scale 0.18215"]
+    return part
+
+
+def open_vae(path: Path, given: dict[str, Any] | None = None) -> tuple[Weights, dict[str, Any]]:
+    """Open a VAE checkpoint and check all its weights against a configuration.
+
+    Returns:
+        The weights without those of training losses, and the configuration: the given one, else what shapes tell.
+
+    Raises:
+        ConversionError: The file cannot be read, or does not hold exactly such a VAE.
+    """
     weights = Weights(path)
     try:
-        names = official_vae_state_dict({name: name for name in weights.facts})
-        weights.rename(names)
+        weights.rename(official_vae_state_dict({name: name for name in weights.facts}))
     except ValueError:
         pass  # another model; the check below says more
+    config = given or infer_vae(weights.shapes)
     try:
-        model = build(AutoencoderKLOpenSoraPlan, infer_vae(weights.shapes))
+        model = build(AutoencoderKLOpenSoraPlan.from_config, {"config": config})
     except ValueError:  # widths that no such VAE can have
         model = build(AutoencoderKLOpenSoraPlan, {})
     what = f"the causal VAE of Open-Sora-Plan with {model.config.hidden_size} channels"
     check_weights(path, what, shapes_of(model), weights.shapes)
-    part = Part("vae", "diffusion_pytorch_model", weights, model)
-    part.facts = [f"{weights_in_words(part)}; {model.config.z_channels} latent channels, scale 0.18215"]
-    return part
+    return weights, config
 
 
 def infer_vae(shapes: Shapes) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Smaller copies of transformer and T5: int8 (torchao), fp8 storage, GGUF; and the same while a pipeline loads.
 
-Only weights of linear layers are quantised; time embedding, patch embedding, tables and norms keep their format.
+Only weights of linear layers are quantised; time embedding, patches, output, tables and norms keep their format.
 Needs torchao for int8 and gguf for GGUF, which are not installed with the package. It must not know the command line.
 """
 
@@ -23,20 +23,24 @@ from transformers import TorchAoConfig as TextTorchAoConfig
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Facts, Weights
 from .folder import check_output, check_space, put_in_place
-from .keys import ConversionError
-from .text import TABLE, WEIGHT_FILES, encoder_names, read_config
+from .keys import ConversionError, Shapes, check_weights
+from .networks import build, shapes_of
+from .q4_k import BLOCK, quantize_q4_k
+from .text import TABLE, TIED_TABLE, WEIGHT_FILES, encoder_names, read_config
 from .writing import bytes_of, write_weights
 
-GGUF_FORMATS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # those that the gguf package can write
+GGUF_FORMATS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")
 FORMATS = ("int8", "fp8", *GGUF_FORMATS)
 COMPONENTS = ("transformer", "text_encoder")
 KEPT = {  # parts of names whose weights are not quantised
-    "transformer": tuple(PTDiTTransformer3DModel._skip_layerwise_casting_patterns),
+    "transformer": (*PTDiTTransformer3DModel._skip_layerwise_casting_patterns, "proj_out"),  # as diffusers' fp8 does
     "text_encoder": ("shared", "embed_tokens", "relative_attention_bias", "layer_norm"),
 }
 FEED_FORWARD = "DenseReluDense"  # of T5; it looks at the format of its last weight, so it is cast as a whole
 ARCHITECTURES = {"transformer": "ptdit", "text_encoder": "t5encoder"}
-GGUF_BLOCK = 32  # numbers that share a scale
+GGUF_CONFIG = "ptdit.config"  # field of the transformer's file with its configuration as JSON
+GGUF_BLOCK = 32  # numbers that share a scale; of q4_k it is `BLOCK`
+Q4_K_FALLBACK = "Q5_0"  # for rows that are no multiple of `BLOCK`, as llama.cpp does it
 
 
 # --- while a pipeline loads ------------------------------------------------------------------------------------------
@@ -79,6 +83,37 @@ def store_in_fp8(model: torch.nn.Module, compute_dtype: torch.dtype) -> None:
         if name.endswith(FEED_FORWARD):
             apply_layerwise_casting_hook(module, fp8, compute_dtype, non_blocking=False)
     apply_layerwise_casting(model, fp8, compute_dtype, skip_modules_pattern=(*KEPT["text_encoder"], FEED_FORWARD))
+
+
+def load_in_fp8(model: Path, component: str, compute_dtype: torch.dtype) -> torch.nn.Module:
+    """Load transformer or T5 of a model folder with fp8 linear weights, each cast as it is read.
+
+    The same numbers as loading it in another format and then `store_in_fp8`, without ever holding that copy.
+
+    Raises:
+        ConversionError: The folder holds no weights of it, or others than its configuration says.
+    """
+    weights = open_component(model, component)
+    if component == "transformer":
+        kind = PTDiTTransformer3DModel
+        empty = build(kind.from_config, {"config": kind.load_config(model / component)})
+    else:
+        empty = build(T5EncoderModel, {"config": read_config(model / component)})
+    expected = shapes_of(empty)
+    expected.pop(TIED_TABLE, None)
+    check_weights(weights.path, f"the {component.replace('_', ' ')} in {model}", expected, weights.shapes)
+    exact = tuple(PTDiTTransformer3DModel._keep_in_fp32_modules) if component == "transformer" else ()
+    state = {}
+    for name, tensor in weights.stream(weights.facts):
+        is_exact = name.rpartition(".")[2] in exact
+        kept = torch.float32 if is_exact else compute_dtype
+        coarse = is_quantised(component, name, weights.facts[name])
+        state[name] = tensor.to(torch.float8_e4m3fn if coarse else kept, copy=True)  # no page of the file stays mapped
+    if component == "text_encoder":
+        state[TIED_TABLE] = state[TABLE]
+    empty.load_state_dict(state, assign=True)
+    store_in_fp8(empty, compute_dtype)
+    return empty.eval()
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -224,14 +259,36 @@ def write_gguf(
     rename = t5_names(len(weights.facts)) if component == "text_encoder" else lambda name: name
     if component == "text_encoder":
         describe_t5(writer, read_config(model / component))
+    else:
+        writer.add_string(GGUF_CONFIG, (model / component / "config.json").read_text(encoding="utf-8"))
     for name, tensor in weights.stream(planned):
-        coarse = planned[name].dtype == torch.float8_e4m3fn and tensor.shape[-1] % GGUF_BLOCK == 0
-        kind = gguf.GGMLQuantizationType[form.upper() if coarse else "F32"]
-        writer.add_tensor(rename(name), gguf.quants.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
+        kind = gguf.GGMLQuantizationType[gguf_kind(form, planned[name])]
+        if kind is gguf.GGMLQuantizationType.Q4_K:
+            numbers = quantize_q4_k(tensor).numpy()
+        else:
+            numbers = gguf.quants.quantize(tensor.float().numpy(), kind)
+        writer.add_tensor(rename(name), numbers, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any] | None, Shapes]:
+    """The configuration that a GGUF file of a transformer holds, None if it is not ours, and shapes of its weights."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    config = json.loads(reader.fields[GGUF_CONFIG].contents()) if GGUF_CONFIG in reader.fields else None
+    return config, {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+
+
+def gguf_kind(form: str, facts: Facts) -> str:
+    """GGUF's name of the format of one weight."""
+    columns = facts.shape[-1]
+    if facts.dtype != torch.float8_e4m3fn or columns % GGUF_BLOCK:
+        return "F32"
+    return Q4_K_FALLBACK if form == "q4_k" and columns % BLOCK else form.upper()
 
 
 def t5_names(blocks: int) -> Callable[[str], str]:

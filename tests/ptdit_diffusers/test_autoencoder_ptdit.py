@@ -1,5 +1,6 @@
 """The diffusers head of the VAE: goldens through its public calls, configuration, saving, switches, training."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ class TestGoldens:
         latents = latent_dist.mean + latent_dist.std * golden["image.sample_eps"]
         latents = latents * golden_vae.config.scaling_factor
         assert max_difference(latents, golden["image.latent_sample_scaled"]) <= GOLDEN_LIMIT
+
+    @pytest.mark.parametrize("case", ["image", "video9", "video17"])
+    def test_half_precision_does_not_overflow_and_stays_near_the_recorded_output(self, golden_vae, golden, case):
+        half, scaling_factor = deepcopy(golden_vae).half(), golden_vae.config.scaling_factor
+        latents = half.encode(golden[f"{case}.pixels"].half()).latent_dist.mode().float() * scaling_factor
+        pixels = half.decode((golden[f"{case}.latent_mode_scaled"] / scaling_factor).half()).sample.float()
+        for found, name in ((latents, "latent_mode_scaled"), (pixels, "decoded")):
+            expected = golden[f"{case}.{name}"]
+            assert torch.isfinite(found).all()
+            assert max_difference(found, expected) < 0.02 * expected.abs().max()
 
     def test_tiling_switched_on_equals_the_tiled_reference(self, golden_vae, golden):
         golden_vae.enable_tiling(tile_sample_min_size=64, tile_sample_min_num_frames=9)

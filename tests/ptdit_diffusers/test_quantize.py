@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, GGUFQuantizationConfig
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from ptdit_diffusers import AutoencoderKLOpenSoraPlan, PTDiTPipeline, PTDiTTransformer3DModel
 from ptdit_diffusers.cli import main
 from ptdit_diffusers.conversion import quantize as module
 from ptdit_diffusers.conversion.keys import ConversionError
-from ptdit_diffusers.conversion.quantize import quantize, store_in_fp8
+from ptdit_diffusers.conversion.q4_k import quantize_q4_k
+from ptdit_diffusers.conversion.quantize import load_in_fp8, quantize, store_in_fp8
 from tests.conftest import word_tokenizer
 
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
@@ -107,6 +108,17 @@ def test_an_fp8_folder_loads_as_bf16_with_rounded_weights_and_can_stay_fp8(model
     assert_near(again, expected, 20)
 
 
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
+def test_loading_straight_into_fp8_gives_the_same_numbers_as_casting_a_loaded_model(model, compute):
+    pipe = PTDiTPipeline.from_pretrained(model, dtype=compute)
+    slow = {"transformer": pipe.transformer, "text_encoder": pipe.text_encoder}
+    for name, expected in slow.items():
+        store_in_fp8(expected, compute)
+        found, expected = load_in_fp8(model, name, compute).state_dict(), expected.state_dict()
+        assert {name: value.dtype for name, value in found.items()} == {k: v.dtype for k, v in expected.items()}
+        assert all(torch.equal(value.float(), expected[name].float()) for name, value in found.items())
+
+
 @needs_torchao
 def test_an_int8_folder_loads_by_itself_and_stays_int8(model, expected, tmp_path):
     quantize(model, tmp_path / "int8", "int8")
@@ -124,31 +136,76 @@ def test_an_int8_folder_loads_by_itself_and_stays_int8(model, expected, tmp_path
 
 
 @needs_gguf
-@pytest.mark.parametrize(("form", "least"), [("q8_0", 30), ("q4_0", 12)])
+@pytest.mark.parametrize(("form", "least"), [("q8_0", 30), ("q4_0", 12), ("q4_k", 12)])
 def test_gguf_files_load_as_single_files_under_their_architectures(model, expected, tmp_path, form, least):
     import gguf
-    from transformers import T5EncoderModel
+    from transformers import T5Config, T5EncoderModel
 
     quantize(model, tmp_path / "out", form)
     assert sorted(os.listdir(tmp_path / "out")) == [f"text_encoder-{form}.gguf", f"transformer-{form}.gguf"]
     reader = gguf.GGUFReader(tmp_path / "out" / f"transformer-{form}.gguf")
     assert str(bytes(reader.fields["general.architecture"].parts[-1]), "utf-8") == "ptdit"
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-    assert kinds["transformer_blocks.0.attn1.to_q.weight"] == form.upper()
+    # rows of 96 numbers do not fill Q4_K's blocks of 256
+    assert kinds["transformer_blocks.0.attn1.to_q.weight"] == {"q4_k": "Q5_0"}.get(form, form.upper())
     assert kinds["scale_shift_table"] == kinds["pos_embed.proj.weight"] == "F32"
     transformer = PTDiTTransformer3DModel.from_single_file(
-        str(tmp_path / "out" / f"transformer-{form}.gguf"), config=str(model), subfolder="transformer",
-        quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16), dtype=torch.bfloat16,
-    )  # fmt: skip
-    text_encoder = T5EncoderModel.from_pretrained(
-        tmp_path / "out", gguf_file=f"text_encoder-{form}.gguf", dtype=torch.bfloat16
+        tmp_path / "out" / f"transformer-{form}.gguf", dtype=torch.bfloat16
     )
+    assert transformer.config.window_size == [1, 2, 2]  # the file knows it
+    text_encoder = T5EncoderModel.from_pretrained(
+        tmp_path / "out", gguf_file=f"text_encoder-{form}.gguf", dtype=torch.bfloat16,
+        config=T5Config.from_pretrained(model / "text_encoder"),  # without it transformers takes ReLU for GELU
+    )  # fmt: skip
+    assert text_encoder.config.dense_act_fn == "gelu_new"
     assert_near(outputs(text_encoder, transformer), expected, least)
 
 
+def reference_q4_k(weight: torch.Tensor) -> torch.Tensor:
+    """The numbers that the gguf package reads from our Q4_K."""
+    import gguf
+
+    packed = quantize_q4_k(weight)
+    assert packed.dtype == torch.uint8 and packed.shape[-1] * 256 == weight.shape[-1] * 144
+    return torch.from_numpy(gguf.quants.dequantize(packed.numpy(), gguf.GGMLQuantizationType.Q4_K))
+
+
+@needs_gguf
+def test_q4_k_is_read_back_by_gguf_and_by_diffusers_and_beats_the_other_formats_of_its_size():
+    import gguf
+    from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
+
+    weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0)) * 0.02
+    found = reference_q4_k(weight)
+    error = (found - weight).square().mean()
+    for other, share in ((gguf.GGMLQuantizationType.Q4_0, 0.75), (gguf.GGMLQuantizationType.Q4_1, 0.9)):
+        theirs = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), other), other))
+        assert error < share * (theirs - weight).square().mean()
+    parameter = GGUFParameter(quantize_q4_k(weight), quant_type=gguf.GGMLQuantizationType.Q4_K)
+    assert (dequantize_gguf_tensor(parameter).float() - found).abs().max() < 5e-4  # diffusers unpacks in fp16
+
+
+@needs_gguf
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 0.1])
+def test_q4_k_of_equal_numbers_is_that_number(value):
+    weight = torch.full((2, 256), value)
+    assert torch.allclose(reference_q4_k(weight), weight, rtol=1e-3)
+
+
+@needs_gguf
+def test_a_gguf_file_without_our_configuration_is_known_by_its_shapes(model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "GGUF_CONFIG", "ptdit.other")
+        quantize(model, tmp_path / "out", "q8_0", components=("transformer",))
+    transformer = PTDiTTransformer3DModel.from_single_file(
+        tmp_path / "out" / "transformer-q8_0.gguf", num_attention_heads=4, window_size=(1, 2, 2)
+    )
+    assert (transformer.config.num_layers, transformer.config.attention_head_dim) == (2, 24)
+
+
 def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(model, tmp_path, monkeypatch):
-    with pytest.raises(ConversionError, match="no format 'q4_k'; choose one of int8, fp8, q8_0"):
-        quantize(model, tmp_path / "out", "q4_k")
+    with pytest.raises(ConversionError, match="no format 'q3_k'; choose one of int8, fp8, q8_0"):
+        quantize(model, tmp_path / "out", "q3_k")
     with pytest.raises(ConversionError, match="no model folder"):
         quantize(tmp_path, tmp_path / "out", "fp8")
     shutil.copytree(model, tmp_path / "part", ignore=shutil.ignore_patterns("text_encoder"))
