@@ -151,9 +151,10 @@ class Windows:
     def attend(self, attention: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attends inside each window; all tensors are partitioned, (B, N, heads, head_dim)."""
         pieces = []
-        for size, *qkv in zip(self.sizes, *(self.split(t) for t in (query, key, value)), strict=True):
-            q, k, v = (t.unflatten(1, size).flatten(0, 1) for t in qkv)  # (B * windows, S, heads, head_dim)
-            pieces.append(attention(q, k, v, None).unflatten(0, (query.shape[0], size[0])).flatten(1, 2))
+        for (_, size), *qkv in zip(self.sizes, *(self.split(t) for t in (query, key, value)), strict=True):
+            # in two steps, so that no dimension counts windows: a compiler would make another graph for a count of 1
+            q, k, v = (t.flatten(0, 1).unflatten(0, (-1, size)) for t in qkv)  # (B * windows, S, heads, head_dim)
+            pieces.append(attention(q, k, v, None).flatten(0, 1).unflatten(0, (query.shape[0], -1)))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
