@@ -150,12 +150,14 @@ class Windows:
 
     def attend(self, attention: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attends inside each window; all tensors are partitioned, (B, N, heads, head_dim)."""
-        pieces = []
-        for (_, size), *qkv in zip(self.sizes, *(self.split(t) for t in (query, key, value)), strict=True):
-            # in two steps, so that no dimension counts windows: a compiler would make another graph for a count of 1
-            q, k, v = (t.flatten(0, 1).unflatten(0, (-1, size)) for t in qkv)  # (B * windows, S, heads, head_dim)
-            pieces.append(attention(q, k, v, None).flatten(0, 1).unflatten(0, (query.shape[0], -1)))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        pieces, batch, heads = [], len(query), query.shape[2]
+        for (_, size), *qkv in zip(self.sizes, *(self.split(t.flatten(2)) for t in (query, key, value)), strict=True):
+            # in steps of which none asks whether there is just one window: for a compiler that were another graph
+            q, k, v = (t.flatten(0, 1).unflatten(1, (heads, -1)).unflatten(0, (-1, size)) for t in qkv)
+            inner = attention(q, k, v, None)  # (B * windows, S, heads, head_dim)
+            pieces.append(inner.flatten(0, 1).flatten(1).unflatten(0, (batch, -1)))
+        tokens = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)  # (B, N, D)
+        return tokens.unflatten(2, (heads, -1))
 
 
 def proxy_boxes(window: Triple, ratio: Triple) -> list[tuple[int, int]]:
