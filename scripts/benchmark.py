@@ -88,7 +88,7 @@ def hardware(device: str) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name() if device.startswith("cuda") else processor_name()
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
-    tuning = {key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "TORCHINDUCTOR_"))}
+    tuning = {key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "TORCHINDUCTOR_FREEZING"))}
     threads = torch.get_num_threads()
     return {"device": name, "threads": threads, "system": platform.system(), **versions, "environment": tuning}
 

@@ -115,7 +115,9 @@ def check_model(args: argparse.Namespace) -> int:
         Image.fromarray(picture).save(output / "pictures" / f"{task['number']:04d}.png")
         pictures.append(picture)
         verdicts.append(verdict)
-        found = {"asked": asdict(request), "found": asdict(reading), "verdict": asdict(verdict)}
+        shown = asdict(reading)
+        del shown["silhouettes"]  # pixels
+        found = {"asked": asdict(request), "found": shown, "verdict": asdict(verdict)}
         right = {"all_right": verdict.all_right}
         records.append({key: task[key] for key in ("number", "prompt", "canonical")} | right | found)
     tally = add_up(verdicts)

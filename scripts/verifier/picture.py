@@ -49,7 +49,6 @@ class Figure:
         area: pixels of the silhouette over pixels of the picture, holes filled where another figure lies in them.
         score: how well the silhouette fits the shape, 0..1.
         inside: index of the figure that surrounds this one, None on the background.
-        silhouette: pixels (H, W) that belong to it, in a picture whose shorter side is SIDE.
     """
 
     colour: str
@@ -60,16 +59,19 @@ class Figure:
     area: float
     score: float
     inside: int | None = None
-    silhouette: numpy.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
 class Reading:
-    """What a picture shows: its figures, and the colour word and pattern of its background."""
+    """What a picture shows: its figures, the colour word and pattern of its background, and each figure's pixels.
+
+    Silhouettes are masks (H, W) of the picture with a shorter side of SIDE pixels.
+    """
 
     figures: list[Figure] = field(default_factory=list)
     background: str = ""
     pattern: str = "plain"
+    silhouettes: list[numpy.ndarray] = field(default_factory=list, repr=False, compare=False)
 
 
 def _prepare(array: numpy.ndarray) -> numpy.ndarray:
@@ -293,7 +295,7 @@ def read_picture(array: numpy.ndarray) -> Reading:
                 area=area / (height * width),
                 score=guess.score,
                 inside=place.get(part.holder) if part.holder is not None else None,
-                silhouette=own,
             )
         )
+        reading.silhouettes.append(own)
     return reading

@@ -26,10 +26,12 @@ class Track:
     Attributes:
         frames: numbers of the frames that show it.
         figures: the figure in each of them.
+        outlines: its `outline_signature` in each of them.
     """
 
     frames: list[int]
     figures: list[Figure]
+    outlines: list[numpy.ndarray]
 
     @property
     def colour(self) -> str:
@@ -71,8 +73,7 @@ class Track:
 
     def turn(self) -> float:
         """Degrees by which the figure turned, added up over the frames."""
-        signs = [outline_signature(figure.silhouette) for figure in self.figures]
-        return sum(rotation_between(first, second) for first, second in zip(signs, signs[1:], strict=False))
+        return sum(map(rotation_between, self.outlines, self.outlines[1:]))
 
 
 def _hops(y: numpy.ndarray) -> int:
@@ -128,6 +129,7 @@ def follow(frames: numpy.ndarray) -> tuple[list[Track], list[Reading]]:
     readings = [read_picture(frame) for frame in frames]
     tracks: list[Track] = []
     for number, reading in enumerate(readings):
+        outlines = [outline_signature(mask) for mask in reading.silhouettes]
         open_tracks = [track for track in tracks if number - track.frames[-1] <= 2]
         pairs = sorted(
             (_step(track, figure), t, f)
@@ -142,7 +144,9 @@ def follow(frames: numpy.ndarray) -> tuple[list[Track], list[Reading]]:
             taken_figures.add(f)
             open_tracks[t].frames.append(number)
             open_tracks[t].figures.append(reading.figures[f])
-        tracks += [Track([number], [figure]) for f, figure in enumerate(reading.figures) if f not in taken_figures]
+            open_tracks[t].outlines.append(outlines[f])
+        new = set(range(len(outlines))) - taken_figures
+        tracks += [Track([number], [reading.figures[f]], [outlines[f]]) for f in sorted(new)]
     tracks = [track for track in tracks if 3 * len(track.frames) >= len(readings)]
     return sorted(tracks, key=lambda track: -len(track.frames)), readings
 
