@@ -3,21 +3,14 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
 from . import words as w
 from .palette import BACKGROUNDS, COLOURS
-from .scenes import INVERSE, Group, Scene
+from .scenes import INVERSE, Group, Scene, pick
 
 BACKGROUND_UNSAID = 0.25
-
-T = TypeVar("T")
-
-
-def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    return choices[int(rng.random() * len(choices))]
 
 
 def _with_article(text: str) -> str:

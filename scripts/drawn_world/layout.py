@@ -65,7 +65,8 @@ _ARRANGEMENTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
 }
 
 
-def _between(rng: np.random.Generator, low: float, high: float) -> float:
+def between(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number from low to high, all as likely."""
     return low + (high - low) * rng.random()
 
 
@@ -80,10 +81,10 @@ def _block(rng: np.random.Generator, shape: str, radius: float, count: int) -> _
     play = max(0.0, (air - GAP) / 2)
     things = []
     for column, row in cells:
-        x = column * wide + _between(rng, -play, play)
-        y = row * high + _between(rng, -play, play)
-        size = radius * (1 + JITTER * _between(rng, -1, 1))
-        things.append((x, y, size, _between(rng, -MAX_TILT, MAX_TILT)))
+        x = column * wide + between(rng, -play, play)
+        y = row * high + between(rng, -play, play)
+        size = radius * (1 + JITTER * between(rng, -1, 1))
+        things.append((x, y, size, between(rng, -MAX_TILT, MAX_TILT)))
     mean_x = sum(t[0] for t in things) / count
     mean_y = sum(t[1] for t in things) / count
     moved = [Thing(x - mean_x, y - mean_y, size, angle) for x, y, size, angle in things]
@@ -115,7 +116,7 @@ def _set_anchor(rng: np.random.Generator, anchor: _Block, rooms: Sequence[tuple[
     low_y, high_y = BORDER + anchor.top + top, 1 - BORDER - anchor.bottom - bottom
     if low_x > high_x or low_y > high_y:
         return False
-    anchor.x, anchor.y = _between(rng, low_x, high_x), _between(rng, low_y, high_y)
+    anchor.x, anchor.y = between(rng, low_x, high_x), between(rng, low_y, high_y)
     return True
 
 
@@ -134,19 +135,19 @@ def _set_beside(rng: np.random.Generator, block: _Block, relation: str, anchor: 
     if low_x > high_x or low_y > high_y:
         return False
     if relation in ("left of", "right of"):
-        block.x = _between(rng, low_x, high_x)
+        block.x = between(rng, low_x, high_x)
         reach = abs(block.x - anchor.x) / STEEPNESS
         low_y, high_y = max(low_y, anchor.y - reach), min(high_y, anchor.y + reach)
         if low_y > high_y:
             return False
-        block.y = _between(rng, low_y, high_y)
+        block.y = between(rng, low_y, high_y)
     else:
-        block.y = _between(rng, low_y, high_y)
+        block.y = between(rng, low_y, high_y)
         reach = abs(block.y - anchor.y) / STEEPNESS
         low_x, high_x = max(low_x, anchor.x - reach), min(high_x, anchor.x + reach)
         if low_x > high_x:
             return False
-        block.x = _between(rng, low_x, high_x)
+        block.x = between(rng, low_x, high_x)
     return True
 
 
@@ -168,18 +169,18 @@ def _set_inside(rng: np.random.Generator, shape: str, count: int, container: str
     y = block.y + math.cos(turn) * hull.inner_y * outer.radius
     room = hull.inner_radius * outer.radius - BORDER
     # A pair sits on a line through the centre, each half a pitch away from it.
-    slope = _between(rng, 0, 2 * math.pi)
+    slope = between(rng, 0, 2 * math.pi)
     most = room / foot.reach if count == 1 else (room - GAP / 2) / (2 * foot.reach)
     if most < INNER_RADII[0]:
         return None
-    radius = _between(rng, INNER_RADII[0], min(INNER_RADII[1], most))
+    radius = between(rng, INNER_RADII[0], min(INNER_RADII[1], most))
     half = 0.0 if count == 1 else radius * foot.reach + GAP / 2 + 1e-6
     free = room - half - radius * foot.reach
-    away, side = free * math.sqrt(rng.random()), _between(rng, 0, 2 * math.pi)
+    away, side = free * math.sqrt(rng.random()), between(rng, 0, 2 * math.pi)
     middle_x, middle_y = x + away * math.cos(side), y + away * math.sin(side)
     things = []
     for sign in (1, -1)[:count]:
-        tilt = _between(rng, -MAX_TILT, MAX_TILT)
+        tilt = between(rng, -MAX_TILT, MAX_TILT)
         things.append(Thing(sign * half * math.cos(slope), sign * half * math.sin(slope), radius, tilt))
     return _Block(things, 0.0, 0.0, 0.0, 0.0, middle_x, middle_y)
 
@@ -191,7 +192,7 @@ def _radius(rng: np.random.Generator, size: str, contains: bool, groups: int) ->
     # _block varies the radius by JITTER, so the bounds are narrowed by it.
     # Beside a third group only the smallest fits.
     low, high = low / (1 - JITTER), high / (1 + JITTER)
-    return low if groups == 3 else _between(rng, low, high)
+    return low if groups == 3 else between(rng, low, high)
 
 
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

@@ -3,16 +3,15 @@
 Lengths are fractions of the picture side, x right, y down; time runs from 0 to 1.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .layout import BORDER, GAP, RADII, Thing
+from .layout import BORDER, GAP, RADII, Thing, between
 from .palette import BACKGROUNDS, COLOURS, PATTERNS, clear_on, clear_pair
 from .render import render
-from .scenes import HELD_OUT_SHARE, SHAPES, Group, Scene
+from .scenes import SHAPES, Group, Scene, falls_out, pick
 from .shapes import MAX_TILT, footprint
 
 FRAMES = 17
@@ -82,17 +81,12 @@ def render_clip(clip: Clip, size: int = 128, frames: int = FRAMES) -> np.ndarray
     return np.stack([clip.picture(time, size) for time in np.linspace(0, 1, frames)])
 
 
-def _falls_out(colour: str, shape: str, motion: str) -> bool:
-    digest = hashlib.sha256(f"moving world: {colour} {shape} {motion}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
-
-
 HELD_OUT_MOTIONS: frozenset[tuple[str, str, str]] = frozenset(
     (colour, shape, motion)
     for colour in COLOURS
     for shape in SHAPES
     for motion in MOTIONS
-    if (motion != "rotates" or shape in TURNING) and _falls_out(colour, shape, motion)
+    if (motion != "rotates" or shape in TURNING) and falls_out(f"moving world: {colour} {shape} {motion}")
 )
 
 
@@ -102,14 +96,6 @@ def is_held_out_clip(clip: Clip) -> bool:
 
 
 # --- drawing at random -----------------------------------------------------------------------------------------------
-
-
-def _between(rng: np.random.Generator, low: float, high: float) -> float:
-    return low + (high - low) * rng.random()
-
-
-def _pick(rng: np.random.Generator, choices: tuple) -> str:
-    return choices[int(rng.random() * len(choices))]
 
 
 def _room(shape: str, radius: float, whole: bool) -> tuple[float, float, float, float]:
@@ -126,7 +112,7 @@ def _inside(
     low_x, high_x, low_y, high_y = box[0] + room[0], box[2] - room[1], box[1] + room[2], box[3] - room[3]
     if low_x > high_x or low_y > high_y:
         return None
-    return _between(rng, low_x, high_x), _between(rng, low_y, high_y)
+    return between(rng, low_x, high_x), between(rng, low_y, high_y)
 
 
 def _act(
@@ -137,25 +123,25 @@ def _act(
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
 ) -> tuple[Thing, Thing] | None:
     """First and last state of a figure that does this inside a box; None when there is no room for it."""
-    radius = RADII[size] * _between(rng, 0.94, 1.06)
-    largest = _between(rng, *LARGE_RADIUS) if motion in ("grows", "shrinks") else radius
+    radius = RADII[size] * between(rng, 0.94, 1.06)
+    largest = between(rng, *LARGE_RADIUS) if motion in ("grows", "shrinks") else radius
     room = _room(shape, largest, motion == "rotates")
     centre = _inside(rng, room, box)
     if centre is None:
         return None
     x, y = centre
-    angle = _between(rng, -MAX_TILT, MAX_TILT)
+    angle = between(rng, -MAX_TILT, MAX_TILT)
     start = Thing(x, y, radius, angle)
     if motion in ("grows", "shrinks"):
-        little = Thing(x, y, _between(rng, *SMALL_RADIUS), angle)
+        little = Thing(x, y, between(rng, *SMALL_RADIUS), angle)
         big = replace(little, radius=largest)
         return (little, big) if motion == "grows" else (big, little)
     if motion == "rotates":
-        turn = _between(rng, *TURN) * (1 if rng.random() < 0.5 else -1)
+        turn = between(rng, *TURN) * (1 if rng.random() < 0.5 else -1)
         return start, replace(start, angle=angle + turn)
     if motion == "bounces":
         low = box[3] - room[3] - 0.03 * rng.random()
-        top = low - _between(rng, *HOP)
+        top = low - between(rng, *HOP)
         return (replace(start, y=low), replace(start, y=top)) if top - room[2] >= box[1] else None
     if motion in DIRECTIONS:
         return _way(rng, start, motion, room, box)
@@ -185,7 +171,7 @@ def _way(
 
 def _lanes(rng: np.random.Generator, motion: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Two boxes beside each other, along which two figures pass without touching."""
-    border = _between(rng, 0.44, 0.56)
+    border = between(rng, 0.44, 0.56)
     if motion in ("left", "right", "rotates", "changes") and (motion in DIRECTIONS or rng.random() < 0.5):
         boxes = (0.0, 0.0, 1.0, border - GAP / 2), (0.0, border + GAP / 2, 1.0, 1.0)
     else:
@@ -197,8 +183,8 @@ def _sample_actors(rng: np.random.Generator, motions: list[str], background: str
     boxes = _lanes(rng, motions[0]) if len(motions) == 2 else ((0.0, 0.0, 1.0, 1.0),)
     actors = []
     for motion, box in zip(motions, boxes, strict=True):
-        shape = _pick(rng, TURNING if motion == "rotates" else SHAPES)
-        colour, new_colour = _pick(rng, COLOURS), _pick(rng, COLOURS) if motion == "changes" else ""
+        shape = pick(rng, TURNING if motion == "rotates" else SHAPES)
+        colour, new_colour = pick(rng, COLOURS), pick(rng, COLOURS) if motion == "changes" else ""
         if new_colour and not (clear_on(new_colour, background) and clear_pair(colour, new_colour)):
             return None
         roll = rng.random()
@@ -217,14 +203,14 @@ def sample_clip(rng: np.random.Generator, held_out: bool | None = False) -> Clip
     """Draws a clip from rng; `held_out` as for `sample_scene`."""
     roll = rng.random()
     while True:
-        motions = [_pick(rng, MOTIONS)]
+        motions = [pick(rng, MOTIONS)]
         if roll > 0.82:
-            motions = [_pick(rng, tuple(DIRECTIONS))]
+            motions = [pick(rng, tuple(DIRECTIONS))]
             motions.append(OPPOSITE[motions[0]])
         elif roll > 0.66 and motions[0] not in ("grows", "shrinks"):
             motions.append("stays")
-        background = "white" if rng.random() < 0.12 else _pick(rng, BACKGROUNDS)
-        pattern = "plain" if rng.random() < 0.5 else _pick(rng, PATTERNS[1:])
+        background = "white" if rng.random() < 0.12 else pick(rng, BACKGROUNDS)
+        pattern = "plain" if rng.random() < 0.5 else pick(rng, PATTERNS[1:])
         actors = _sample_actors(rng, motions, background)
         if actors is None:
             continue

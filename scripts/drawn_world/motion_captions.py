@@ -3,8 +3,9 @@
 import numpy as np
 
 from . import motion_words as m
-from .captions import VOCABULARY, Phrase, caption_words, phrase_of, pick, strings, with_background
+from .captions import VOCABULARY, Phrase, caption_words, phrase_of, strings, with_background
 from .motion import DIRECTIONS, Actor, Clip
+from .scenes import pick
 from .words import COLOUR_WORDS
 
 BACKGROUND_UNSAID = 0.3

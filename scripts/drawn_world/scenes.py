@@ -51,8 +51,9 @@ class Scene:
     pattern: str
 
 
-def _falls_out(colour: str, shape: str, relation: str) -> bool:
-    digest = hashlib.sha256(f"drawn world: {colour} {shape} {relation}".encode()).digest()
+def falls_out(combination: str) -> bool:
+    """Whether training never sees a combination of words: one in ten, by its hash."""
+    digest = hashlib.sha256(combination.encode()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
@@ -61,7 +62,7 @@ HELD_OUT: frozenset[tuple[str, str, str]] = frozenset(
     for colour in COLOURS
     for shape in SHAPES
     for relation in INVERSE
-    if (relation != "around" or shape in CONTAINERS) and _falls_out(colour, shape, relation)
+    if (relation != "around" or shape in CONTAINERS) and falls_out(f"drawn world: {colour} {shape} {relation}")
 )
 
 
@@ -82,13 +83,14 @@ def is_held_out(scene: Scene) -> bool:
     return _held_out_kinds([(group.colour, group.shape) for group in scene.groups], scene.relations)
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    """One of the choices, all as likely."""
     return choices[int(rng.random() * len(choices))]
 
 
 def _sample_background(rng: np.random.Generator) -> tuple[str, str]:
-    colour = "white" if rng.random() < 0.12 else _pick(rng, BACKGROUNDS)
-    pattern = "plain" if rng.random() < 0.4 else _pick(rng, PATTERNS[1:])
+    colour = "white" if rng.random() < 0.12 else pick(rng, BACKGROUNDS)
+    pattern = "plain" if rng.random() < 0.4 else pick(rng, PATTERNS[1:])
     return colour, pattern
 
 
@@ -97,9 +99,9 @@ def _sample_relations(rng: np.random.Generator, groups: int) -> Relations:
         return ()
     if groups == 2:
         inside = rng.random() < 0.22
-        return ((0, "inside" if inside else _pick(rng, RELATIONS[:4]), 1),)
-    first = "inside" if rng.random() < 0.15 else _pick(rng, RELATIONS[:4])
-    return ((0, first, 1), (1, _pick(rng, RELATIONS[:4]), 2))
+        return ((0, "inside" if inside else pick(rng, RELATIONS[:4]), 1),)
+    first = "inside" if rng.random() < 0.15 else pick(rng, RELATIONS[:4])
+    return ((0, first, 1), (1, pick(rng, RELATIONS[:4]), 2))
 
 
 def _sample_kinds(rng: np.random.Generator, relations: Relations, groups: int, background: str) -> Kinds | None:
@@ -107,7 +109,7 @@ def _sample_kinds(rng: np.random.Generator, relations: Relations, groups: int, b
     kinds: Kinds = []
     for index in range(groups):
         contains = any(relation == "inside" and other == index for _, relation, other in relations)
-        kinds.append((_pick(rng, COLOURS), _pick(rng, CONTAINERS if contains else SHAPES)))
+        kinds.append((pick(rng, COLOURS), pick(rng, CONTAINERS if contains else SHAPES)))
     names = [colour for colour, _ in kinds]
     if len({*names, background}) <= groups or not all(clear_on(name, background) for name in names):
         return None
