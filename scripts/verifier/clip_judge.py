@@ -34,7 +34,7 @@ class ClipVerdict:
 
 def judge_clip(request: ClipRequest, frames: numpy.ndarray) -> ClipVerdict:
     """Compares what a prompt asks for with a clip of bytes (F, H, W, 3)."""
-    tracks, _ = follow(frames)
+    tracks = follow(frames)
     wanted = request.figures
     candidates = tracks[: len(wanted) + 2]
     padded = [*candidates, *[None] * len(wanted)]

@@ -6,10 +6,11 @@ degrees, x right, y down.
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy
 
-from scripts.verifier.picture import Figure, Reading, read_picture
+from scripts.verifier.picture import Figure, read_picture
 
 JUMP = 0.16  # a figure does not move further than this from one frame to the next
 TRAVEL = 0.2  # less than this is no way
@@ -21,7 +22,7 @@ SPOKES = 120  # directions in which an outline is measured
 
 @dataclass
 class Track:
-    """One figure through a clip.
+    """One figure through a clip; what it is and does is asked once it is complete.
 
     Attributes:
         frames: numbers of the frames that show it.
@@ -33,17 +34,17 @@ class Track:
     figures: list[Figure]
     outlines: list[numpy.ndarray]
 
-    @property
+    @cached_property
     def colour(self) -> str:
         """Colour word in its first frames."""
         return Counter(figure.colour for figure in self.figures[: 1 + len(self.figures) // 4]).most_common(1)[0][0]
 
-    @property
+    @cached_property
     def new_colour(self) -> str:
         """Colour word in its last frames."""
         return Counter(figure.colour for figure in self.figures[-1 - len(self.figures) // 4 :]).most_common(1)[0][0]
 
-    @property
+    @cached_property
     def shape(self) -> str:
         """The shape that it fits best over all frames; a figure that rotates looks like itself only at times."""
         scores = Counter()
@@ -51,7 +52,7 @@ class Track:
             scores[figure.shape] += figure.score**4
         return scores.most_common(1)[0][0]
 
-    @property
+    @cached_property
     def motion(self) -> str:
         """One of left, right, up, down, rotates, grows, shrinks, bounces, changes, stays."""
         if self.colour != self.new_colour:
@@ -120,8 +121,8 @@ def rotation_between(first: numpy.ndarray, second: numpy.ndarray, most: float = 
     return float((steps[best] + numpy.clip(fine, -0.5, 0.5)) / SPOKES * 360)
 
 
-def follow(frames: numpy.ndarray) -> tuple[list[Track], list[Reading]]:
-    """The figures of a clip of bytes (F, H, W, 3), longest seen first, and what each frame shows.
+def follow(frames: numpy.ndarray) -> list[Track]:
+    """The figures of a clip of bytes (F, H, W, 3), longest seen first.
 
     Figures are joined frame by frame, nearest first; a figure may be lost for one frame. What shows in less than a
     third of the frames is left out.
@@ -148,7 +149,7 @@ def follow(frames: numpy.ndarray) -> tuple[list[Track], list[Reading]]:
         new = set(range(len(outlines))) - taken_figures
         tracks += [Track([number], [reading.figures[f]], [outlines[f]]) for f in sorted(new)]
     tracks = [track for track in tracks if 3 * len(track.frames) >= len(readings)]
-    return sorted(tracks, key=lambda track: -len(track.frames)), readings
+    return sorted(tracks, key=lambda track: -len(track.frames))
 
 
 def _step(track: Track, figure: Figure) -> float:
