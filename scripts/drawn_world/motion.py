@@ -21,8 +21,8 @@ TURNING = tuple(shape for shape in SHAPES if shape not in ("circle", "ring"))
 SMALL_RADIUS, LARGE_RADIUS = (0.09, 0.12), (0.24, 0.29)  # before growing, after it
 TRAVEL = 0.36  # least way of a figure that moves
 HOP = (0.28, 0.42)  # height of a bounce
-TURN = (110.0, 180.0)  # degrees of a rotation
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+TURN = (72.0, 108.0)  # degrees of a rotation: in a quarter of the clip less than half the symmetry of a star
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grows": "shrinks", "shrinks": "grows"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ class Actor:
         ]
         return Thing(*parts)
 
+    def reversed(self) -> "Actor":
+        """The figure when time runs backwards; a bounce is the same both ways."""
+        colours = (self.new_colour, self.colour) if self.motion == "changes" else (self.colour, self.new_colour)
+        states = (self.start, self.end) if self.motion == "bounces" else (self.end, self.start)
+        motion = OPPOSITE.get(self.motion, self.motion)
+        return Actor(self.shape, colours[0], self.size, motion, *states, colours[1])
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -55,6 +62,10 @@ class Clip:
     background: str
     pattern: str
 
+    def reversed(self) -> "Clip":
+        """The clip from its end to its start: what moved left moves right, what grew shrinks."""
+        return replace(self, actors=tuple(actor.reversed() for actor in self.actors))
+
     @property
     def crossing(self) -> bool:
         return len(self.actors) == 2 and self.actors[1].motion in DIRECTIONS
@@ -63,6 +74,13 @@ class Clip:
         """The figures as they are at a time, in their first colours."""
         groups = tuple(Group(actor.shape, actor.colour, actor.size, (actor.at(time),)) for actor in self.actors)
         return Scene(groups, (), self.background, self.pattern)
+
+    def seen(self, time: float) -> Scene:
+        """The figures at a time, one that changes in its new colour from the middle on."""
+        scene = self.scene(time)
+        if self.actors[0].motion != "changes" or time < 0.5:
+            return scene
+        return replace(scene, groups=(replace(scene.groups[0], colour=self.actors[0].new_colour), *scene.groups[1:]))
 
     def picture(self, time: float, size: int) -> np.ndarray:
         """uint8 (size, size, 3) at a time; a colour changes gradually in the middle third."""

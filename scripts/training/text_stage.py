@@ -6,19 +6,21 @@ relations to the right words. Must not know the pipeline or the other stages.
 Shape letters: B batch, L caption tokens, T clause tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5ForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from scripts.drawn_world import VOCABULARY, describe, sample_scene
 from scripts.training.config import LoopSettings
 from scripts.training.stage import numpy_generator
+from scripts.training.worlds import WORLDS
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
 PAD, END, UNKNOWN = range(3)
@@ -46,6 +48,9 @@ class DataSettings:
     """Captions of training and of the report."""
 
     scenes: int = 60_000  # pool of scenes; each gets a fresh caption whenever it is drawn
+    start: str = ""  # diffusers folder whose encoder to go on from: its words keep their embeddings; "" = new weights
+    clips: float = 0.0  # share of the pool that are clips; above 0 the words of clips are added to the vocabulary
+    keep_weight: float = 1.0  # with `start`, of the distance of picture captions' encodings from what they were
     perturbed: float = 0.25  # share of captions with strangers' wording: idle words added, fillers changed
     held_out_captions: int = 2000  # for the report
 
@@ -62,8 +67,9 @@ class TextStage:
     """Caption -> canonical words, text to text."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        self.settings, self.device = settings, device
-        self.tokenizer = make_tokenizer()
+        self.settings, self.device, data = settings, device, settings.data
+        self.worlds = ("pictures", "clips") if data.clips > 0 else ("pictures",)
+        self.tokenizer = make_tokenizer(WORLDS[self.worlds[-1]].vocabulary)
         self.vocabulary = self.tokenizer.get_vocab()
         self.fillers = frozenset(self.vocabulary[word] for word in FILLERS & self.vocabulary.keys())
         sizes = vars(settings.model)
@@ -78,26 +84,39 @@ class TextStage:
         )
         self.model = T5ForConditionalGeneration(config)
         prefer_neighbours(self.model)
+        self.start = Start(data.start, self.model, self.vocabulary).to(device) if data.start else None
         self.model.to(device)
-        self.pool = [sample_scene(numpy_generator(settings.seed, 0, i)) for i in range(settings.data.scenes)]
+        self.pool = [self.sample(numpy_generator(settings.seed, 0, i)) for i in range(data.scenes)]
         self.idle = self.idle_words()
         self.held_out: list[tuple[str, str]] = []
+
+    def sample(self, rng: numpy.random.Generator, held_out: bool = False) -> tuple[str, Any]:
+        """Name of a world, drawn by its share, and a thing of it."""
+        name = self.worlds[-1] if rng.random() < self.settings.data.clips else "pictures"
+        return name, WORLDS[name].sample(rng, held_out=held_out)
+
+    @staticmethod
+    def describe(sample: tuple[str, Any], rng: numpy.random.Generator) -> tuple[str, str]:
+        """Caption and canonical form."""
+        name, thing = sample
+        return WORLDS[name].describe(thing, rng)
 
     def idle_words(self, captions: int = 5000) -> list[int]:
         """Ids to put between the words of a caption: words that no caption uses, and as often the unknown word."""
         rng = numpy_generator(self.settings.seed, 2)
         used = set(range(len(SPECIAL)))
         for i in rng.integers(len(self.pool), size=captions):
-            caption, canonical = describe(self.pool[i], rng)
+            caption, canonical = self.describe(self.pool[i], rng)
             used.update(self.tokenizer(caption)["input_ids"])
             used.update(*map(self.clause_ids, split(canonical)))
         unused = sorted(set(self.vocabulary.values()) - used)
         return unused + [UNKNOWN] * max(1, len(unused))
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
-        """input_ids and attention_mask (B, L); labels (3 B, T), one row per clause, -100 where padded."""
+        """input_ids, attention_mask (B, L); labels (3 B, T), one row per clause, -100 where padded; pictures (B,)."""
         rng = numpy_generator(self.settings.seed, 1, rank, step)
-        pairs = [describe(self.pool[i], rng) for i in rng.integers(len(self.pool), size=batch_size)]
+        samples = [self.pool[i] for i in rng.integers(len(self.pool), size=batch_size)]
+        pairs = [self.describe(sample, rng) for sample in samples]
         ids = self.tokenizer([caption for caption, _ in pairs])["input_ids"]
         perturbed = rng.random(batch_size) < self.settings.data.perturbed
         ids = [
@@ -106,10 +125,12 @@ class TextStage:
         ]
         input_ids = padded(ids, PAD)
         labels = padded([self.clause_ids(clause) for _, canonical in pairs for clause in split(canonical)], -100)
-        return {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long(), "labels": labels}
+        pictures = torch.tensor([name == "pictures" for name, _ in samples])
+        mask = (input_ids != PAD).long()
+        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "pictures": pictures}
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross entropy per canonical word; logs the share of words guessed right."""
+        """Mean cross entropy per canonical word, plus the distance from the start; logs the share of words right."""
         labels, mask = batch["labels"], batch["attention_mask"]
         captions = self.model.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         earlier = torch.cat([self.first_words(len(mask)), labels[:, :-1].clamp(min=PAD)], dim=1)
@@ -120,7 +141,11 @@ class TextStage:
             labels=labels,
         )
         right = (output.logits.argmax(-1) == labels)[labels != -100].float().mean()
-        return output.loss, {"word_accuracy": right.detach()}
+        if self.start is None:
+            return output.loss, {"word_accuracy": right.detach()}
+        moved = self.start.distance(captions, batch["input_ids"], mask * batch["pictures"][:, None])
+        numbers = {"word_accuracy": right.detach(), "moved": moved.detach()}
+        return output.loss + self.settings.data.keep_weight * moved, numbers
 
     def first_words(self, captions: int) -> Tensor:
         """Decoder tokens (3 * captions, 1) that ask for each clause."""
@@ -132,7 +157,7 @@ class TextStage:
         if not self.held_out:
             rng = numpy_generator(self.settings.seed, HELD_OUT_SEED)
             count = self.settings.data.held_out_captions
-            self.held_out = [describe(sample_scene(rng, held_out=True), rng) for _ in range(count)]
+            self.held_out = [self.describe(self.sample(rng, held_out=True), rng) for _ in range(count)]
         said = self.say([caption for caption, _ in self.held_out])
         lines, right = [], 0
         for index, ((caption, canonical), words) in enumerate(zip(self.held_out, said, strict=True)):
@@ -190,6 +215,40 @@ def build(settings: Settings, device: torch.device) -> TextStage:
     return TextStage(settings, device)
 
 
+class Start(torch.nn.Module):
+    """The text encoder to go on from: gives the new one its weights, and says how far that has moved.
+
+    Args:
+        folder: Diffusers folder with text_encoder/ and tokenizer/.
+        model: Gets the weights, and the embeddings of the words that both vocabularies have.
+        vocabulary: Words of the new model and their ids.
+    """
+
+    def __init__(self, folder: str, model: T5ForConditionalGeneration, vocabulary: dict[str, int]) -> None:
+        super().__init__()
+        self.encoder = T5EncoderModel.from_pretrained(Path(folder) / "text_encoder").eval().requires_grad_(False)
+        words = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer").get_vocab()
+        earlier = torch.full((len(vocabulary),), UNKNOWN)
+        for word, index in vocabulary.items():
+            earlier[index] = words.get(word, UNKNOWN)
+        self.register_buffer("earlier", earlier)  # id now -> id then
+        blocks = {name: value for name, value in self.encoder.state_dict().items() if name.startswith("encoder.block")}
+        blocks["encoder.final_layer_norm.weight"] = self.encoder.encoder.final_layer_norm.weight
+        model.load_state_dict(blocks, strict=False)
+        known = (earlier != UNKNOWN).nonzero().flatten()
+        with torch.no_grad():
+            model.shared.weight[known] = self.encoder.shared.weight[earlier[known]]
+            model.shared.weight[UNKNOWN] = self.encoder.shared.weight[UNKNOWN]
+
+    def distance(self, encoded: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Mean square change of encodings (B, L, D) where mask (B, L) is 1, against their mean square then."""
+        ids = self.earlier[input_ids]
+        with torch.no_grad():
+            before = self.encoder(ids, attention_mask=(input_ids != PAD).long()).last_hidden_state
+        change = ((encoded - before) ** 2).mean(-1) * mask
+        return change.sum() / ((before**2).mean(-1) * mask).sum().clamp(min=1e-6)
+
+
 def prefer_neighbours(model: T5ForConditionalGeneration) -> None:
     """Start the heads with a liking for near words: after, before, both, and none, in turn.
 
@@ -216,9 +275,9 @@ def prefer_neighbours(model: T5ForConditionalGeneration) -> None:
                 weight[bucket, head] = max(liking, -6.0)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per lower-case word of the drawn world; accents and punctuation dropped; ends with </s>."""
-    words = [*SPECIAL, *sorted({*VOCABULARY, ";"})]
+def make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token per lower-case word of a world; accents and punctuation dropped; ends with </s>."""
+    words = [*SPECIAL, *sorted({*vocabulary, ";"})]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
         [

@@ -4,29 +4,26 @@ Rectified flow as the official training: logit-normal time, resolution-dependent
 half of the output channels. Must not know the verifier.
 """
 
-import hashlib
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from diffusers import FlowMatchEulerDiscreteScheduler
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoTokenizer, T5EncoderModel
 
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
-from scripts.drawn_world import BACKGROUNDS, SHAPES, Scene, describe, render, sample_scene
+from ptdit_diffusers.pipelines.ptdit_sampling import choose_windows
 from scripts.training.config import LoopSettings
+from scripts.training.encoded import EncodedPart, PartSettings
+from scripts.training.layout_head import LayoutHead
 from scripts.training.parts import attention_kernels
 from scripts.training.stage import numpy_generator, torch_generator
-from scripts.training.vae_stage import save_sheet, to_pixels
+from scripts.training.vae_stage import save_sheet
 
 
 @dataclass(kw_only=True)
@@ -43,12 +40,10 @@ class ModelSettings:
 
 @dataclass(kw_only=True)
 class DataSettings:
-    """Pictures, captions and time."""
+    """What is learnt from, captions and time."""
 
     components: str  # diffusers folder with text_encoder/, tokenizer/ and vae/ from the stages before
-    size: int = 128  # side of the pictures in pixels
-    scenes: int = 32768  # pictures that are drawn and encoded before training; captions are always new
-    world: int = 2  # first number of the seeds of the scenes
+    parts: tuple[PartSettings, ...] = (PartSettings(),)
     caption_dropout: float = 0.1  # share of samples trained with an empty caption, for guidance
     base_tokens: int = 28  # tokens at which the time shift is 1; fewer give more steps to high noise, which lays out
     caption_tokens: int = 48  # captions are padded to this many tokens: one shape, compiled once
@@ -76,10 +71,10 @@ class TransformerStage:
         self.text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder").eval().requires_grad_(False)
         self.text_encoder.to(device)
         self.vae = AutoencoderKLOpenSoraPlan.from_pretrained(folder / "vae").eval().requires_grad_(False).to(device)
-        latent = settings.data.size // 8
-        window = settings.model.window_size
-        if settings.model.start:
-            transformer = PTDiTTransformer3DModel.from_pretrained(settings.model.start)
+        latent, window = settings.data.parts[0].size // 8, settings.model.window_size
+        windows = {"window_size": window, "proxy_ratio": settings.model.proxy_ratio}
+        if settings.model.start:  # windows are no weights: a model of pictures may go on with windows in time
+            transformer = PTDiTTransformer3DModel.from_pretrained(settings.model.start, **windows)
             check_sizes(settings.model, transformer)
         else:
             sizes = {name: value for name, value in asdict(settings.model).items() if name != "start"}
@@ -95,69 +90,31 @@ class TransformerStage:
         self.scheduler = FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_image_seq_len=settings.data.base_tokens
         )
-        self.log_shift = math.log((latent // 2) ** 2 / settings.data.base_tokens) / 2  # ln r, as the pipeline has it
-        self.latents = self.encode_scenes()
-
-    def scene(self, index: int) -> Scene:
-        """Scene `index` of the training set."""
-        return sample_scene(numpy_generator(self.settings.data.world, self.settings.seed, index), held_out=False)
-
-    def encode_scenes(self) -> Tensor:
-        """Latents (scenes, 4, 1, H/8, W/8) of the training set, float16 on the CPU; kept in the run's folder.
-
-        Each process draws and encodes its share; all of them read everything.
-        """
-        data, state = self.settings.data, PartialState()
-        folder = Path(self.settings.output_dir) / f"latents-{self.fingerprint()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        shares = torch.arange(data.scenes).tensor_split(state.num_processes)
-        files = [folder / f"scenes-{int(share[0])}-{int(share[-1])}.safetensors" for share in shares]
-        if not files[state.process_index].exists():
-            latents = self.encode(shares[state.process_index].tolist())
-            temporary = files[state.process_index].with_suffix(".tmp")
-            save_file({"latents": latents}, temporary)
-            temporary.replace(files[state.process_index])
-        state.wait_for_everyone()
-        return torch.cat([load_file(file)["latents"] for file in files])
-
-    def fingerprint(self) -> str:
-        """Eight digits that change with the VAE's encoder or the scenes, so that stale latents are never read."""
-        data = self.settings.data
-        digest = hashlib.sha256(f"{data.size} {data.world} {self.settings.seed}".encode())
-        for module in (self.vae.encoder, self.vae.quant_conv):
-            for value in module.state_dict().values():
-                digest.update(value.float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:8]
-
-    @torch.no_grad()
-    def encode(self, indices: list[int]) -> Tensor:
-        """Scaled posterior means of scenes."""
-        latents, batch = [], 32
-        for start in tqdm(range(0, len(indices), batch), desc="encoding scenes", mininterval=10):
-            pictures = [render(self.scene(index), self.settings.data.size) for index in indices[start : start + batch]]
-            posterior = self.vae.encode(to_pixels(numpy.stack(pictures)).to(self.device)).latent_dist
-            latents.append((posterior.mode() * self.vae.config.scaling_factor).half().cpu())
-        return torch.cat(latents)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"):
+            self.parts = [
+                EncodedPart(part, settings.seed, self.vae, Path(settings.output_dir), settings.data.base_tokens)
+                for part in settings.data.parts
+            ]
+        frames = max(part.world.latent_frames for part in self.parts)
+        transformer.register_to_config(sample_frames=frames)
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         data = self.settings.data
-        choice = numpy_generator(self.settings.seed, 7, rank, step)
+        shares = numpy.array([part.share for part in data.parts])
+        which = numpy_generator(self.settings.seed, 6, step).choice(len(shares), p=shares / shares.sum())
+        choice = numpy_generator(self.settings.seed, 7, rank, step)  # all processes take the same part
         generator = torch_generator(self.settings.seed, 8, rank, step)
-        indices = choice.integers(0, data.scenes, batch_size)
-        captions = [
-            "" if choice.random() < data.caption_dropout else describe(self.scene(int(i)), choice)[0] for i in indices
-        ]
-        layouts = [layout_targets(self.scene(int(i)), data.size // 16) for i in indices]
+        part, size = self.parts[which], data.parts[which].batch_size or batch_size
+        latents, captions, layouts = part.draw(choice, size, data.caption_dropout)
         tokens = self.tokenizer(captions, padding="max_length", max_length=data.caption_tokens, return_tensors="pt")
-        latents = self.latents[torch.from_numpy(indices)].float()
-        normal = torch.randn(batch_size, generator=generator)
+        normal = torch.randn(size, generator=generator)
         return {
             "latents": latents,
             "noise": torch.randn(latents.shape, generator=generator),
-            "time": torch.sigmoid(normal + self.log_shift),  # logit-normal; the shift by r adds ln r to the logit
+            "time": torch.sigmoid(normal + part.log_shift),  # logit-normal; the shift by r adds ln r to the logit
             "input_ids": tokens.input_ids,
             "mask": tokens.attention_mask.bool(),
-            "layout": torch.from_numpy(numpy.stack(layouts)),
+            "layout": layouts,
         }
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -165,8 +122,9 @@ class TransformerStage:
             text = self.text_encoder(batch["input_ids"], attention_mask=batch["mask"]).last_hidden_state
         time = batch["time"][:, None, None, None, None]
         noisy = (1 - time) * batch["latents"] + time * batch["noise"]
+        windows = choose_windows(self.transformer, "auto", "auto", *noisy.shape[-2:])
         with attention_kernels(self.device):
-            sample = self.network(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False)[0]
+            sample = self.network(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False, **windows)[0]
         flow = self.transformer.flow(sample)
         error = F.mse_loss(flow, batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
         early = batch["time"] > 0.7
@@ -181,22 +139,30 @@ class TransformerStage:
         return PTDiTPipeline(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
 
     def sheet(self, path: Path) -> dict[str, float]:
-        """32 held-out prompts, always the same, with their text beside the picture."""
-        choice = numpy_generator(self.settings.seed, 9)
-        prompts = [describe(sample_scene(choice, held_out=True), choice)[0] for _ in range(32)]
+        """Held-out prompts of each part, always the same, with their texts beside: 32 pictures, 8 clips as strips."""
+        data = self.settings.data
         pipeline = self.pipeline()
         pipeline.set_progress_bar_config(disable=True)
-        pictures = pipeline(
-            prompts,
-            height=self.settings.data.size,
-            width=self.settings.data.size,
-            num_inference_steps=self.settings.data.steps,
-            guidance_scale=self.settings.data.guidance,
-            generator=[torch_generator(i) for i in range(len(prompts))],
-            output_type="pt",
-        ).images
-        save_sheet(pictures[:, :, None] * 2 - 1, path.with_suffix(".png"), columns=8)
-        path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        for settings, part in zip(data.parts, self.parts, strict=True):
+            choice = numpy_generator(self.settings.seed, 9)
+            count = 32 if part.world.frames == 1 else 8
+            held_out = [part.world.sample(choice, held_out=True) for _ in range(count)]
+            prompts = [part.world.describe(thing, choice)[0] for thing in held_out]
+            result = pipeline(
+                prompts,
+                height=settings.size,
+                width=settings.size,
+                num_frames=part.world.frames,
+                num_inference_steps=data.steps,
+                guidance_scale=data.guidance,
+                generator=[torch_generator(i) for i in range(count)],
+                output_type="pt",
+            )
+            frames = result.images[:, None] if result.frames is None else result.frames[:, ::2]
+            name = path.with_name(f"{path.name}-{settings.world}-{settings.size}")
+            rows = frames.flatten(0, 1)[:, :, None] * 2 - 1  # (B F, 3, 1, H, W)
+            save_sheet(rows, name.with_suffix(".png"), columns=8 if result.frames is None else frames.shape[1])
+            name.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
         return {}
 
     def export(self, folder: Path) -> None:
@@ -222,67 +188,6 @@ def check_sizes(asked: ModelSettings, transformer: PTDiTTransformer3DModel) -> N
             list(value) if isinstance(value, tuple) else value,
         ):
             raise ValueError(f"model.{name}={value} but {asked.start} has {name}={found}; set it to that.")
-
-
-class LayoutHead(torch.nn.Module):
-    """Reads off a middle block what stands at each token; a training aid that is not part of the exported model.
-
-    It teaches the blocks before it to know figures instead of textures, in the manner of representation alignment
-    (arXiv 2410.06940), with the drawn scene in place of another network's features.
-    """
-
-    def __init__(self, transformer: PTDiTTransformer3DModel) -> None:
-        super().__init__()
-        blocks = transformer.transformer_blocks
-        width = transformer.proj_out.in_features
-        self.read = torch.nn.Sequential(
-            torch.nn.LayerNorm(width),
-            torch.nn.Linear(width, width),
-            torch.nn.GELU(),
-            torch.nn.Linear(width, len(SHAPES) + 1 + len(BACKGROUNDS) + 3),
-        )
-        blocks[(len(blocks) - 1) // 2].register_forward_hook(self.keep)
-
-    def keep(self, block: torch.nn.Module, arguments: tuple, output: Tensor) -> None:
-        """Remember the block's output (B, N, D) until `loss`."""
-        self.tokens = output
-
-    def loss(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropies of shape and colour plus the distance error, and the share of right shapes on figures.
-
-        Args:
-            targets: (B, N, 5) from `layout_targets`.
-        """
-        shapes, colours, place = self.read(self.tokens).float().split([len(SHAPES) + 1, len(BACKGROUNDS), 3], dim=-1)
-        shape, colour = targets[..., 0].long(), targets[..., 1].long()
-        figure = shape > 0
-        error = F.cross_entropy(shapes.flatten(0, 1), shape.flatten())
-        error = error + F.cross_entropy(colours.flatten(0, 1), colour.flatten())
-        distance = F.smooth_l1_loss(place, targets[..., 2:], reduction="none").mean(-1)
-        right = (shapes.argmax(-1) == shape) & figure
-        self.tokens = None
-        return error + (distance * figure).sum() / figure.sum().clamp(min=1), right.sum() / figure.sum().clamp(min=1)
-
-
-def layout_targets(scene: Scene, side: int) -> numpy.ndarray:
-    """What stands at each of side x side tokens: float32 (side * side, 5).
-
-    Columns: shape (0 = background, else 1 + index in SHAPES), colour (index in BACKGROUNDS), and for figures the
-    centre's distance right and down and the radius, in tokens. A smaller figure hides a larger one around it.
-    """
-    centres = (numpy.arange(side) + 0.5) / side
-    x, y = (axis.ravel() for axis in numpy.meshgrid(centres, centres))
-    targets = numpy.zeros((side * side, 5), dtype=numpy.float32)
-    targets[:, 1] = BACKGROUNDS.index(scene.background)
-    figures = [(thing, group) for group in scene.groups for thing in group.things]
-    for thing, group in sorted(figures, key=lambda item: -item[0].radius):
-        here = numpy.hypot(x - thing.x, y - thing.y) < thing.radius + 0.25 / side
-        targets[here, 0] = 1 + SHAPES.index(group.shape)
-        targets[here, 1] = BACKGROUNDS.index(group.colour)
-        targets[here, 2] = (thing.x - x[here]) * side
-        targets[here, 3] = (thing.y - y[here]) * side
-        targets[here, 4] = thing.radius * side
-    return targets
 
 
 def build(settings: Settings, device: torch.device) -> TransformerStage:

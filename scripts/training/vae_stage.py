@@ -1,4 +1,4 @@
-"""Stages "vae" and "decoder": the small causal VAE learns the drawn world's pictures.
+"""Stages "vae" and "decoder": the small causal VAE learns the drawn world's pictures, its decoder also clips.
 
 "decoder" goes on from a trained VAE with its encoder frozen, so that latents stay what the transformer knows; it can
 run beside the transformer's training. Must not know text or the transformer.
@@ -17,6 +17,7 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from scripts.drawn_world import render, sample_scene
 from scripts.training.config import LoopSettings
 from scripts.training.stage import numpy_generator
+from scripts.training.worlds import WORLDS
 
 
 @dataclass(kw_only=True)
@@ -33,9 +34,11 @@ class ModelSettings:
 class DataSettings:
     """Pictures and loss."""
 
-    size: int = 128  # side of the pictures in pixels
+    size: int = 128  # side in pixels
     crop: int = 64  # side of the random crops that are trained on; a quarter of the cost of a whole picture
     start: str = ""  # diffusers folder of a trained VAE to go on from with a frozen encoder; "" = train all from new
+    clips: float = 0.0  # share of the steps that are of clips; above 0, single frames are all that the encoder sees
+    clip_batch_size: int = 2  # clips in such a step
     whole_after: float = 0.7  # share of the steps after which whole pictures replace crops, at equal cost per step
     kl_weight: float = 1e-4  # of the mean KL divergence per latent value, against the reconstruction error
     world: int = 1  # first number of the seeds of the scenes
@@ -58,21 +61,25 @@ class VAEStage:
             self.model = AutoencoderKLOpenSoraPlan.from_pretrained(settings.data.start).to(device)
             self.model.encoder.requires_grad_(False)
             self.model.quant_conv.requires_grad_(False)
+            if settings.data.clips > 0:
+                see_single_frames(self.model)
         else:
             self.model = AutoencoderKLOpenSoraPlan(**asdict(settings.model)).to(device)
             start_as_identity(self.model)
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         data = self.settings.data
+        clips = numpy_generator(data.world, self.settings.seed, step).random() < data.clips  # on all processes
+        world = WORLDS["clips" if clips else "pictures"]
         generator = numpy_generator(data.world, self.settings.seed, rank, step)
         whole = step >= data.whole_after * self.settings.steps * self.settings.accumulation
         crop = data.size if whole else data.crop
-        pictures = []
-        for _ in range(max(1, batch_size * data.crop**2 // crop**2)):
-            picture = render(sample_scene(generator), data.size)
+        samples = []
+        for _ in range(max(1, (data.clip_batch_size if clips else batch_size) * data.crop**2 // crop**2)):
+            frames = world.render(world.sample(generator), data.size)
             y, x = generator.integers(0, data.size - crop + 1, 2)
-            pictures.append(picture[y : y + crop, x : x + crop])
-        return {"pixels": to_pixels(numpy.stack(pictures))}
+            samples.append(frames[:, y : y + crop, x : x + crop])
+        return {"pixels": to_pixels(numpy.stack(samples))}
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixels"]
@@ -84,16 +91,21 @@ class VAEStage:
         return error + self.settings.data.kl_weight * kl, {"kl": kl.detach(), "psnr": psnr}
 
     def sheet(self, path: Path) -> dict[str, float]:
-        """True pictures above their reconstructions; PSNR in dB and the latents' standard deviation."""
-        generator = numpy_generator(self.settings.data.world, self.settings.seed, 999, 999)
-        truth = numpy.stack([render(sample_scene(generator), self.settings.data.size) for _ in range(16)])
-        pixels = to_pixels(truth).to(self.model.device)
-        latents = self.model.encode(pixels).latent_dist.mode()
-        reconstruction = self.model.decode(latents).sample.clamp(-1, 1)
-        rows = torch.cat([pixels[:8], reconstruction[:8], pixels[8:], reconstruction[8:]])
-        save_sheet(rows, path.with_suffix(".png"), columns=8)
-        psnr = -10 * torch.log10(F.mse_loss(reconstruction, pixels) / 4)
-        return {"psnr": psnr.item(), "latent_std": latents.std().item()}
+        """True pictures above their reconstructions; PSNR in dB and the latents' standard deviation. Clips: strips."""
+        data, numbers = self.settings.data, {}
+        for name in ("pictures", "clips") if data.clips > 0 else ("pictures",):
+            generator, world = numpy_generator(data.world, self.settings.seed, 999, 999), WORLDS[name]
+            truth = [world.render(world.sample(generator), data.size) for _ in range(16 if name == "pictures" else 4)]
+            pixels = to_pixels(numpy.stack(truth)).to(self.model.device)
+            latents = self.model.encode(pixels).latent_dist.mode()
+            reconstruction = self.model.decode(latents).sample.clamp(-1, 1)
+            columns = 8 if name == "pictures" else world.frames
+            strips = [video.transpose(1, 2).flatten(0, 1)[:, :, None] for video in (pixels, reconstruction)]
+            rows = [part for pair in zip(*(strip.split(columns) for strip in strips), strict=True) for part in pair]
+            save_sheet(torch.cat(rows), path.with_name(f"{path.name}-{name}.png"), columns)
+            psnr = -10 * torch.log10(F.mse_loss(reconstruction, pixels) / 4)
+            numbers |= {f"{name}_psnr": psnr.item(), f"{name}_latent_std": latents.std().item()}
+        return numbers
 
     def export(self, folder: Path) -> None:
         """Write vae/ with the scaling factor that gives latents a standard deviation of one."""
@@ -103,7 +115,7 @@ class VAEStage:
             return
         generator = numpy_generator(self.settings.data.world, self.settings.seed, 998, 998)
         truth = numpy.stack([render(sample_scene(generator), self.settings.data.size) for _ in range(64)])
-        latents = self.model.encode(to_pixels(truth).to(self.model.device)).latent_dist.mode()
+        latents = self.model.encode(to_pixels(truth[:, None]).to(self.model.device)).latent_dist.mode()
         self.model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
         self.model.save_pretrained(folder / "vae")
 
@@ -128,9 +140,24 @@ def start_as_identity(model: AutoencoderKLOpenSoraPlan) -> None:
     model.quant_conv.conv.bias[model.config.z_channels :] = -6  # begin with little posterior noise
 
 
-def to_pixels(pictures: numpy.ndarray) -> Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, 1, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)[:, :, None].float() / 127.5 - 1
+@torch.no_grad()
+def see_single_frames(model: AutoencoderKLOpenSoraPlan) -> None:
+    """Move every kernel over time to its newest tap: what one frame gives stays the same, exactly.
+
+    The encoder of a VAE that learned pictures then reads frames 0, 4, 8, ... of a clip as it reads pictures (norms
+    still see all frames together), so a transformer of pictures knows the latents of clips at once, and a clip
+    backwards has the same latents backwards. The decoder, which starts by blending them, learns the frames between.
+    """
+    for weight in model.parameters():
+        if weight.ndim == 5:
+            newest = weight.sum(2)
+            weight.zero_()
+            weight[:, :, -1] = newest
+
+
+def to_pixels(frames: numpy.ndarray) -> Tensor:
+    """uint8 (B, F, H, W, 3) -> float32 (B, 3, F, H, W) in [-1, 1]."""
+    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 def save_sheet(pixels: Tensor, path: Path, columns: int) -> None:

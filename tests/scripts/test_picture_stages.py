@@ -1,6 +1,7 @@
 """The stages vae, decoder and transformer: they run through the real script, freeze what they should, and export."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -13,19 +14,18 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from scripts import train
 from scripts.drawn_world import BACKGROUNDS, SHAPES, Group, Scene, Thing, is_held_out, render, sample_scene
+from scripts.drawn_world.motion import is_held_out_clip, render_clip, sample_clip
+from scripts.training import text_stage
 from scripts.training.checkpoint import checkpoints, load_checkpoint
-from scripts.training.transformer_stage import (
-    DataSettings,
-    ModelSettings,
-    Settings,
-    TransformerStage,
-    layout_targets,
-)
-from scripts.training.vae_stage import start_as_identity, to_pixels
+from scripts.training.encoded import PartSettings
+from scripts.training.layout_head import layout_targets
+from scripts.training.transformer_stage import DataSettings, ModelSettings, Settings, TransformerStage
+from scripts.training.vae_stage import see_single_frames, start_as_identity, to_pixels
 
 LOOP = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1, "sheet_every": 0, "checkpoint_every": 0}
 TEXT = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1}
 VAE = {"hidden_size": 4, "hidden_size_mult": [1, 1, 1, 1]}
+PARTS = (PartSettings(samples=6),)
 TRANSFORMER = {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1}
 
 
@@ -37,7 +37,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sections = {
         "text": {**LOOP, "model": TEXT, "data": {"scenes": 20, "held_out_captions": 2}},
         "vae": {**LOOP, "model": VAE},
-        "transformer": {**LOOP, "model": TRANSFORMER, "data": {"components": export, "scenes": 6, "steps": 2}},
+        "transformer": {
+            **LOOP,
+            "model": TRANSFORMER,
+            "data": {"components": export, "parts": [{"samples": 6}], "steps": 2},
+        },
         "decoder": {**LOOP, "data": {"start": str(folder / "export" / "vae")}, "export_dir": str(folder / "decoder")},
     }
     for stage, section in sections.items():
@@ -75,7 +79,7 @@ def test_the_decoder_stage_changes_the_decoder_only(trained):
 def test_the_scaling_factor_gives_latents_of_unit_deviation(trained):
     vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
     generator = numpy.random.default_rng(5)
-    pixels = to_pixels(numpy.stack([render(sample_scene(generator)) for _ in range(32)]))
+    pixels = to_pixels(numpy.stack([render(sample_scene(generator)) for _ in range(32)])[:, None])
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     assert 0.8 < latents.std() < 1.25
@@ -85,7 +89,7 @@ def test_an_untrained_vae_already_passes_brightness_and_hue():
     torch.manual_seed(0)
     vae = AutoencoderKLOpenSoraPlan(hidden_size=16, num_res_blocks=1, norm_num_groups=1)
     start_as_identity(vae)
-    pixels = to_pixels(render(sample_scene(numpy.random.default_rng(1)))[None])
+    pixels = to_pixels(render(sample_scene(numpy.random.default_rng(1)))[None, None])
     with torch.no_grad():
         output = vae(pixels).sample
     together = torch.stack([output.flatten(), pixels.flatten()])
@@ -98,10 +102,10 @@ def test_training_scenes_are_never_held_out_and_batches_are_repeatable(trained):
         steps=2,
         batch_size=4,
         warmup=0,
-        data=DataSettings(components=str(trained / "export"), scenes=6),
+        data=DataSettings(components=str(trained / "export"), parts=PARTS),
     )
     stage = TransformerStage(settings, torch.device("cpu"))
-    assert not any(is_held_out(stage.scene(index)) for index in range(200))
+    assert not any(is_held_out(stage.parts[0].thing(index)) for index in range(200))
     first, again, other = stage.batch(3, 0, 4), stage.batch(3, 0, 4), stage.batch(3, 1, 4)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["noise"], other["noise"])
@@ -114,7 +118,7 @@ def test_more_noise_is_drawn_where_the_shift_asks_for_it(trained):
             steps=2,
             batch_size=4,
             warmup=0,
-            data=DataSettings(components=str(trained / "export"), scenes=6, base_tokens=base_tokens),
+            data=DataSettings(components=str(trained / "export"), parts=PARTS, base_tokens=base_tokens),
         )
         return TransformerStage(settings, torch.device("cpu")).batch(0, 0, 400)["time"].mean()
 
@@ -143,7 +147,7 @@ def test_going_on_from_a_transformer_keeps_its_weights_and_the_layout_head_is_no
         batch_size=4,
         warmup=0,
         model=ModelSettings(**TRANSFORMER, start=str(folder)),
-        data=DataSettings(components=str(trained / "export"), scenes=6, layout_weight=0.25),
+        data=DataSettings(components=str(trained / "export"), parts=PARTS, layout_weight=0.25),
     )
     stage = TransformerStage(settings, torch.device("cpu"))
     saved = PTDiTTransformer3DModel.from_pretrained(folder).state_dict()
@@ -161,7 +165,7 @@ def test_going_on_with_other_sizes_is_refused(trained):
         batch_size=4,
         warmup=0,
         model=ModelSettings(start=str(trained / "export" / "transformer")),
-        data=DataSettings(components=str(trained / "export"), scenes=6),
+        data=DataSettings(components=str(trained / "export"), parts=PARTS),
     )
     with pytest.raises(ValueError, match="model.num_attention_heads=3 but .* has num_attention_heads=1"):
         TransformerStage(settings, torch.device("cpu"))
@@ -174,7 +178,7 @@ def test_an_export_leaves_a_vae_alone_that_is_already_there(trained, tmp_path):
         batch_size=4,
         warmup=0,
         model=ModelSettings(**TRANSFORMER),
-        data=DataSettings(components=str(trained / "export"), scenes=6),
+        data=DataSettings(components=str(trained / "export"), parts=PARTS),
     )
     (tmp_path / "vae").mkdir()
     TransformerStage(settings, torch.device("cpu")).export(tmp_path)
@@ -195,3 +199,104 @@ def test_going_on_from_the_middle_equals_going_through(trained, tmp_path):
     assert train.main(run) == 0
     resumed = load_checkpoint(tmp_path / "run")["model"]
     assert all(torch.equal(value, resumed[name]) for name, value in through.items())
+
+
+# --- clips, from weights of pictures ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_clips(trained: Path) -> Path:
+    """A folder in which the stages went on from `trained` with clips; components are in `export`."""
+    folder = trained / "clips"
+    export = str(folder / "export")
+    parts = [{"samples": 4}, {"world": "clips", "size": 32, "samples": 4, "batch_size": 3, "share": 4.0}]
+    sections = {
+        "text": {
+            **LOOP,
+            "model": TEXT,
+            "data": {"scenes": 20, "held_out_captions": 2, "start": str(trained / "export"), "clips": 0.5},
+        },
+        "decoder": {
+            **LOOP,
+            "data": {"start": str(trained / "export" / "vae"), "clips": 1.0, "clip_batch_size": 1, "size": 64},
+        },
+        "transformer": {
+            **LOOP,
+            "model": {**TRANSFORMER, "start": str(trained / "export" / "transformer"), "window_size": [4, 2, 2]},
+            "data": {"components": export, "parts": parts, "steps": 2},
+        },
+    }
+    for stage, section in sections.items():
+        section.update({"output_dir": str(folder / stage), "export_dir": export})
+    config = folder / "config.yaml"
+    folder.mkdir()
+    config.write_text(yaml.safe_dump(sections), encoding="utf-8")
+    for stage in sections:
+        assert train.main(["--config", str(config), "--stage", stage]) == 0
+    return folder
+
+
+def test_pictures_and_clips_come_out_of_one_folder(with_clips):
+    pipe = PTDiTPipeline.from_pretrained(str(with_clips / "export"))
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.transformer.config.sample_frames == 5 and tuple(pipe.transformer.config.window_size) == (4, 2, 2)
+    assert pipe("a red circle", num_inference_steps=1).images[0].size == (128, 128)
+    clip = pipe("a red circle moves left", height=32, width=32, num_frames=17, num_inference_steps=1).frames[0]
+    assert len(clip) == 17 and clip[0].size == (32, 32)
+    names = {path.name for path in (with_clips / "transformer" / "sheets").glob("*.png")}
+    assert names == {"step-00000002-pictures-128.png", "step-00000002-clips-32.png"}
+
+
+def test_moving_kernels_to_the_newest_frame_keeps_pictures_and_reads_clips_frame_by_frame(trained):
+    vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae").double()
+    clip = render_clip(sample_clip(numpy.random.default_rng(2)), 32)
+    pixels = to_pixels(clip[None]).double()
+    with torch.no_grad():
+        before = vae(pixels[:, :, :1]).sample
+        see_single_frames(vae)
+        assert torch.allclose(vae(pixels[:, :, :1]).sample, before, atol=1e-12)
+        changed = pixels.clone()
+        changed[:, :, [1, 2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15]] = 0.25  # frames between the ones that are read
+        for block in (module for module in vae.encoder.modules() if isinstance(module, torch.nn.GroupNorm)):
+            block.forward = lambda hidden_states: hidden_states  # norms see all frames together
+        assert torch.equal(vae.encode(changed).latent_dist.mode(), vae.encode(pixels).latent_dist.mode())
+
+
+def test_the_text_encoder_starts_where_the_one_of_pictures_stopped(trained):
+    where = {"output_dir": str(trained / "unused"), "warmup": 0}
+    data = text_stage.DataSettings(scenes=20, start=str(trained / "export"), clips=0.5, perturbed=0.0)
+    settings = text_stage.Settings(steps=1, batch_size=16, model=text_stage.ModelSettings(**TEXT), data=data, **where)
+    stage = text_stage.build(settings, torch.device("cpu"))
+    batch = stage.batch(0, 0, 16)
+    assert 0 < batch["pictures"].sum() < 16
+    assert float(stage.loss(batch)[1]["moved"]) < 1e-10
+    with torch.no_grad():
+        stage.model.shared.weight.add_(0.1)
+    assert float(stage.loss(batch)[1]["moved"]) > 1e-3
+
+
+def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_clips):
+    settings = Settings(
+        output_dir=str(with_clips / "transformer"),
+        steps=2,
+        batch_size=4,
+        warmup=0,
+        data=DataSettings(
+            components=str(with_clips / "export"), parts=(PartSettings(world="clips", size=32, samples=4),)
+        ),
+    )
+    part = TransformerStage(settings, torch.device("cpu")).parts[0]
+    described = []
+    part.world = replace(part.world, describe=lambda clip, rng: described.append(clip) or ("", ""))
+    latents, _, layouts = part.draw(numpy.random.default_rng(0), 200, 0.0)
+    assert layouts.shape == (200, 5 * 2 * 2, 5)
+    forward = [part.thing(index) for index in range(4)]
+    backwards = 0
+    for row, clip in enumerate(described):
+        index = next(i for i, thing in enumerate(forward) if clip in (thing, thing.reversed()))
+        turned = clip != forward[index]
+        backwards += turned
+        expected = part.latents[index].float()
+        assert torch.equal(latents[row], expected.flip(1) if turned else expected)
+        assert not is_held_out_clip(clip)
+    assert 40 < backwards < 140

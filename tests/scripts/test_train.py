@@ -17,7 +17,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from scripts import train
-from scripts.drawn_world import describe, sample_scene
+from scripts.drawn_world import VOCABULARY, describe, sample_scene
 from scripts.training import text_stage
 from scripts.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from scripts.training.config import LoopSettings, load_settings
@@ -134,7 +134,7 @@ def test_the_exported_encoder_is_the_averaged_encoder_of_training(tiny: Path, tm
 
 
 def test_the_tokenizer_ignores_case_accents_and_punctuation_and_marks_unknown_words() -> None:
-    tokenizer = text_stage.make_tokenizer()
+    tokenizer = text_stage.make_tokenizer(VOCABULARY)
     plain = tokenizer("a red star on a blue background")["input_ids"]
     assert tokenizer("  A R\u00e9d, star; on a (blue) Background!!")["input_ids"] == plain
     assert tokenizer("a zebra")["input_ids"][1:] == [2, 1]
@@ -143,7 +143,7 @@ def test_the_tokenizer_ignores_case_accents_and_punctuation_and_marks_unknown_wo
 
 
 def test_strangers_wording_keeps_every_word_that_carries_meaning_in_order() -> None:
-    tokenizer = text_stage.make_tokenizer()
+    tokenizer = text_stage.make_tokenizer(VOCABULARY)
     caption = "a picture of two small red stars above a large blue ring"
     ids = tokenizer(caption)["input_ids"]
     fillers = frozenset(tokenizer("a picture of")["input_ids"][:-1])

@@ -1,0 +1,123 @@
+"""Things of a world as latents, encoded once before training, with captions that are written anew for each sample.
+
+Must not know the transformer.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
+from scripts.training.layout_head import layout_targets
+from scripts.training.stage import numpy_generator
+from scripts.training.vae_stage import to_pixels
+from scripts.training.worlds import find_world
+
+
+@dataclass(kw_only=True)
+class PartSettings:
+    """One part of the training data; every step is of one part, drawn by its share."""
+
+    world: str = "pictures"  # "pictures" or "clips"
+    size: int = 128  # side in pixels
+    samples: int = 32768  # drawn and encoded before training; captions are always new
+    seed: int = 2  # first number of the seeds of the samples
+    batch_size: int = 0  # samples per process and per micro-batch; 0 = that of the loop
+    share: float = 1.0  # of the steps, against the shares of the other parts
+
+
+class EncodedPart:
+    """The samples of one part of the training data.
+
+    Args:
+        settings: Of the part.
+        run_seed: Seed of the run.
+        vae: Frozen.
+        folder: Of the run; keeps the latents.
+        base_tokens: Tokens of a frame at which the time shift of a picture is 1.
+    """
+
+    def __init__(
+        self, settings: PartSettings, run_seed: int, vae: AutoencoderKLOpenSoraPlan, folder: Path, base_tokens: int
+    ) -> None:
+        self.settings, self.run_seed, self.vae, self.folder = settings, run_seed, vae, folder
+        self.world = find_world(settings.world)
+        self.log_shift = math.log(time_shift((settings.size // 16) ** 2, base_tokens, self.world.frames))
+        self.latents = self.encode_all()
+
+    def thing(self, index: int) -> Any:
+        """Sample `index` of the training set."""
+        generator = numpy_generator(self.settings.seed, self.run_seed, index)
+        return self.world.sample(generator, held_out=False)
+
+    def encode_all(self) -> Tensor:
+        """Latents (samples, 4, F, H/8, W/8) of the training set, float16 on the CPU; kept in the run's folder.
+
+        Each process draws and encodes its share; all of them read everything.
+        """
+        state = PartialState()
+        folder = self.folder / f"latents-{self.fingerprint()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shares = torch.arange(self.settings.samples).tensor_split(state.num_processes)
+        files = [folder / f"samples-{int(share[0])}-{int(share[-1])}.safetensors" for share in shares]
+        if not files[state.process_index].exists():
+            latents = self.encode(shares[state.process_index].tolist())
+            temporary = files[state.process_index].with_suffix(".tmp")
+            save_file({"latents": latents}, temporary)
+            temporary.replace(files[state.process_index])
+        state.wait_for_everyone()
+        return torch.cat([load_file(file)["latents"] for file in files])
+
+    def fingerprint(self) -> str:
+        """Eight digits that change with the VAE's encoder or the samples, so that stale latents are never read."""
+        settings = self.settings
+        digest = hashlib.sha256(f"{settings.world} {settings.size} {settings.seed} {self.run_seed}".encode())
+        digest.update(self.world.render(self.thing(0), settings.size).tobytes())
+        for module in (self.vae.encoder, self.vae.quant_conv):
+            for value in module.state_dict().values():
+                digest.update(value.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:8]
+
+    @torch.no_grad()
+    def encode(self, indices: list[int]) -> Tensor:
+        """Scaled posterior means of samples."""
+        latents, batch = [], max(1, 32 // self.world.frames)
+        for start in tqdm(range(0, len(indices), batch), desc=f"encoding {self.settings.world}", mininterval=10):
+            samples = [self.thing(index) for index in indices[start : start + batch]]
+            frames = numpy.stack([self.world.render(sample, self.settings.size) for sample in samples])
+            posterior = self.vae.encode(to_pixels(frames).to(self.vae.device)).latent_dist
+            latents.append((posterior.mode() * self.vae.config.scaling_factor).half().cpu())
+        return torch.cat(latents)
+
+    def draw(
+        self, choice: numpy.random.Generator, batch_size: int, caption_dropout: float
+    ) -> tuple[Tensor, list[str], Tensor]:
+        """Latents (B, 4, F, H/8, W/8), captions, and layouts (B, F * tokens, 5) of random samples.
+
+        Half of what has a direction in time is taken backwards. That needs no second encoding: the latents of these
+        VAEs are those of single frames, see `vae_stage.see_single_frames`.
+        """
+        indices = choice.integers(0, self.settings.samples, batch_size)
+        latents = self.latents[torch.from_numpy(indices)].float()
+        captions, layouts = [], []
+        for row, index in enumerate(indices):
+            thing = self.thing(int(index))
+            if self.world.reversed and choice.random() < 0.5:
+                backwards = self.world.reversed(thing)
+                if not self.world.is_held_out(backwards):
+                    thing, latents[row] = backwards, latents[row].flip(1)
+            captions.append("" if choice.random() < caption_dropout else self.world.describe(thing, choice)[0])
+            times = numpy.linspace(0, 1, self.world.latent_frames)
+            scenes = [self.world.scene_at(thing, float(time)) for time in times]
+            layouts.append(numpy.concatenate([layout_targets(scene, self.settings.size // 16) for scene in scenes]))
+        return latents, captions, torch.from_numpy(numpy.stack(layouts))
