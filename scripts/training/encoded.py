@@ -20,8 +20,10 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
 from scripts.training.layout_head import layout_targets
 from scripts.training.stage import numpy_generator
-from scripts.training.vae_stage import to_pixels
+from scripts.training.vae_stage import encode_frames, to_pixels
 from scripts.training.worlds import find_world
+
+CHUNK = 256  # samples in a file of latents
 
 
 @dataclass(kw_only=True)
@@ -63,20 +65,23 @@ class EncodedPart:
     def encode_all(self) -> Tensor:
         """Latents (samples, 4, F, H/8, W/8) of the training set, float16 on the CPU; kept in the run's folder.
 
-        Each process draws and encodes its share; all of them read everything.
+        They are drawn and encoded in files of CHUNK, each process its share, and what is there is not made again;
+        all processes read everything.
         """
-        state = PartialState()
+        state, samples = PartialState(), self.settings.samples
         folder = self.folder / f"latents-{self.fingerprint()}"
         folder.mkdir(parents=True, exist_ok=True)
-        shares = torch.arange(self.settings.samples).tensor_split(state.num_processes)
-        files = [folder / f"samples-{int(share[0])}-{int(share[-1])}.safetensors" for share in shares]
-        if not files[state.process_index].exists():
-            latents = self.encode(shares[state.process_index].tolist())
-            temporary = files[state.process_index].with_suffix(".tmp")
-            save_file({"latents": latents}, temporary)
-            temporary.replace(files[state.process_index])
+        chunks = [range(start, min(start + CHUNK, samples)) for start in range(0, samples, CHUNK)]
+        files = {chunk: folder / f"samples-{chunk.start:08d}-{chunk.stop:08d}.safetensors" for chunk in chunks}
+        missing = [chunk for chunk in chunks if not files[chunk].exists()]
+        state.wait_for_everyone()  # all have looked before one writes
+        mine = missing[state.process_index :: state.num_processes]
+        for chunk in tqdm(mine, desc=f"encoding {self.settings.world}", unit=f" x {CHUNK}"):
+            temporary = files[chunk].with_suffix(".tmp")
+            save_file({"latents": self.encode(chunk)}, temporary)
+            temporary.replace(files[chunk])
         state.wait_for_everyone()
-        return torch.cat([load_file(file)["latents"] for file in files])
+        return torch.cat([load_file(file)["latents"] for file in files.values()])
 
     def fingerprint(self) -> str:
         """Eight digits that change with the VAE's encoder or the samples, so that stale latents are never read."""
@@ -89,13 +94,13 @@ class EncodedPart:
         return digest.hexdigest()[:8]
 
     @torch.no_grad()
-    def encode(self, indices: list[int]) -> Tensor:
+    def encode(self, indices: range) -> Tensor:
         """Scaled posterior means of samples."""
-        latents, batch = [], max(1, 32 // self.world.frames)
-        for start in tqdm(range(0, len(indices), batch), desc=f"encoding {self.settings.world}", mininterval=10):
+        latents, batch = [], 16
+        for start in range(0, len(indices), batch):
             samples = [self.thing(index) for index in indices[start : start + batch]]
-            frames = numpy.stack([self.world.render(sample, self.settings.size) for sample in samples])
-            posterior = self.vae.encode(to_pixels(frames).to(self.vae.device)).latent_dist
+            pixels = to_pixels(numpy.stack([self.world.render(sample, self.settings.size) for sample in samples]))
+            posterior = encode_frames(self.vae, pixels.to(self.vae.device))
             latents.append((posterior.mode() * self.vae.config.scaling_factor).half().cpu())
         return torch.cat(latents)
 
@@ -104,8 +109,7 @@ class EncodedPart:
     ) -> tuple[Tensor, list[str], Tensor]:
         """Latents (B, 4, F, H/8, W/8), captions, and layouts (B, F * tokens, 5) of random samples.
 
-        Half of what has a direction in time is taken backwards. That needs no second encoding: the latents of these
-        VAEs are those of single frames, see `vae_stage.see_single_frames`.
+        Half of what has a direction in time is taken backwards; the latents, being those of single frames, follow.
         """
         indices = choice.integers(0, self.settings.samples, batch_size)
         latents = self.latents[torch.from_numpy(indices)].float()

@@ -90,11 +90,10 @@ class TransformerStage:
         self.scheduler = FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_image_seq_len=settings.data.base_tokens
         )
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"):
-            self.parts = [
-                EncodedPart(part, settings.seed, self.vae, Path(settings.output_dir), settings.data.base_tokens)
-                for part in settings.data.parts
-            ]
+        self.parts = [
+            EncodedPart(part, settings.seed, self.vae, Path(settings.output_dir), settings.data.base_tokens)
+            for part in settings.data.parts
+        ]
         frames = max(part.world.latent_frames for part in self.parts)
         transformer.register_to_config(sample_frames=frames)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
@@ -83,7 +84,7 @@ class VAEStage:
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixels"]
-        posterior = self.model.encode(pixels).latent_dist
+        posterior = encode_frames(self.model, pixels)
         reconstruction = self.model.decode(posterior.sample()).sample.float()
         error = F.l1_loss(reconstruction, pixels) + F.mse_loss(reconstruction, pixels)
         kl = (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean() / 2
@@ -97,7 +98,7 @@ class VAEStage:
             generator, world = numpy_generator(data.world, self.settings.seed, 999, 999), WORLDS[name]
             truth = [world.render(world.sample(generator), data.size) for _ in range(16 if name == "pictures" else 4)]
             pixels = to_pixels(numpy.stack(truth)).to(self.model.device)
-            latents = self.model.encode(pixels).latent_dist.mode()
+            latents = encode_frames(self.model, pixels).mode()
             reconstruction = self.model.decode(latents).sample.clamp(-1, 1)
             columns = 8 if name == "pictures" else world.frames
             strips = [video.transpose(1, 2).flatten(0, 1)[:, :, None] for video in (pixels, reconstruction)]
@@ -142,17 +143,27 @@ def start_as_identity(model: AutoencoderKLOpenSoraPlan) -> None:
 
 @torch.no_grad()
 def see_single_frames(model: AutoencoderKLOpenSoraPlan) -> None:
-    """Move every kernel over time to its newest tap: what one frame gives stays the same, exactly.
+    """Move every kernel over time to its newest tap: what a picture gives stays the same, exactly.
 
-    The encoder of a VAE that learned pictures then reads frames 0, 4, 8, ... of a clip as it reads pictures (norms
-    still see all frames together), so a transformer of pictures knows the latents of clips at once, and a clip
-    backwards has the same latents backwards. The decoder, which starts by blending them, learns the frames between.
+    The encoder of a VAE that learned pictures then reads frames 0, 4, 8, ... of a clip almost as it reads pictures
+    (its norms see all frames together), so a transformer of pictures knows the latents of clips from the start. The
+    decoder, which begins by blending frames, learns the ones between.
     """
     for weight in model.parameters():
         if weight.ndim == 5:
             newest = weight.sum(2)
             weight.zero_()
             weight[:, :, -1] = newest
+
+
+def encode_frames(model: AutoencoderKLOpenSoraPlan, pixels: Tensor) -> DiagonalGaussianDistribution:
+    """Posterior of frames 0, 4, 8, ..., each read as a picture: (B, 3, F, H, W) -> (B, z, (F - 1) / 4 + 1, H/8, W/8).
+
+    This is what the encoder does after `see_single_frames`, but for its norms, at a fifth of the work.
+    """
+    frames = pixels[:, :, ::4].transpose(1, 2)  # (B, F', 3, H, W)
+    moments = model.encode(frames.flatten(0, 1)[:, :, None]).latent_dist.parameters
+    return DiagonalGaussianDistribution(moments.squeeze(2).unflatten(0, frames.shape[:2]).transpose(1, 2))
 
 
 def to_pixels(frames: numpy.ndarray) -> Tensor:

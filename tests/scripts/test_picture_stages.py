@@ -15,12 +15,12 @@ from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from scripts import train
 from scripts.drawn_world import BACKGROUNDS, SHAPES, Group, Scene, Thing, is_held_out, render, sample_scene
 from scripts.drawn_world.motion import is_held_out_clip, render_clip, sample_clip
-from scripts.training import text_stage
+from scripts.training import encoded, text_stage
 from scripts.training.checkpoint import checkpoints, load_checkpoint
 from scripts.training.encoded import PartSettings
 from scripts.training.layout_head import layout_targets
 from scripts.training.transformer_stage import DataSettings, ModelSettings, Settings, TransformerStage
-from scripts.training.vae_stage import see_single_frames, start_as_identity, to_pixels
+from scripts.training.vae_stage import encode_frames, see_single_frames, start_as_identity, to_pixels
 
 LOOP = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1, "sheet_every": 0, "checkpoint_every": 0}
 TEXT = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1}
@@ -300,3 +300,30 @@ def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_cl
         assert torch.equal(latents[row], expected.flip(1) if turned else expected)
         assert not is_held_out_clip(clip)
     assert 40 < backwards < 140
+
+
+def test_latents_are_encoded_once_and_more_samples_add_files(trained, monkeypatch):
+    def part(samples):
+        vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
+        settings = PartSettings(size=16, samples=samples)
+        return encoded.EncodedPart(settings, 0, vae, trained / "chunks", base_tokens=28)
+
+    monkeypatch.setattr(encoded, "CHUNK", 4)
+    first = part(8).latents
+    files = sorted((trained / "chunks").rglob("*.safetensors"))
+    written = [file.stat().st_mtime_ns for file in files]
+    more = part(10).latents
+    assert torch.equal(more[:8], first) and more.shape == (10, 4, 1, 2, 2)
+    assert len(files) == 2 and [file.stat().st_mtime_ns for file in files] == written
+    assert len(list((trained / "chunks").rglob("*.safetensors"))) == 3
+    assert not list((trained / "chunks").rglob("*.tmp"))
+
+
+def test_frames_of_a_clip_are_read_as_pictures(trained):
+    vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
+    pixels = to_pixels(numpy.stack([render_clip(sample_clip(numpy.random.default_rng(i)), 32) for i in range(2)]))
+    with torch.no_grad():
+        latents = encode_frames(vae, pixels).mode()
+        assert latents.shape == (2, 4, 5, 4, 4)
+        third = vae.encode(pixels[:, :, [8]]).latent_dist.mode()
+    assert torch.allclose(latents[:, :, [2]], third, atol=1e-5)
