@@ -1,9 +1,9 @@
 """diffusers head of the causal video VAE of Open-Sora-Plan v1.2: configuration, latent_dist, tiling and slicing.
 
-Must not know the transformer or text; the layers and the tiling maths are in `ptdit_vae_backbone`.
+Must not know the transformer or text; the layers are in `ptdit_vae_backbone`, tiles in `ptdit_vae_tiling`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from .ptdit_vae_backbone import PTDiTVAEBackbone, VAETiling
+from .ptdit_vae_backbone import PTDiTVAEBackbone
+from .ptdit_vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, VAETiling
 
 
 # ModelMixin, backbone, ConfigMixin in this order: with ConfigMixin first its __getattr__ would hide nn.Module's.
@@ -61,18 +62,34 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         self.use_tiling = False
         self.tiling = VAETiling()
 
-    def enable_tiling(self, tile_sample_min_size: int = 512, tile_sample_min_num_frames: int = 29) -> None:
-        """Encode and decode in tiles what is larger than one tile, to bound memory. Changes the numbers a little.
+    def enable_tiling(
+        self,
+        tile_sample_min_size: int = 512,
+        tile_sample_min_num_frames: int = 29,
+        carry_frames: bool = True,
+    ) -> None:
+        """Encode and decode in tiles what is larger than one tile: memory does not grow with size or length.
+
+        Tiles in time are not blended. Each layer carries its last frames over, so that all of a chunk is computed from
+        the same frames as without tiles, but for the GroupNorms: their statistics run over time, and a chunk has its
+        own. That changes the numbers a little. Tiles in space are blended as in the official code.
 
         Args:
             tile_sample_min_size: side of a tile in pixels, a multiple of 64.
             tile_sample_min_num_frames: frames of a tile, 4n + 1 and at least 5.
+            carry_frames: `False` cuts time as the official code does, which shows at the seams.
 
         Raises:
             ValueError: if a tile size is not legal.
         """
-        self.tiling = VAETiling(tile_sample_min_size, tile_sample_min_num_frames)
+        self.tiling = VAETiling(tile_sample_min_size, tile_sample_min_num_frames, carry_frames)
         self.use_tiling = True
+
+    def decoder_runs(self, shape: Sequence[int]) -> int:
+        """How often `decode` runs the decoder for latents (B, C, T, H, W) of this shape; for progress bars."""
+        samples, _, frames, height, width = shape
+        size = (frames - 1) * TEMPORAL_RATIO + 1, height * SPATIAL_RATIO, width * SPATIAL_RATIO
+        return (samples if self.use_slicing else 1) * (self.tiling.count(*size) if self.use_tiling else 1)
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:

@@ -1,4 +1,4 @@
-"""Causal video VAE of Open-Sora-Plan v1.2 in plain torch: layers, encoder, decoder and tiling.
+"""Causal video VAE of Open-Sora-Plan v1.2 in plain torch: layers, encoder and decoder.
 
 Must not know diffusers or ComfyUI: the heads add names, configuration and manners. Parameter names are those of the
 official checkpoint. `**factory` is `operations` (namespace with Conv2d, Conv3d and GroupNorm), `dtype` and `device`.
@@ -6,7 +6,6 @@ Shape letters: B batch, C channels, T frames, H W rows/columns (pixels or latent
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-SPATIAL_RATIO = 8
-TEMPORAL_RATIO = 4
+from .ptdit_vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, Stream, VAETiling, map_chunks, map_stream, map_tiles
+
 NORM_EPS = 1e-6
 
 
@@ -69,7 +68,8 @@ class FrameConv3d(nn.Conv3d):
 class CausalConv3d(nn.Module):
     """3D convolution over (B, C, T, H, W) in which a frame sees itself and earlier frames only.
 
-    The first frame is repeated k_t - 1 times in front; space is padded with zeros by `padding` on each side.
+    The first frame is repeated k_t - 1 times in front; space is padded with zeros by `padding` on each side. While a
+    `stream` is set, the frames in front are those that the chunk before ended with.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class CausalConv3d(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.time_pad = kernel_size[0] - 1
+        self.time_pad, self.carried = kernel_size[0] - 1, kernel_size[0] - stride
+        self.stream: Stream | None = None
         # Other operations classes own the casting of their weights, so only torch's plain class is replaced.
         conv_class = FrameConv3d if operations.Conv3d is nn.Conv3d else operations.Conv3d
         spatial_padding = (0, padding, padding)
@@ -93,10 +94,14 @@ class CausalConv3d(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        single_frame = hidden_states.shape[2] == 1 and isinstance(self.conv, FrameConv3d)
+        single_frame = hidden_states.shape[2] == 1 and isinstance(self.conv, FrameConv3d) and self.stream is None
         if self.time_pad > 0 and not single_frame:
-            first = hidden_states[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
-            hidden_states = torch.cat([first, hidden_states], dim=2)  # (B, C, T + k_t - 1, H, W)
+            past = hidden_states[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
+            if self.stream is not None:
+                past = self.stream.past.get(self, past)
+            hidden_states = torch.cat([past, hidden_states], dim=2)  # (B, C, T + k_t - 1, H, W)
+            if self.stream is not None:
+                self.stream.past[self] = hidden_states[:, :, -self.carried :].clone()  # not a view of the whole
         return self.conv(hidden_states)
 
 
@@ -177,20 +182,33 @@ class FrameUpsample(nn.Module):
 class VideoUpsample(nn.Module):
     """Doubles space, and n + 1 frames to 2n + 1, trilinearly, then causal 3x3x3.
 
-    The first frame is one picture before and after, so it is only resized in space, apart from the others.
+    The first frame is one picture before and after, so it is only resized in space, apart from the others. Their last
+    half frame looks one frame ahead; while a `stream` is set it waits for the next chunk, unless this is the last.
     """
 
     def __init__(self, channels: int, **factory: Any) -> None:
         super().__init__()
         self.conv = CausalConv3d(channels, channels, (3, 3, 3), padding=1, **factory)
+        self.stream: Stream | None = None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.stream is not None and self in self.stream.past:
+            return self.conv(self._double_time(hidden_states))
         first, later = hidden_states[:, :, 0], hidden_states[:, :, 1:]
         upsampled = F.interpolate(first, scale_factor=(2, 2), mode="bilinear").unsqueeze(2)
+        if self.stream is not None:
+            self.stream.past[self] = later[:, :, :0]
         if later.shape[2] > 0:
-            later = F.interpolate(later, scale_factor=(2, 2, 2), mode="trilinear")
-            upsampled = torch.cat([upsampled, later], dim=2)  # (B, C, 1 + 2 (T - 1), 2H, 2W)
+            upsampled = torch.cat([upsampled, self._double_time(later)], dim=2)  # (B, C, 1 + 2 (T - 1), 2H, 2W)
         return self.conv(upsampled)
+
+    def _double_time(self, later: torch.Tensor) -> torch.Tensor:
+        if self.stream is None:
+            return F.interpolate(later, scale_factor=(2, 2, 2), mode="trilinear")
+        past, last = self.stream.past[self], self.stream.last
+        self.stream.past[self] = later[:, :, -1:].clone()
+        doubled = F.interpolate(torch.cat([past, later], dim=2), scale_factor=(2, 2, 2), mode="trilinear")
+        return doubled[:, :, past.shape[2] : None if last else -1]
 
 
 def _conv(
@@ -326,86 +344,6 @@ class Decoder(_Checkpointed):
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 
-@dataclass(frozen=True)
-class VAETiling:
-    """Tile sizes. Each tile has its own GroupNorm statistics, so tiled and untiled results differ.
-
-    Attributes:
-        size: side of a spatial tile in pixels, a multiple of 64 (neighbours overlap by an eighth of it).
-        frames: length of a temporal tile in pixel frames, 4n + 1 and at least 5 (neighbours share one frame).
-
-    Raises:
-        ValueError: if a size is not legal.
-    """
-
-    size: int = 512
-    frames: int = 29
-
-    def __post_init__(self) -> None:
-        if self.size < 64 or self.size % 64 != 0:
-            below = max(64, self.size // 64 * 64)
-            raise ValueError(
-                f"tile size={self.size} is not a multiple of 64 pixels; nearest: {below} or {below + 64}."
-            )
-        if self.frames < 5 or self.frames % TEMPORAL_RATIO != 1:
-            below = max(5, (self.frames - 1) // TEMPORAL_RATIO * TEMPORAL_RATIO + 1)
-            raise ValueError(f"tile frames={self.frames} is not 4n + 1 from 5 on; nearest: {below} or {below + 4}.")
-
-    def covers(self, num_frames: int, height: int, width: int) -> bool:
-        """Whether a video of that many pixel frames, rows and columns fits into one tile."""
-        return num_frames <= self.frames and max(height, width) <= self.size
-
-
-def _split_frames(hidden_states: torch.Tensor, length: int) -> list[torch.Tensor]:
-    """Cut (B, C, T, H, W) into runs of `length` frames that share one frame; the last one may be shorter."""
-    step = length - 1
-    starts = range(0, max(hidden_states.shape[2] - 1, 1), step)
-    return [hidden_states[:, :, start : start + length] for start in starts]
-
-
-def _blend(before: torch.Tensor, after: torch.Tensor, extent: int, dim: int) -> torch.Tensor:
-    """Fade from the end of `before` into the start of `after` along `dim`, with weights k / extent."""
-    extent = min(before.shape[dim], after.shape[dim], extent)
-    shape = [1] * after.ndim
-    shape[dim] = extent
-    weight = (torch.arange(extent, device=after.device) / extent).to(after.dtype).view(shape)
-    overlap = before.narrow(dim, before.shape[dim] - extent, extent)
-    faded = overlap * (1 - weight) + after.narrow(dim, 0, extent) * weight
-    return torch.cat([faded, after.narrow(dim, extent, after.shape[dim] - extent)], dim=dim)
-
-
-def _map_tiles(
-    run: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, size_in: int, size_out: int
-) -> torch.Tensor:
-    """Apply `run` to overlapping spatial tiles and join the results.
-
-    Args:
-        run: (B, C, T, h, w) to (B, C', T', h', w'), encoder or decoder.
-        hidden_states: (B, C, T, H, W).
-        size_in: tile side in the units of the input; tiles start at every multiple of 7/8 of it.
-        size_out: the same side in the units of the output; an eighth of it is blended.
-
-    Returns:
-        (B, C', T', H', W').
-    """
-    step, kept, extent = size_in - size_in // 8, size_out - size_out // 8, size_out // 8
-    height, width = hidden_states.shape[-2:]
-    above: list[torch.Tensor] = []
-    joined_rows = []
-    for top in range(0, height, step):
-        row: list[torch.Tensor] = []
-        for column, left in enumerate(range(0, width, step)):
-            tile = run(hidden_states[..., top : top + size_in, left : left + size_in])
-            if above:
-                tile = _blend(above[column], tile, extent, dim=-2)
-            if row:
-                tile = _blend(row[-1], tile, extent, dim=-1)
-            row.append(tile)
-        joined_rows.append(torch.cat([tile[..., :kept, :kept] for tile in row], dim=-1))
-        above = row
-    return torch.cat(joined_rows, dim=-2)
-
-
 class PTDiTVAEBackbone(nn.Module):
     """Encoder, decoder and the 1x1x1 convolutions around the latents; a head calls `_build` in its constructor."""
 
@@ -462,11 +400,8 @@ class PTDiTVAEBackbone(nn.Module):
         check_pixel_sizes(*pixels.shape[-3:])
         if tiling is None or tiling.covers(*pixels.shape[-3:]):
             return self._encode_tile(pixels)
-        chunks = []
-        for chunk in _split_frames(pixels, tiling.frames):
-            moments = _map_tiles(self._encode_tile, chunk, tiling.size, tiling.size // SPATIAL_RATIO)
-            chunks.append(moments[:, :, 1:] if chunks else moments)  # the shared frame is kept once
-        return torch.cat(chunks, dim=2)
+        run = self._over_time(self._encode_tile, self.encoder, tiling.frames, pixels.shape[2], tiling)
+        return map_tiles(run, pixels, tiling.size, tiling.size // SPATIAL_RATIO)
 
     def decode_pixels(self, latents: torch.Tensor, tiling: VAETiling | None = None) -> torch.Tensor:
         """Decode unscaled latents.
@@ -486,11 +421,22 @@ class PTDiTVAEBackbone(nn.Module):
         num_frames = (num_frames - 1) * TEMPORAL_RATIO + 1
         if tiling is None or tiling.covers(num_frames, height * SPATIAL_RATIO, width * SPATIAL_RATIO):
             return self._decode_tile(latents)
-        chunks = []
-        for chunk in _split_frames(latents, (tiling.frames - 1) // TEMPORAL_RATIO + 1):
-            pixels = _map_tiles(self._decode_tile, chunk, tiling.size // SPATIAL_RATIO, tiling.size)
-            chunks.append(pixels[:, :, 1:] if chunks else pixels)
-        return torch.cat(chunks, dim=2)
+        length = (tiling.frames - 1) // TEMPORAL_RATIO + 1
+        run = self._over_time(self._decode_tile, self.decoder, length, latents.shape[2], tiling)
+        return map_tiles(run, latents, tiling.size // SPATIAL_RATIO, tiling.size)
+
+    @staticmethod
+    def _over_time(run: Callable, network: _Checkpointed, length: int, frames: int, tiling: VAETiling) -> Callable:
+        """`run` over chunks of `length` of the `frames`, with or without memory between them."""
+        if frames <= length or not tiling.carry_frames:
+            return partial(map_chunks, run, length=length)
+        if network.gradient_checkpointing and torch.is_grad_enabled():
+            raise ValueError(
+                "carry_frames=True cannot go with gradient checkpointing: a layer that is run again would find other "
+                "frames carried over. Disable one of them."
+            )
+        layers = [module for module in network.modules() if hasattr(module, "stream")]
+        return partial(map_stream, run, length=length, layers=layers)
 
     def _encode_tile(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.quant_conv(self.encoder(pixels))

@@ -1,4 +1,4 @@
-"""Text to picture and video as modular blocks, where a guider of diffusers takes the place of `guidance_scale`.
+"""Text to picture, video and views as modular blocks, where a guider of diffusers takes the place of `guidance_scale`.
 
 Each block calls what the pipelines of one call are made of; there is no maths here. It must not know the inside of the
 network, key names or training.
@@ -183,19 +183,22 @@ class PTDiTCheckBlock(PTDiTBlock):
 
     uses = ("transformer", "vae", "guider")
     takes = (
-        *PROMPTS, "height", "width", "num_frames", "num_inference_steps", "sigmas", "timesteps",
+        *PROMPTS, "height", "width", "num_frames", "num_views", "num_inference_steps", "sigmas", "timesteps",
         "num_images_per_prompt", "generator", "latents", "max_sequence_length", "window_size", "proxy_ratio",
         "output_type",
     )  # fmt: skip
-    gives = ("height", "width", "samples")
+    gives = ("height", "width", "num_frames", "samples")
 
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:
-        """Set `height` and `width` in pixels and `samples`, prompts * pictures per prompt."""
+        """Set `height` and `width` in pixels, `num_frames` (of views: see `clip_length`) and `samples`, prompts *
+        pictures per prompt.
+        """
         check_settings(
             block.num_inference_steps, block.sigmas, block.timesteps, 1.0, block.max_sequence_length,
             block.window_size, block.proxy_ratio,
         )  # fmt: skip
         block.height, block.width = components.fill_size(block.height, block.width)
+        block.num_frames = components.clip_length(block.num_frames, block.num_views)
         block.samples = components.check_inputs(
             block.prompt, block.negative_prompt, block.height, block.width, block.num_frames,
             block.num_images_per_prompt, block.generator, block.latents, *(block[name] for name in TEXT_TENSORS),
@@ -256,20 +259,23 @@ class PTDiTDenoiseBlock(PTDiTBlock):
 
 
 class PTDiTDecodeBlock(PTDiTBlock):
-    """Turns latents into pictures or videos."""
+    """Turns latents into pictures, videos or views."""
 
     uses = ("transformer", "vae")
-    takes = ("latents", "output_type")
-    gives = ("images", "videos")
+    takes = ("latents", "num_views", "output_type")
+    gives = ("images", "videos", "views")
 
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:
-        """Set `images` for one frame, else `videos`; the other one is None."""
-        made = components.decode_latents(block.latents, block.output_type)
-        block.images, block.videos = (made, None) if block.latents.shape[2] == 1 else (None, made)
+        """Set `views` with `num_views`, else `images` for one frame or `videos`; the others are None."""
+        views = block.num_views is not None
+        kind = "views" if views else "images" if block.latents.shape[2] == 1 else "videos"
+        made = components.decode_latents(block.latents, block.output_type, views)
+        for name in self.gives:
+            block[name] = made if name == kind else None
 
 
 class PTDiTBlocks(SequentialPipelineBlocks):
-    """Text to picture and text to video with PT-DiT, guided by any guider of diffusers."""
+    """Text to picture, to video and to views with PT-DiT, guided by any guider of diffusers."""
 
     model_name = "ptdit"
     block_names = ["check", "text_encoder", "noise", "denoise", "decode"]

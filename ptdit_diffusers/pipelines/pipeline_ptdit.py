@@ -1,4 +1,4 @@
-"""Text to picture and text to video with PT-DiT: text, noise, guided steps, decoding.
+"""Text to picture, to video and to views of an object with PT-DiT: text, noise, guided steps, decoding.
 
 It must not know block internals, key names or training.
 """
@@ -17,7 +17,7 @@ from .ptdit_sampling import Triple
 
 
 class PTDiTPipeline(PTDiTPipelineBase):
-    """Text to picture and text to video with PT-DiT (Qihoo-T2X).
+    """Text to picture, to video and to views of an object with PT-DiT (Qihoo-T2X).
 
     Loading, saving, offloading and LoRA work as in every pipeline of diffusers. `from_pretrained` also takes the short
     name of a model that comes with this package, which needs no internet. `PTDiTImg2ImgPipeline.from_pipe(pipe)` and
@@ -40,6 +40,7 @@ class PTDiTPipeline(PTDiTPipelineBase):
         height: int | None = None,
         width: int | None = None,
         num_frames: int = 1,
+        num_views: int | None = None,
         num_inference_steps: int = 30,
         sigmas: list[float] | None = None,
         timesteps: list[float] | None = None,
@@ -62,13 +63,15 @@ class PTDiTPipeline(PTDiTPipelineBase):
         window_size: str | Triple = "auto",
         proxy_ratio: str | Triple = "auto",
     ) -> PTDiTPipelineOutput | tuple:
-        """Make pictures (`num_frames=1`) or videos from prompts.
+        """Make pictures (`num_frames=1`), videos or views of an object (`num_views`) from prompts.
 
         Args:
             prompt: Text, or one text per picture.
             negative_prompt: What to avoid, default ""; one text for all prompts or one each. Only lower-cased.
             height, width: Pixels, multiples of 16; default the size at which the trained windows fit exactly.
-            num_frames: 1 for a picture, 4n + 1 for a video.
+            num_frames: 1 for a picture, 4n + 1 for a video; any length, whatever the windows.
+            num_views: Instead of frames: pictures of one object that stands still, at least 2; view i is seen from
+                azimuth i * 360 / num_views degrees. The network sees them as frames, the VAE as single pictures.
             num_inference_steps: Euler steps; not used with `sigmas`.
             sigmas: Noise levels falling from 1 to above 0; still shifted by the scheduler.
             timesteps: Times falling from 1000 to above 0, used as they are; not together with `sigmas`.
@@ -78,7 +81,8 @@ class PTDiTPipeline(PTDiTPipelineBase):
             num_images_per_prompt: Pictures (or videos) per prompt.
             generator: Source of the noise, one for all samples or one for each. Sample i of a batch equals the single
                 run with generator i.
-            latents: Starting noise (B, C, F, height / 8, width / 8) instead of a drawn one.
+            latents: Starting noise (B, C, F, height / 8, width / 8) instead of a drawn one; F is 1, n + 1 for 4n + 1
+                frames, or the number of views.
             prompt_embeds, prompt_attention_mask: Finished embeddings (prompts, L, width) instead of `prompt`, and
                 their mask (prompts, L), true where a token counts; no mask means that all count.
             negative_prompt_embeds, negative_prompt_attention_mask: The same for the negative prompt.
@@ -93,7 +97,7 @@ class PTDiTPipeline(PTDiTPipelineBase):
             window_size, proxy_ratio: Tokens per window and per proxy (frames, rows, columns), or "auto".
 
         Returns:
-            `PTDiTPipelineOutput` with `images` for one frame or `frames` for a video, or a tuple.
+            `PTDiTPipelineOutput` with `images` for one frame, `frames` for a video or `views`, or a tuple.
 
         Raises:
             ValueError: An argument is not legal; the message names the nearest legal values.

@@ -29,16 +29,19 @@ from .ptdit_text import join_text
 
 @dataclass
 class PTDiTPipelineOutput(BaseOutput):
-    """What a call returns: `images` for one frame, `frames` for a video; the other one is None.
+    """What a call returns: `images`, or `frames` of a video, or `views` with `num_views`; the others are None.
 
     Args:
         images: List of B pictures, array (B, height, width, 3) or tensor (B, 3, height, width), values 0 to 1.
         frames: List of B lists of pictures, array (B, frames, height, width, 3) or tensor (B, frames, 3, height,
-            width). With `output_type="latent"` either field holds the latents (B, C, F, H, W).
+            width), as the video pipelines of diffusers return them.
+        views: As `frames`; view i of V is seen from azimuth i * 360 / V degrees. With `output_type="latent"` the field
+            holds the latents (B, C, F, H, W).
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
     frames: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor | None = None
+    views: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor | None = None
 
 
 class PTDiTPipelineBase(DiffusionPipeline, PTDiTPartsMixin, PTDiTDenoisingMixin, PTDiTLoraLoaderMixin):

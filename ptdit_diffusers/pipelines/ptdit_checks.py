@@ -36,6 +36,23 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1; nearest: {nearest}.")
 
 
+def check_views(num_views: Any, num_frames: Any) -> None:
+    """Raise unless `num_views` is None, or an integer of at least 2 that comes without `num_frames`."""
+    if num_views is None:
+        return
+    if num_frames != 1:
+        raise ValueError(
+            f"num_views={num_views!r} and num_frames={num_frames!r} were both given: views are the frames of an "
+            "object that stands still; pass only one of them."
+        )
+    if not isinstance(num_views, int) or isinstance(num_views, bool) or num_views < 2:
+        nearest = max(2, round(num_views)) if isinstance(num_views, float) and num_views == num_views else 2
+        raise ValueError(
+            f"num_views={num_views!r} must be an integer of at least 2 (one view is a picture: leave num_views out); "
+            f"nearest: {nearest}."
+        )
+
+
 def check_output_type(output_type: Any) -> None:
     """Raise unless `output_type` is one that the pipeline can return."""
     if output_type not in OUTPUT_TYPES:
@@ -146,6 +163,21 @@ def check_windows(name: str, value: Any) -> None:
     if isinstance(value, str):
         raise ValueError(f'{name}={value!r} must be "auto" or three integers >= 1 (frames, rows, columns).')
     legal_triple(name, value)
+
+
+def warn_of_pictures_only(num_frames: int, sample_frames: int) -> None:
+    """Warn of several frames from a model that was trained on single pictures.
+
+    Args:
+        num_frames: Frames asked for, or views.
+        sample_frames: Latent frames that the model was made for.
+    """
+    if num_frames > 1 and sample_frames == 1:
+        warnings.warn(
+            f"{num_frames} frames were asked for, but this model was trained on single pictures (its transformer has "
+            "sample_frames=1): frames will not follow from one another.",
+            stacklevel=2,
+        )
 
 
 def require_finite(tensor: torch.Tensor, what: str, dtype: torch.dtype) -> None:

@@ -66,6 +66,7 @@ class GenerationRequest:
     window_size: str | Triple
     proxy_ratio: str | Triple
     num_frames: int = 1
+    num_views: int | None = None
     image: Any = None
     mask_image: Any = None
     strength: float = 1.0
@@ -109,8 +110,9 @@ class PTDiTDenoisingMixin:
         """Serve one request; see the pipelines' `__call__` for what it may hold, returns and raises."""
         self._check_settings(request)
         height, width = request.height, request.width = self.fill_size(request.height, request.width)
+        num_frames = self.clip_length(request.num_frames, request.num_views)
         samples = self.check_inputs(
-            request.prompt, request.negative_prompt, height, width, request.num_frames, request.num_images_per_prompt,
+            request.prompt, request.negative_prompt, height, width, num_frames, request.num_images_per_prompt,
             request.generator, request.latents, *request.texts(), request.output_type,
         )  # fmt: skip
         pictures = self.read_pictures(request, samples)
@@ -123,21 +125,22 @@ class PTDiTDenoisingMixin:
             device, *request.texts(), request.clean_caption, request.max_sequence_length,
         )  # fmt: skip
         timesteps = self.prepare_timesteps(
-            request.num_inference_steps, request.sigmas, height, width, request.num_frames, request.timesteps,
+            request.num_inference_steps, request.sigmas, height, width, num_frames, request.timesteps,
             request.strength,
         )  # fmt: skip
-        shape = self.latent_shape(samples, height, width, request.num_frames)
+        shape = self.latent_shape(samples, height, width, num_frames)
         noise = self.prepare_latents(shape, device, request.generator, request.latents)
         tensors = {**dict(zip(TEXT_TENSORS, text, strict=True)), **self.start(pictures, noise)}
         options = self.network_options(request, shape)
         latents = self.denoise(
             tensors, timesteps, options, request.callback_on_step_end, request.callback_on_step_end_tensor_inputs
         )
-        result = self.finish(self.decode_latents(latents, request.output_type), request, pictures)
+        views = request.num_views is not None
+        result = self.finish(self.decode_latents(latents, request.output_type, views), request, pictures)
         self.maybe_free_model_hooks()
         if not request.return_dict:
             return (result,)
-        return output_class(**{"images" if request.num_frames == 1 else "frames": result})
+        return output_class(**{"views" if views else "images" if num_frames == 1 else "frames": result})
 
     def read_pictures(self, request: GenerationRequest, samples: int) -> dict[str, Any]:
         """Check the pictures that were handed in and bring them to the size of the call; none here."""
@@ -205,7 +208,7 @@ class PTDiTDenoisingMixin:
         The noise levels are 1 - i / N, or `sigmas`; with `use_dynamic_shifting` they are shifted by `time_shift`.
         `timesteps` are the times themselves, which nothing shifts any more. With `strength` below 1 the first
         (1 - strength) of the steps is left out, as in diffusers' image-to-image pipelines. Height and width are in
-        pixels.
+        pixels; `num_frames` is the length that `clip_length` gives.
 
         Raises:
             ValueError: The scheduler cannot be told what was asked for, or no step remains.

@@ -6,7 +6,10 @@ Letters: B samples (prompts * pictures per prompt), L text tokens, C latent chan
 
 import math
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +22,10 @@ from .ptdit_checks import (
     check_output_type,
     check_size,
     check_text,
+    check_views,
     require_finite,
     warn_of_black,
+    warn_of_pictures_only,
 )
 from .ptdit_text import prepare_prompts, tokenise
 
@@ -168,7 +173,21 @@ class PTDiTPartsMixin:
         check_output_type(output_type)
         if self.vae is None and output_type != "latent":
             raise ValueError(f'output_type={output_type!r} needs a VAE, but this pipeline has none; pass "latent".')
+        warn_of_pictures_only(num_frames, self.transformer.config.sample_frames)
         return samples
+
+    def clip_length(self, num_frames: int, num_views: int | None = None) -> int:
+        """Length of a call in the frames of a video: `num_frames`, or for views the length with a latent frame each.
+
+        So the network sees V views as it sees the 4 (V - 1) + 1 frames of a video: V latent frames on its time axis,
+        with positions 0 to V - 1 there (views stand on a line, not on a circle: the last does not know that the first
+        follows), the same windows, and the same time shift. Only the VAE treats them in another way.
+
+        Raises:
+            ValueError: Both were given, or there are fewer than two views.
+        """
+        check_views(num_views, num_frames)
+        return num_frames if num_views is None else (num_views - 1) * self.vae_scale_factor_temporal + 1
 
     def latent_shape(self, samples: int, height: int, width: int, num_frames: int) -> tuple[int, int, int, int, int]:
         """Shape (B, C, F, H, W) of the latents of a call; height and width in pixels."""
@@ -193,8 +212,15 @@ class PTDiTPartsMixin:
         _, rows, columns = self.transformer.config.window_size
         return rows * windows_per_side * pixels_per_token, columns * windows_per_side * pixels_per_token
 
-    def decode_latents(self, latents: torch.Tensor, output_type: str = "pil") -> list | np.ndarray | torch.Tensor:
+    def decode_latents(
+        self, latents: torch.Tensor, output_type: str = "pil", views: bool = False
+    ) -> list | np.ndarray | torch.Tensor:
         """Turn latents (B, C, F, H, W) into pictures (F = 1) or videos; "latent" returns them as they are.
+
+        Args:
+            latents: Scaled latents.
+            output_type: "pil", "np", "pt" or "latent".
+            views: Each latent frame is a picture of its own, decoded alone: nothing blends over time.
 
         Raises:
             RuntimeError: Latents or pixels hold NaN or infinite values.
@@ -203,9 +229,29 @@ class PTDiTPartsMixin:
         if output_type == "latent":
             return latents
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        video = self.vae.decode(latents, return_dict=False)[0].float()
+        parts = latents.split(1, dim=2) if views else [latents]
+        if latents.shape[2] == 1:
+            video = self.vae.decode(latents, return_dict=False)[0].float()
+        else:
+            with self._decoding_bar(parts):
+                video = torch.cat([self.vae.decode(part, return_dict=False)[0].float() for part in parts], dim=2)
         require_finite(video, "decoded pixels", self.vae.dtype)
         warn_of_black(video, self.vae.dtype)
         if latents.shape[2] == 1:
             return self.video_processor.postprocess(video[:, :, 0], output_type)
         return self.video_processor.postprocess_video(video, output_type)
+
+    @contextmanager
+    def _decoding_bar(self, parts: Sequence[torch.Tensor]) -> Iterator[None]:
+        """A progress bar that counts the runs of the VAE's decoder: views, samples, tiles."""
+        with self.progress_bar(total=sum(self.vae.decoder_runs(part.shape) for part in parts)) as bar:
+            bar.set_description("decoding")
+
+            def count(*_: Any) -> None:  # what a hook returns would replace the output
+                bar.update()
+
+            hook = self.vae.decoder.register_forward_hook(count)
+            try:
+                yield
+            finally:
+                hook.remove()

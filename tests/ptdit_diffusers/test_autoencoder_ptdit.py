@@ -66,7 +66,7 @@ class TestGoldens:
             assert max_difference(found, expected) < 0.02 * expected.abs().max()
 
     def test_tiling_switched_on_equals_the_tiled_reference(self, golden_vae, golden):
-        golden_vae.enable_tiling(tile_sample_min_size=64, tile_sample_min_num_frames=9)
+        golden_vae.enable_tiling(tile_sample_min_size=64, tile_sample_min_num_frames=9, carry_frames=False)
         moments = golden_vae.encode(golden["tiled.image.pixels"]).latent_dist.parameters
         assert max_difference(moments, golden["tiled.image.moments"]) <= GOLDEN_LIMIT
         for case in ("tiled.image", "tiled.video"):
@@ -142,6 +142,17 @@ class TestSwitches:
         with pytest.raises(ValueError, match="nearest: 192 or 256"):
             vae.enable_tiling(tile_sample_min_size=200)
         assert not vae.use_tiling
+
+    @pytest.mark.parametrize("frames, height, width", [(5, 64, 64), (9, 64, 64), (13, 72, 64), (17, 120, 176)])
+    @pytest.mark.parametrize("slicing", [False, True])
+    def test_the_runs_of_the_decoder_can_be_counted_before_they_happen(self, vae, frames, height, width, slicing):
+        vae.enable_tiling(tile_sample_min_size=64, tile_sample_min_num_frames=9)
+        vae.use_slicing = slicing
+        latents, runs = torch.randn(2, 4, (frames - 1) // 4 + 1, height // 8, width // 8), []
+        vae.decoder.register_forward_hook(lambda *_: runs.append(1))
+        with torch.no_grad():
+            vae.decode(latents)
+        assert len(runs) == vae.decoder_runs(latents.shape)
 
     def test_slicing_changes_nothing(self, vae):
         videos = torch.randn(3, 3, 5, 16, 16)

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ptdit_diffusers.models.ptdit_vae_backbone import CausalConv3d, FrameConv3d, PTDiTVAEBackbone, VAETiling
+from ptdit_diffusers.models.ptdit_vae_backbone import CausalConv3d, FrameConv3d, PTDiTVAEBackbone
+from ptdit_diffusers.models.ptdit_vae_tiling import VAETiling
+from scripts.benchmarking.memory import PeakMemory
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SCALING_FACTOR = 0.18215
@@ -58,6 +60,17 @@ def small_vae() -> Backbone:
     return Backbone(hidden_size=8, num_res_blocks=1, norm_num_groups=4).requires_grad_(False)
 
 
+def without_norms(**factory) -> Backbone:
+    """A small VAE whose GroupNorms, which look over all of time, do nothing."""
+    torch.manual_seed(0)
+    vae = Backbone(hidden_size=8, num_res_blocks=1, norm_num_groups=4, **factory).requires_grad_(False)
+    for module in list(vae.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, nn.Identity())
+    return vae
+
+
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
     assert actual.shape == expected.shape
     difference = (actual - expected).abs().max().item()
@@ -84,7 +97,7 @@ class TestGoldens:
         assert_close(pixels, golden["tiled.image.decoded"], GOLDEN_LIMIT)
 
     def test_temporal_tiling_equals_the_reference(self, vae, golden):
-        tiling = VAETiling(size=64, frames=9)
+        tiling = VAETiling(size=64, frames=9, carry_frames=False)
         pixels = vae.decode_pixels(golden["tiled.video.latent_scaled"] / SCALING_FACTOR, tiling)
         assert_close(pixels, golden["tiled.video.decoded"], GOLDEN_LIMIT)
 
@@ -179,13 +192,8 @@ class TestTime:
         with_norms = [small_vae.encode_moments(sample)[:, :, :2] for sample in (video, changed)]
         assert not torch.equal(*with_norms)
 
-        causal = Backbone(hidden_size=8, num_res_blocks=1, norm_num_groups=4).requires_grad_(False)
-        for module in list(causal.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.GroupNorm):
-                    setattr(module, name, nn.Identity())
-        without_norms = [causal.encode_moments(sample)[:, :, :2] for sample in (video, changed)]
-        assert_close(*without_norms, 1e-6)
+        causal = without_norms()
+        assert_close(*(causal.encode_moments(sample)[:, :, :2] for sample in (video, changed)), 1e-6)
 
 
 class TestLegalSizes:
@@ -232,9 +240,59 @@ class TestTiling:
         assert moments.shape == (1, 8, (frames - 1) // 4 + 1, height // 8, width // 8)
         assert small_vae.decode_pixels(moments[:, :4], tiling).shape == (1, 3, frames, height, width)
 
-    def test_temporal_chunks_are_encoded_and_decoded_on_their_own_with_one_shared_frame(self, small_vae):
+    @pytest.mark.parametrize("operations", [nn, CASTING], ids=["own convolutions", "foreign convolutions"])
+    @pytest.mark.parametrize("frames, tile", [(13, 5), (13, 9), (17, 9), (33, 9), (37, 13)])
+    def test_carried_frames_make_temporal_tiles_exact_but_for_the_norms(self, frames, tile, operations):
+        vae, tiling = without_norms(operations=operations), VAETiling(size=64, frames=tile)
+        video = torch.randn(1, 3, frames, 16, 24)
+        moments = vae.encode_moments(video)
+        assert_close(vae.encode_moments(video, tiling), moments, 1e-6)
+        assert_close(vae.decode_pixels(moments[:, :4], tiling), vae.decode_pixels(moments[:, :4]), 1e-6)
+
+    def test_carried_frames_come_much_nearer_to_the_untiled_video_than_the_official_tiles(self, vae, golden):
+        latents = golden["video17.latent_mode_scaled"] / SCALING_FACTOR
+        untiled = vae.decode_pixels(latents)
+        carried, official = (
+            (vae.decode_pixels(latents, VAETiling(size=64, frames=9, carry_frames=carry)) - untiled).square().mean()
+            for carry in (True, False)
+        )
+        assert carried < 0.2 * official  # random weights; of trained ones a hundredth and less
+
+    def test_a_run_that_fails_leaves_nothing_behind(self, small_vae):
+        latents, tiling = torch.randn(1, 4, 5, 2, 2), VAETiling(size=64, frames=9)
+        expected = small_vae.decode_pixels(latents, tiling)
+        with pytest.raises(RuntimeError):
+            small_vae.decode_pixels(torch.randn(1, 3, 5, 2, 2), tiling)
+        assert torch.equal(small_vae.decode_pixels(latents, tiling), expected)
+        assert all(module.stream is None for module in small_vae.modules() if hasattr(module, "stream"))
+
+    def test_carried_frames_and_gradient_checkpointing_refuse_each_other(self):
+        vae = Backbone(hidden_size=8, num_res_blocks=1, norm_num_groups=4)
+        vae.encoder.gradient_checkpointing = True
+        video = torch.randn(1, 3, 13, 16, 16)
+        with pytest.raises(ValueError, match="cannot go with gradient checkpointing"):
+            vae.encode_moments(video, VAETiling(size=64, frames=9))
+        with torch.no_grad():
+            vae.encode_moments(video, VAETiling(size=64, frames=9))
+        vae.encode_moments(video, VAETiling(size=64, frames=9, carry_frames=False)).sum().backward()
+
+    @pytest.mark.parametrize("frames", [33, 65])
+    def test_memory_of_tiles_does_not_grow_with_length(self, small_vae, frames):
+        tiling, peaks = VAETiling(size=64, frames=9), []
+        for length in (17, frames):
+            latents = torch.randn(1, 4, (length - 1) // 4 + 1, 8, 8)
+            with PeakMemory() as memory:
+                video = small_vae.decode_pixels(latents, tiling)
+            peaks.append(memory.peak - 2 * video.nbytes)  # the result itself, in pieces and joined
+            with PeakMemory() as memory:
+                small_vae.encode_moments(video, tiling)
+            peaks.append(memory.peak)
+        decoding, encoding, decoding_long, encoding_long = peaks
+        assert decoding_long <= 1.05 * decoding and encoding_long <= 1.05 * encoding
+
+    def test_official_temporal_tiles_are_computed_on_their_own_with_one_shared_frame(self, small_vae):
         video = torch.randn(1, 3, 13, 32, 32)
-        tiling = VAETiling(size=64, frames=9)
+        tiling = VAETiling(size=64, frames=9, carry_frames=False)
         parts = [small_vae.encode_moments(video[:, :, :9]), small_vae.encode_moments(video[:, :, 8:])[:, :, 1:]]
         moments = small_vae.encode_moments(video, tiling)
         assert torch.equal(moments, torch.cat(parts, dim=2))

@@ -1,0 +1,157 @@
+"""Encoding and decoding piece by piece, so that memory does not grow with the size or the length of a video.
+
+Space: overlapping tiles that are faded into each other. Time: chunks, of which a layer carries its last input frames
+over to the next chunk. Must not know layers, diffusers or ComfyUI.
+Shape letters: B batch, C channels, T frames, H W rows/columns (pixels or latent cells, 8 pixels per cell).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+SPATIAL_RATIO = 8
+TEMPORAL_RATIO = 4
+
+
+@dataclass(frozen=True)
+class VAETiling:
+    """Tile sizes. Each tile has its own GroupNorm statistics, so tiled and untiled results differ a little.
+
+    Attributes:
+        size: side of a spatial tile in pixels, a multiple of 64 (neighbours overlap by an eighth of it).
+        frames: length of a temporal tile in pixel frames, 4n + 1 and at least 5.
+        carry_frames: every layer carries its last input frames into the next temporal tile, which then differs from
+            the untiled result by its statistics only; `False` is the official code: tiles share one frame and know
+            nothing else of each other, which shows where they meet.
+
+    Raises:
+        ValueError: if a size is not legal.
+    """
+
+    size: int = 512
+    frames: int = 29
+    carry_frames: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size < 64 or self.size % 64 != 0:
+            below = max(64, self.size // 64 * 64)
+            raise ValueError(
+                f"tile size={self.size} is not a multiple of 64 pixels; nearest: {below} or {below + 64}."
+            )
+        if self.frames < 5 or self.frames % TEMPORAL_RATIO != 1:
+            below = max(5, (self.frames - 1) // TEMPORAL_RATIO * TEMPORAL_RATIO + 1)
+            raise ValueError(f"tile frames={self.frames} is not 4n + 1 from 5 on; nearest: {below} or {below + 4}.")
+
+    def covers(self, num_frames: int, height: int, width: int) -> bool:
+        """Whether a video of that many pixel frames, rows and columns fits into one tile."""
+        return num_frames <= self.frames and max(height, width) <= self.size
+
+    def count(self, num_frames: int, height: int, width: int) -> int:
+        """Number of tiles, spatial times temporal, of a video of that many pixel frames, rows and columns."""
+        if self.covers(num_frames, height, width):
+            return 1
+        step = self.size - self.size // 8
+        chunks = -(-max(num_frames - 1, 1) // (self.frames - 1))
+        return chunks * len(range(0, height, step)) * len(range(0, width, step))
+
+
+@dataclass
+class Stream:
+    """What the layers of one network carry from chunk to chunk.
+
+    Attributes:
+        past: last input frames (B, C, t, H, W) of each layer, for the chunk that follows.
+        last: the present chunk is the last one: nothing follows that a layer should wait for.
+    """
+
+    past: dict[nn.Module, torch.Tensor] = field(default_factory=dict)
+    last: bool = False
+
+
+@contextmanager
+def streaming(layers: Iterable[nn.Module]) -> Iterator[Stream]:
+    """Within this block the `layers` read and write one `Stream`, their attribute `stream`."""
+    stream, layers = Stream(), list(layers)
+    for layer in layers:
+        layer.stream = stream
+    try:
+        yield stream
+    finally:
+        for layer in layers:
+            layer.stream = None
+
+
+def map_chunks(run: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, length: int) -> torch.Tensor:
+    """Apply `run` to runs of `length` frames of (B, C, T, H, W) that share one frame, and keep that one once."""
+    starts = range(0, max(hidden_states.shape[2] - 1, 1), length - 1)
+    chunks = [run(hidden_states[:, :, start : start + length]) for start in starts]
+    return torch.cat([chunks[0], *(chunk[:, :, 1:] for chunk in chunks[1:])], dim=2)
+
+
+def map_stream(
+    run: Callable[[torch.Tensor], torch.Tensor],
+    hidden_states: torch.Tensor,
+    length: int,
+    layers: Iterable[nn.Module],
+) -> torch.Tensor:
+    """Apply `run` to `length` frames of (B, C, T, H, W), then to `length` - 1 at a time.
+
+    Args:
+        run: (B, C, t, h, w) to (B, C', t', h', w'); what its `layers` need of earlier chunks they carry over.
+        hidden_states: (B, C, T, H, W), T above `length`.
+        length: frames of the first chunk.
+        layers: modules with an attribute `stream`.
+    """
+    chunks = [hidden_states[:, :, :length], *hidden_states[:, :, length:].split(length - 1, dim=2)]
+    done = []
+    with streaming(layers) as stream:
+        for chunk in chunks:
+            stream.last = len(done) == len(chunks) - 1
+            done.append(run(chunk))
+    return torch.cat(done, dim=2)
+
+
+def map_tiles(
+    run: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, size_in: int, size_out: int
+) -> torch.Tensor:
+    """Apply `run` to overlapping spatial tiles and join the results.
+
+    Args:
+        run: (B, C, T, h, w) to (B, C', T', h', w'), encoder or decoder.
+        hidden_states: (B, C, T, H, W).
+        size_in: tile side in the units of the input; tiles start at every multiple of 7/8 of it.
+        size_out: the same side in the units of the output; an eighth of it is blended.
+
+    Returns:
+        (B, C', T', H', W').
+    """
+    step, kept, extent = size_in - size_in // 8, size_out - size_out // 8, size_out // 8
+    height, width = hidden_states.shape[-2:]
+    above: list[torch.Tensor] = []
+    joined_rows = []
+    for top in range(0, height, step):
+        row: list[torch.Tensor] = []
+        for column, left in enumerate(range(0, width, step)):
+            tile = run(hidden_states[..., top : top + size_in, left : left + size_in])
+            if above:
+                tile = _blend(above[column], tile, extent, dim=-2)
+            if row:
+                tile = _blend(row[-1], tile, extent, dim=-1)
+            row.append(tile)
+        joined_rows.append(torch.cat([tile[..., :kept, :kept] for tile in row], dim=-1))
+        above = row
+    return torch.cat(joined_rows, dim=-2)
+
+
+def _blend(before: torch.Tensor, after: torch.Tensor, extent: int, dim: int) -> torch.Tensor:
+    """Fade from the end of `before` into the start of `after` along `dim`, with weights k / extent."""
+    extent = min(before.shape[dim], after.shape[dim], extent)
+    shape = [1] * after.ndim
+    shape[dim] = extent
+    weight = (torch.arange(extent, device=after.device) / extent).to(after.dtype).view(shape)
+    overlap = before.narrow(dim, before.shape[dim] - extent, extent)
+    faded = overlap * (1 - weight) + after.narrow(dim, 0, extent) * weight
+    return torch.cat([faded, after.narrow(dim, extent, after.shape[dim] - extent)], dim=dim)
