@@ -1,13 +1,10 @@
-"""`ptdit generate`: from a prompt to PNG files that carry their own settings.
+"""`ptdit generate`: from a prompt to pictures, clips or views of an object that carry their own settings.
 
 Everything that can be checked is checked before the model is loaded. It must not know the maths of the model.
 """
 
 import argparse
-import os
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,14 +12,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import __version__
 from .loading import DTYPES, OFFLOADS, QUANTISED, Plan, check_plan, encode, load_rest
 from .models import DEFAULT_MODEL, check_words, download, find_model
-from .terminal import SIZE_STEP, UserError, first_line, interrupt_ends_at_once, number, pixels, say, say_warnings
+from .outputs import ANIMATED, CLIP, DEFAULTS, PICTURE, VIEWS, check_targets, output_files, save
+from .terminal import (
+    SIZE_STEP,
+    UserError,
+    clip_frames,
+    first_line,
+    interrupt_ends_at_once,
+    number,
+    pixels,
+    say,
+    say_warnings,
+)
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from .. import PTDiTPipeline
+    from .outputs import Made
 
 LARGEST_SEED = 2**63 - 1
+MOST_FPS = 60
+DEFAULT_FPS = 8  # of the file; the model knows no speed
 PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more pictures are made in several calls
 LARGE_MODEL = 4 * 10**9  # bytes of weights from which fp32 asks too much of an ordinary machine
 
@@ -31,8 +40,8 @@ def add_command(commands: Any) -> None:
     """Add `generate` to the subcommands of the parser."""
     parser = commands.add_parser(
         "generate",
-        help="turn a prompt into PNG files",
-        description="Turn a prompt into one or more PNG files that carry their own settings.",
+        help="turn a prompt into pictures, videos or views of an object",
+        description="Turn a prompt into one or more pictures, videos or sets of views that carry their own settings.",
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
@@ -44,7 +53,8 @@ def add_command(commands: Any) -> None:
         metavar="NAME",
         help="a model of this package, a folder, or a Hub id OWNER/NAME, which is then fetched (default: %(default)s)",
     )
-    add("--output", type=Path, default=Path("ptdit.png"), metavar="FILE", help="PNG to write (default: %(default)s)")
+    add("--output", type=Path, metavar="FILE", help="PNG of a picture or a sheet of views; .mp4, .gif or .webp of a "
+        "video or a turntable; without ending a folder of PNGs (default: ptdit.png, videos ptdit.webp)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace files that exist (default: refuse)")
     add(
         "--seed",
@@ -53,6 +63,10 @@ def add_command(commands: Any) -> None:
         help="of the noise; picture i gets seed + i (default: 0)",
     )
     add("--num-images", type=number(int, 1), default=1, metavar="N", help="several go to FILE-0.png, ... (default: 1)")
+    clip = parser.add_mutually_exclusive_group().add_argument
+    clip("--num-frames", type=clip_frames, default=1, metavar="N", help="4n + 1 for a video (default: a picture)")
+    clip("--num-views", type=number(int, 2), metavar="N", help="views of an object, view i from i * 360 / N degrees")
+    add("--fps", type=number(int, 1, MOST_FPS), metavar="N", help=f"frames a second (default: {DEFAULT_FPS})")
     for side in ("--height", "--width"):
         add(side, type=pixels, metavar="PIXELS", help=f"multiple of {SIZE_STEP} (default: the model's own size)")
     add("--steps", type=number(int, 1), default=30, metavar="N", help="sampling steps (default: %(default)s)")
@@ -73,7 +87,12 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: Whatever the user can put right; the picture that failed leaves no file behind.
     """
     check_text(arguments)
-    targets = output_files(arguments.output, arguments.num_images)
+    kind = VIEWS if arguments.num_views else CLIP if arguments.num_frames > 1 else PICTURE
+    output = Path(DEFAULTS[kind]) if arguments.output is None else arguments.output
+    targets = output_files(output, arguments.num_images, kind)
+    animated = output.suffix.lower() in ANIMATED
+    if arguments.fps and not animated:
+        raise UserError(f"--fps {arguments.fps} says nothing of --output {output}, which does not move; leave it out")
     check_targets(targets, arguments.overwrite)
     check_seeds(arguments.seed, arguments.num_images)
     with interrupt_ends_at_once():
@@ -81,11 +100,13 @@ def run(arguments: argparse.Namespace) -> None:
         text = encode_text(plan, arguments)
         pipe = load_rest(plan)
     chosen = {name: value for name, value in plan._asdict().items() if name != "folder" and value}
-    start = time.monotonic()
-    for target, (seed, image) in zip(targets, sample(pipe, text, arguments), strict=True):
-        facts = picture_facts(arguments, seed, image) | chosen
-        save_picture(image, target, facts, arguments.overwrite)
-        say(f"saved {target}: {image.width}x{image.height}, seed {seed}, {time.monotonic() - start:.1f} s")
+    start, fps = time.monotonic(), arguments.fps or DEFAULT_FPS
+    for target, (seed, made) in zip(targets, sample(pipe, text, arguments), strict=True):
+        facts = facts_of(arguments, seed, made) | chosen | ({"fps": fps} if animated else {})
+        save(made, target, facts, arguments.overwrite, fps)
+        parts = "" if kind == PICTURE else f"{len(made)} {'views' if kind == VIEWS else 'frames'} of "
+        size = f"{facts['width']}x{facts['height']}" + (f" at {fps} fps" if animated else "")
+        say(f"saved {target}: {parts}{size}, seed {seed}, {time.monotonic() - start:.1f} s")
 
 
 def prepare(arguments: argparse.Namespace) -> Plan:
@@ -122,37 +143,6 @@ def check_text(arguments: argparse.Namespace) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError:  # bytes of the shell that are no text in its encoding
             raise UserError(f"the {name} {text!r} holds bytes that are not text") from None
-
-
-def output_files(output: Path, count: int) -> list[Path]:
-    """The files to write: FILE.png, or FILE-0.png, FILE-1.png, ... for several pictures."""
-    if output.suffix.lower() != ".png":
-        raise UserError(f"--output {output} does not end in .png, the format that keeps the settings in the picture")
-    if count == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
-
-
-def check_targets(targets: list[Path], overwrite: bool) -> None:
-    """Refuse files that exist or cannot be written; writing is tried with a file that is gone at once."""
-    folder = targets[0].parent
-    try:
-        for target in targets:
-            refuse_existing(target, overwrite)
-        if not folder.is_dir():
-            raise UserError(f"--output {targets[0]}: there is no folder {folder}; make it or name another one")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--output {targets[0]} cannot be written: {error.strerror}") from error
-
-
-def refuse_existing(target: Path, overwrite: bool) -> None:
-    """Refuse a target that exists, unless it is a file that may be replaced."""
-    if target.is_dir():
-        raise UserError(f"--output {target} is a folder; name a file, for example {target / 'ptdit.png'}")
-    if os.path.lexists(target) and not overwrite:
-        raise UserError(f"--output {target} exists; name another file, or add --overwrite to replace it")
 
 
 def check_seeds(seed: int, count: int) -> None:
@@ -206,7 +196,7 @@ def choose_dtype(asked: str, device: str, folder: Path) -> Choice:
     return Choice("fp32", "auto: this GPU has no bf16, and fp16 can overflow")
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- pictures, clips, views ------------------------------------------------------------------------------------------
 
 
 def encode_text(plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -217,19 +207,22 @@ def encode_text(plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(first_line(error)) from error
 
 
-def sample(
-    pipe: "PTDiTPipeline", text: dict[str, Any], arguments: argparse.Namespace
-) -> Iterator[tuple[int, "Image"]]:
-    """Make the pictures, several in one call where they are small.
+def sample(pipe: "PTDiTPipeline", text: dict[str, Any], arguments: argparse.Namespace) -> Iterator[tuple[int, "Made"]]:
+    """Make the pictures, clips or sets of views, several in one call where they are small.
+
+    Clips are decoded in tiles where one is longer or larger than a tile, so that memory does not grow with length.
 
     Yields:
-        The seed of a picture and the picture, in the order of the seeds.
+        The seed and what was made from it, in the order of the seeds.
     """
     import torch
 
     default_height, default_width = pipe.default_size()
     height, width = arguments.height or default_height, arguments.width or default_width
-    at_once = max(1, PIXELS_PER_CALL // (height * width))
+    if arguments.num_frames > 1:
+        pipe.vae.enable_tiling()
+    latent_frames = arguments.num_views or (arguments.num_frames - 1) // pipe.vae_scale_factor_temporal + 1
+    at_once = max(1, PIXELS_PER_CALL // (height * width * latent_frames))
     seeds = range(arguments.seed, arguments.seed + arguments.num_images)
     for first in range(0, len(seeds), at_once):
         some = seeds[first : first + at_once]
@@ -238,30 +231,37 @@ def sample(
                 **text,
                 height=height,
                 width=width,
+                num_frames=arguments.num_frames,
+                num_views=arguments.num_views,
                 num_inference_steps=arguments.steps,
                 guidance_scale=arguments.guidance,
                 num_images_per_prompt=len(some),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in some],
             )
         except torch.OutOfMemoryError as error:
-            raise UserError("out of GPU memory; try a smaller --height and --width, or --device cpu") from error
+            raise UserError(
+                "out of GPU memory; try a smaller --height and --width, fewer frames, or --device cpu"
+            ) from error
         except (ValueError, RuntimeError) as error:  # what the pipeline refuses, numbers that overflowed, no memory
             raise UserError(first_line(error)) from error
-        yield from zip(some, output.images, strict=True)
+        yield from zip(some, output[0], strict=True)  # the one of images, frames and views that is there
 
 
-def picture_facts(arguments: argparse.Namespace, seed: int, image: "Image") -> dict[str, Any]:
-    """What made this picture: enough to make it again with one command."""
+def facts_of(arguments: argparse.Namespace, seed: int, made: "Made") -> dict[str, Any]:
+    """What made this picture or clip: enough to make it again with one command."""
     import diffusers
     import torch
     import transformers
 
+    clip = {"num_views": arguments.num_views} if arguments.num_views else {"num_frames": arguments.num_frames}
+    image = made[0] if isinstance(made, list) else made
     return {
         "prompt": arguments.prompt,
         "negative_prompt": arguments.negative_prompt,
         "seed": seed,
         "height": image.height,
         "width": image.width,
+        **(clip if isinstance(made, list) else {}),
         "steps": arguments.steps,
         "guidance": arguments.guidance,
         "model": arguments.model,
@@ -270,26 +270,3 @@ def picture_facts(arguments: argparse.Namespace, seed: int, image: "Image") -> d
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
-
-
-def save_picture(image: "Image", target: Path, facts: dict[str, Any], overwrite: bool) -> None:
-    """Write a PNG with its facts as text chunks: to a name of its own first, then renamed.
-
-    Raises:
-        UserError: The file cannot be written, or appeared in the meantime. Nothing is left behind.
-    """
-    from PIL.PngImagePlugin import PngInfo
-
-    chunks = PngInfo()
-    for name, value in facts.items():
-        chunks.add_itxt(name, str(value))
-    unfinished = target.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with open(unfinished, "xb") as file:
-            image.save(file, format="PNG", pnginfo=chunks)
-        refuse_existing(target, overwrite)
-        os.replace(unfinished, target)
-    except OSError as error:
-        raise UserError(f"--output {target} cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

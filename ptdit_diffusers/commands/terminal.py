@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 SIZE_STEP = 16  # pixels: VAE 8 x patch 2
+FRAME_STEP = 4  # frames that the VAE packs into one latent frame, after the first
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -96,5 +97,17 @@ def pixels(text: str) -> int:
         below = value // SIZE_STEP * SIZE_STEP
         raise argparse.ArgumentTypeError(
             f"{value} is not a multiple of {SIZE_STEP} (VAE 8 x patch 2); nearest: {below} or {below + SIZE_STEP}"
+        )
+    return value
+
+
+def clip_frames(text: str) -> int:
+    """Argument type of a number of frames: 4n + 1."""
+    value = number(int, 1)(text)
+    if value % FRAME_STEP != 1:
+        below = (value - 1) // FRAME_STEP * FRAME_STEP + 1
+        raise argparse.ArgumentTypeError(
+            f"{value} is not of the form {FRAME_STEP}n + 1 (frames that the VAE packs into one); nearest: {below} or "
+            f"{below + FRAME_STEP}"
         )
     return value

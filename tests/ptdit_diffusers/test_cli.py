@@ -14,7 +14,8 @@ from PIL import Image, PngImagePlugin
 
 from ptdit_diffusers import __version__
 from ptdit_diffusers.cli import main
-from ptdit_diffusers.commands.generate import choose_device, choose_dtype, output_files
+from ptdit_diffusers.commands.generate import choose_device, choose_dtype
+from ptdit_diffusers.commands.outputs import output_files
 from ptdit_diffusers.commands.terminal import UserError, number, pixels
 
 PROMPT = "two small green stars above a purple ring, white background"

@@ -1,0 +1,182 @@
+"""The files of `ptdit generate`: what fits into which, checks beforehand, and writing with the settings inside.
+
+A file is written under a name of its own first and then renamed, so nothing half-written is left behind. It must not
+know models or how pictures are made.
+"""
+
+import difflib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .terminal import UserError, first_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Made = Image | list[Image]  # a picture, or the frames of a clip, or the views of an object
+
+MP4_PACKAGES = {"imageio": "imageio", "imageio_ffmpeg": "imageio-ffmpeg"}  # module -> name to install; as diffusers
+MP4_QUALITY = 8  # of 0 to 10; the 5 of diffusers' export_to_video blurs the edges of flat shapes
+WEBP_QUALITY = 90
+IMAGE_DESCRIPTION = 0x010E  # field of EXIF
+
+PICTURE, CLIP, VIEWS = "picture", "clip", "views"
+ANIMATED = (".mp4", ".gif", ".webp")
+ENDINGS = {PICTURE: (".png",), CLIP: (*ANIMATED, ""), VIEWS: (".png", *ANIMATED, "")}  # "" is a folder of PNG files
+DEFAULTS = {PICTURE: "ptdit.png", CLIP: "ptdit.webp", VIEWS: "ptdit.png"}
+RULES = {
+    PICTURE: "does not end in .png, the format that keeps the settings in the picture",
+    CLIP: "is no file for a video; end it in .mp4, .gif or .webp, or give a name without an ending for a folder of "
+    "PNG files",
+    VIEWS: "is no file for views; end it in .png for a sheet, in .mp4, .gif or .webp for a turntable, or give a name "
+    "without an ending for a folder of PNG files",
+}
+
+
+def output_files(output: Path, count: int, kind: str = PICTURE) -> list[Path]:
+    """The files to write: FILE.png, or FILE-0.png, FILE-1.png, ... for several pictures, clips or objects.
+
+    Raises:
+        UserError: What is made does not fit into a file of that ending, or a package is missing to write it.
+    """
+    ending = output.suffix.lower()
+    if ending not in ENDINGS[kind]:
+        near = difflib.get_close_matches(ending, ENDINGS[kind], n=1) if ending else []
+        raise UserError(f"--output {output} {RULES[kind]}" + (f"; nearest: {near[0]}" if near else ""))
+    missing = [name for module, name in MP4_PACKAGES.items() if ending == ".mp4" and find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"--output {output}: writing .mp4 needs {' and '.join(missing)}: python -m pip install "
+            f"{' '.join(missing)}; .webp and .gif need nothing"
+        )
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
+
+
+def check_targets(targets: list[Path], overwrite: bool) -> None:
+    """Refuse files that exist or cannot be written; writing is tried with a file that is gone at once."""
+    folder = targets[0].parent
+    try:
+        for target in targets:
+            refuse_existing(target, overwrite)
+        if not folder.is_dir():
+            raise UserError(f"--output {targets[0]}: there is no folder {folder}; make it or name another one")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {targets[0]} cannot be written: {error.strerror}") from error
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Refuse a target that exists, unless it is a file that may be replaced, or an empty folder to be filled."""
+    if target.suffix == "":
+        if target.is_dir() and any(target.iterdir()):
+            raise UserError(f"--output {target} is a folder that is not empty; name another one (nothing replaces it)")
+        if os.path.lexists(target) and not target.is_dir():
+            raise UserError(f"--output {target} exists and is not a folder; name another one")
+        return
+    if target.is_dir():
+        raise UserError(f"--output {target} is a folder; name a file, for example {target / 'ptdit.png'}")
+    if os.path.lexists(target) and not overwrite:
+        raise UserError(f"--output {target} exists; name another file, or add --overwrite to replace it")
+
+
+def save(made: "Made", target: Path, facts: dict[str, Any], overwrite: bool, fps: int) -> None:
+    """Write a picture, a clip or views with the facts inside: to a name of its own first, then renamed.
+
+    Args:
+        made: One picture, or a list of pictures of one size.
+        target: As `output_files` gave it; its ending says what to write.
+        facts: What made it. PNG: one text chunk each; GIF (comment), WebP (EXIF ImageDescription) and MP4 (comment):
+            one JSON text.
+        overwrite: Whether an existing file may be replaced.
+        fps: Pictures a second, of animations.
+
+    Raises:
+        UserError: The file cannot be written, or appeared in the meantime. Nothing is left behind.
+    """
+    ending = target.suffix.lower()
+    unfinished = target.with_name(f".{uuid.uuid4().hex}.part{ending}")
+    try:
+        writer_of(ending)(made, unfinished, facts, fps)
+        refuse_existing(target, overwrite)
+        if target.is_dir():  # an empty one
+            target.rmdir()
+        os.replace(unfinished, target)
+    except (OSError, RuntimeError) as error:  # of the disk, of ffmpeg
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"--output {target} cannot be written: {reason}") from error
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)
+
+
+def writer_of(ending: str) -> Callable[["Made", Path, dict[str, Any], int], None]:
+    """The function that writes files of this ending."""
+    return {".png": write_png, ".gif": write_gif, ".webp": write_webp, ".mp4": write_mp4, "": write_folder}[ending]
+
+
+def write_png(made: "Made", path: Path, facts: dict[str, Any], fps: int) -> None:
+    """A picture; views become a contact sheet."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from ..pipelines.ptdit_views import contact_sheet
+
+    chunks = PngInfo()
+    for name, value in facts.items():
+        chunks.add_itxt(name, str(value))
+    picture = contact_sheet(made) if isinstance(made, list) else made
+    with open(path, "xb") as file:
+        picture.save(file, format="PNG", pnginfo=chunks)
+
+
+def write_folder(made: "Sequence[Image]", path: Path, facts: dict[str, Any], fps: int) -> None:
+    """A folder of 000.png, 001.png, ..., each with the facts, its number and, of views, its azimuth in degrees."""
+    from ..pipelines.ptdit_views import azimuths
+
+    path.mkdir()
+    digits = max(3, len(str(len(made) - 1)))
+    for index, (picture, azimuth) in enumerate(zip(made, azimuths(len(made)), strict=True)):
+        place = {"view": index, "azimuth": azimuth} if "num_views" in facts else {"frame": index}
+        write_png(picture, path / f"{index:0{digits}}.png", facts | place, fps)
+
+
+def write_gif(made: "Sequence[Image]", path: Path, facts: dict[str, Any], fps: int) -> None:
+    """An animated GIF that runs for ever."""
+    settings = {"format": "GIF", "comment": json.dumps(facts).encode("ascii")}
+    write_animation(made, path, fps, settings)
+
+
+def write_webp(made: "Sequence[Image]", path: Path, facts: dict[str, Any], fps: int) -> None:
+    """An animated WebP that runs for ever."""
+    from PIL.Image import Exif
+
+    exif = Exif()
+    exif[IMAGE_DESCRIPTION] = json.dumps(facts)
+    write_animation(made, path, fps, {"format": "WEBP", "quality": WEBP_QUALITY, "exif": exif})
+
+
+def write_animation(made: "Sequence[Image]", path: Path, fps: int, settings: dict[str, Any]) -> None:
+    """What Pillow animates."""
+    with open(path, "xb") as file:
+        made[0].save(file, save_all=True, append_images=list(made[1:]), duration=round(1000 / fps), loop=0, **settings)
+
+
+def write_mp4(made: "Sequence[Image]", path: Path, facts: dict[str, Any], fps: int) -> None:
+    """An H.264 video, written as diffusers' `export_to_video` does, which has no place for settings."""
+    import imageio
+    import numpy as np
+
+    comment = ["-metadata", f"comment={json.dumps(facts)}"]
+    with imageio.get_writer(path, format="FFMPEG", fps=fps, quality=MP4_QUALITY, output_params=comment) as writer:
+        for picture in made:
+            writer.append_data(np.asarray(picture))
