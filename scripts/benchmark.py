@@ -1,6 +1,7 @@
 """Latency, peak memory and counted products of PT-DiT and its rivals, in one run, alternating, with spread.
 
     python -m scripts.benchmark --pixels 512 1024 --out docs/benchmarks/cpu.json
+    python -m scripts.benchmark --pixels 512 --frames 1 2 4 8 16 24 36 48 72 --models ptdit wan --out FILE
     python -m scripts.benchmark --plot docs/benchmarks/cpu.json
 
 Weights are random: speed does not depend on them. Blocks are alike, so a few tell the ratio of all. Models and what is
@@ -10,6 +11,7 @@ compared: `scripts/benchmarking/rivals.py`.
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -101,18 +103,49 @@ def processor_name() -> str:
     return names[0] if names else platform.processor()
 
 
+def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How time and memory of each model grow between its two longest videos: exponent of the length, 1 is linear."""
+    table = []
+    for key in dict.fromkeys((row["model"], row["dtype"], row["pixels"]) for row in rows):
+        line = [row for row in rows if (row["model"], row["dtype"], row["pixels"]) == key and row["model"] != "bare"]
+        line = sorted(line, key=lambda row: row["frames"])[-2:]
+        if len(line) < 2 or line[0]["frames"] == line[1]["frames"]:
+            continue
+        longer = math.log(line[1]["frames"] / line[0]["frames"])
+        exponents = {
+            name: round(math.log(line[1][column] / line[0][column]) / longer, 3)
+            for name, column in (("seconds", "median_s"), ("memory", "peak_mib"), ("macs", "gmacs"))
+            if line[0][column] and line[1][column]
+        }
+        frames = [row["frames"] for row in line]
+        table.append(dict(zip(("model", "dtype", "pixels"), key, strict=True)) | {"frames": frames} | exponents)
+    return table
+
+
+def panels_of(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Title and rows of each panel: pictures, and models that made videos with their single frames, by number type."""
+    videos = {row["model"] for row in rows if row["frames"] > 1}
+    panels = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        some = [row for row in rows if row["dtype"] == dtype]
+        if {row["model"] for row in some} - videos:
+            panels.append((f"picture, {dtype}", [row for row in some if row["frames"] == 1]))
+        if videos:
+            panels.append((f"video, {dtype}", [row for row in some if row["model"] in videos]))
+    return panels
+
+
 def plot(source: Path, target: Path) -> None:
-    """Latency over tokens, one line per model, a panel per number type and kind (picture or video)."""
+    """Latency and peak memory over tokens, one line per model."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     record = json.loads(source.read_text(encoding="utf-8"))
-    panels = sorted({(row["dtype"], row["frames"] > 1) for row in record["rows"]})
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained")
-    for axis, (dtype, video) in zip(axes[0], panels, strict=True):
-        chosen = [row for row in record["rows"] if (row["dtype"], row["frames"] > 1) == (dtype, video)]
+    panels = panels_of(record["rows"])
+    figure, axes = plt.subplots(2, len(panels), figsize=(5 * len(panels), 7), squeeze=False, layout="constrained")
+    for axis, memory, (title, chosen) in zip(*axes, panels, strict=True):
         for name in dict.fromkeys(row["model"] for row in chosen):
             line = sorted((row["frames"] * (row["pixels"] // 16) ** 2, row) for row in chosen if row["model"] == name)
             low, high = ([abs(row[key] - row["median_s"]) for _, row in line] for key in ("min_s", "max_s"))
@@ -123,8 +156,11 @@ def plot(source: Path, target: Path) -> None:
                 marker="o",
                 label=name,
             )
+            peaks = [(tokens, row["peak_mib"]) for tokens, row in line if row["peak_mib"] is not None]
+            memory.plot([tokens for tokens, _ in peaks], [peak for _, peak in peaks], marker="o", label=name)
         axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="seconds per forward")
-        axis.set_title(f"{'video' if video else 'picture'}, {dtype}, {record['settings']['layers']} blocks")
+        memory.set(xscale="log", yscale="log", xlabel="tokens", ylabel="peak MiB above the weights")
+        axis.set_title(f"{title}, {record['settings']['layers']} blocks")
         axis.legend(fontsize=8)
     figure.suptitle(f"{record['hardware']['device']}, torch {record['hardware']['torch']}, random weights", fontsize=9)
     figure.savefig(target, dpi=120)
@@ -178,6 +214,8 @@ def main(argv: list[str] | None = None) -> None:
                     table = measure_savings(job, getattr(torch, dtype), arguments.device, arguments.repeats)
                     record["savings"].append({"dtype": dtype, "frames": frames, "pixels": pixels, "products": table})
                     print(json.dumps(record["savings"][-1]), flush=True)
+    record["growth"] = growth(record["rows"])
+    print(json.dumps(record["growth"]), flush=True)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

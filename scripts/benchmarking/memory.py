@@ -1,4 +1,7 @@
-"""Peak bytes of tensors that live at the same time, on any device; buffers inside kernels are not seen."""
+"""Peak bytes of tensors that live at the same time: counted on any device, and by formula.
+
+Buffers inside kernels are not seen.
+"""
 
 from typing import Any
 
@@ -26,3 +29,31 @@ class PeakMemory(TorchDispatchMode):
         self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))
         return result
+
+
+def forward_bytes(tokens: int, dim: int, number: int) -> int:
+    """Peak of one forward above the weights: 11 tensors of all tokens, in the shifted windows of a long video.
+
+    Args:
+        tokens: Batch times latent frames times rows times columns.
+        dim: Width.
+        number: Bytes of a number.
+    """
+    return 11 * tokens * dim * number
+
+
+def decode_bytes(tile: int, frames: int, number: int, hidden_size: int = 128) -> int:
+    """Peak of decoding one tile: 8 tensors of the full resolution, and the frames that layers carry over.
+
+    Args:
+        tile: Side in pixels.
+        frames: Frames of a tile, 9 or more.
+        number: Bytes of a number.
+        hidden_size: Channels of the VAE at full resolution.
+    """
+    return (8 * frames + 45) * hidden_size * tile**2 * number
+
+
+def video_bytes(frames: int, pixels: int) -> int:
+    """The finished video in fp32 and two copies of it, as the pipeline turns it into pictures."""
+    return 3 * frames * 3 * pixels**2 * 4
