@@ -229,12 +229,14 @@ class PTDiTPartsMixin:
         if output_type == "latent":
             return latents
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        parts = latents.split(1, dim=2) if views else [latents]
         if latents.shape[2] == 1:
             video = self.vae.decode(latents, return_dict=False)[0].float()
-        else:
-            with self._decoding_bar(parts):
+        elif views:
+            with self._decoding_bar(latents.split(1, dim=2)) as parts:
                 video = torch.cat([self.vae.decode(part, return_dict=False)[0].float() for part in parts], dim=2)
+        else:
+            with self._decoding_bar([latents]):
+                video = self.vae.decode(latents, return_dict=False)[0].float()
         require_finite(video, "decoded pixels", self.vae.dtype)
         warn_of_black(video, self.vae.dtype)
         if latents.shape[2] == 1:
@@ -242,7 +244,7 @@ class PTDiTPartsMixin:
         return self.video_processor.postprocess_video(video, output_type)
 
     @contextmanager
-    def _decoding_bar(self, parts: Sequence[torch.Tensor]) -> Iterator[None]:
+    def _decoding_bar(self, parts: Sequence[torch.Tensor]) -> Iterator[Sequence[torch.Tensor]]:
         """A progress bar that counts the runs of the VAE's decoder: views, samples, tiles."""
         with self.progress_bar(total=sum(self.vae.decoder_runs(part.shape) for part in parts)) as bar:
             bar.set_description("decoding")
@@ -252,6 +254,6 @@ class PTDiTPartsMixin:
 
             hook = self.vae.decoder.register_forward_hook(count)
             try:
-                yield
+                yield parts
             finally:
                 hook.remove()
