@@ -435,7 +435,7 @@ class PTDiTVAEBackbone(nn.Module):
                 "carry_frames=True cannot go with gradient checkpointing: a layer that is run again would find other "
                 "frames carried over. Disable one of them."
             )
-        layers = [module for module in network.modules() if hasattr(module, "stream")]
+        layers = [module for module in network.modules() if isinstance(module, CausalConv3d | VideoUpsample)]
         return partial(map_stream, run, length=length, layers=layers)
 
     def _encode_tile(self, pixels: torch.Tensor) -> torch.Tensor:

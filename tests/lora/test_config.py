@@ -40,6 +40,6 @@ def test_an_unknown_key_in_the_file_is_refused(tmp_path):
         read("--config", str(file))
 
 
-@pytest.mark.parametrize("name", ["12gb", "24gb", "multi-gpu", "overfit-one", "embedded-cpu"])
+@pytest.mark.parametrize("name", ["12gb", "24gb", "multi-gpu", "overfit-one", "embedded-cpu", "video-24gb"])
 def test_every_preset_can_be_read(name):
     assert read("--config", f"lora/configs/{name}.yaml").max_steps > 0

@@ -1,0 +1,55 @@
+"""Fine-tuning on clips and pictures together: the cache, the run, and a file that moves the video pipeline."""
+
+import json
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from lora.precompute import main as precompute
+from lora.train import main as train
+from ptdit_diffusers import PTDiTPipeline
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two clips of six frames and a picture, with captions."""
+    folder, choice = tmp_path / "clips", numpy.random.default_rng(0)
+    folder.mkdir()
+    for name in ("one.gif", "two.gif", "three.png"):
+        blocks = choice.integers(0, 256, (6, 4, 4, 3), dtype=numpy.uint8)
+        frames = [Image.fromarray(block).resize((64, 64), Image.Resampling.NEAREST) for block in blocks]
+        more = {"save_all": True, "append_images": frames[1:]} if name.endswith("gif") else {}
+        frames[0].save(folder / name, **more)
+        (folder / name).with_suffix(".txt").write_text("a red star", encoding="utf-8")
+    return folder
+
+
+def test_a_lora_is_trained_on_clips_and_pictures_and_changes_the_clips_of_the_pipeline(
+    clips, tiny_model_folder, tmp_path
+):
+    shared = ["--base", str(tiny_model_folder), "--cache-dir", str(tmp_path / "cache"), "--num-frames", "5"]
+    assert precompute([*shared, "--data", str(clips)]) == 0
+    steps = ["--max-steps", "4", "--rank", "2", "--lr", "0.01", "--log-every", "1", "--precision", "fp32"]
+    settings = [
+        "--config",
+        "lora/configs/video-24gb.yaml",
+        "--resolution",
+        "64",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
+    assert train([*settings, *shared, *steps, "--accumulation", "1", "--workers", "0", "--warmup", "0"]) == 0
+    lines = (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4 and all(numpy.isfinite(json.loads(line)["loss"]) for line in lines)
+    pipe = PTDiTPipeline.from_pretrained(tiny_model_folder)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> torch.Tensor:
+        settings = {"num_inference_steps": 2, "generator": torch.manual_seed(0), "output_type": "latent"}
+        return pipe("a red star", num_frames=5, **settings).frames
+
+    plain = draw()
+    pipe.load_lora_weights(tmp_path / "out" / "lora")
+    assert (draw() - plain).abs().max() > 1e-4
