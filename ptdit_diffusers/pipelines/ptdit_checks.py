@@ -165,17 +165,17 @@ def check_windows(name: str, value: Any) -> None:
     legal_triple(name, value)
 
 
-def warn_of_pictures_only(num_frames: int, sample_frames: int) -> None:
+def warn_of_pictures_only(latent_frames: int, sample_frames: int) -> None:
     """Warn of several frames from a model that was trained on single pictures.
 
     Args:
-        num_frames: Frames asked for, or views.
+        latent_frames: Asked for; views are such frames.
         sample_frames: Latent frames that the model was made for.
     """
-    if num_frames > 1 and sample_frames == 1:
+    if latent_frames > 1 and sample_frames == 1:
         warnings.warn(
-            f"{num_frames} frames were asked for, but this model was trained on single pictures (its transformer has "
-            "sample_frames=1): frames will not follow from one another.",
+            f"{latent_frames} latent frames were asked for, but this model was trained on single pictures (its "
+            "transformer has sample_frames=1): they will not follow from one another.",
             stacklevel=2,
         )
 

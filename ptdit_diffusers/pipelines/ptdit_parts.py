@@ -173,7 +173,7 @@ class PTDiTPartsMixin:
         check_output_type(output_type)
         if self.vae is None and output_type != "latent":
             raise ValueError(f'output_type={output_type!r} needs a VAE, but this pipeline has none; pass "latent".')
-        warn_of_pictures_only(num_frames, self.transformer.config.sample_frames)
+        warn_of_pictures_only(expected[2], self.transformer.config.sample_frames)
         return samples
 
     def clip_length(self, num_frames: int, num_views: int | None = None) -> int:
