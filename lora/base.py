@@ -5,15 +5,16 @@ Must not know data or training.
 
 import gc
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import BitsAndBytesConfig, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
+from torch import nn
 
+from ptdit_diffusers.conversion.quantize import KEPT, int8_config, store_in_fp8
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
@@ -33,11 +34,7 @@ class BaseModel:
         """
         folder = Path(resolve_model(name))
         if not folder.is_dir():
-            try:
-                folder = Path(snapshot_download(str(folder)))
-            except Exception as error:  # of many kinds: no network, no such repository, no access
-                reason = str(error).strip().splitlines()[0]
-                raise ValueError(f"base {name!r} is no folder and cannot be had from the Hub: {reason}") from error
+            folder = from_hub("base", str(folder), "model")
         if not (folder / "transformer" / "config.json").is_file():
             raise ValueError(f"base {name!r} is not a model folder: transformer/config.json is missing in {folder}.")
         self.name, self.folder = name, folder
@@ -64,14 +61,15 @@ class BaseModel:
 
     def load_transformer(self, dtype: torch.dtype, kept_as: str, device: torch.device) -> PTDiTTransformer3DModel:
         """The frozen transformer on its device; `kept_as` is one of config.BASES."""
-        options: dict[str, Any] = {"subfolder": "transformer", "dtype": dtype}
-        if kept_as in ("int8", "nf4"):
-            options |= {"quantization_config": _bitsandbytes(kept_as, dtype), "device_map": {"": device}}
-        transformer = PTDiTTransformer3DModel.from_pretrained(self.folder, **options).requires_grad_(False)
-        if kept_as not in ("int8", "nf4"):
-            transformer.to(device)
+        options = {"quantization_config": int8_config("transformer")} if kept_as == "int8" else {}
+        transformer = PTDiTTransformer3DModel.from_pretrained(
+            self.folder, subfolder="transformer", dtype=dtype, **options
+        ).requires_grad_(False)
+        if kept_as == "nf4":
+            store_in_nf4(transformer, dtype)
+        transformer.to(device)
         if kept_as == "fp8":
-            transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+            store_in_fp8(transformer, dtype)
         return transformer
 
     def load_vae(self, dtype: torch.dtype, device: torch.device) -> AutoencoderKLOpenSoraPlan:
@@ -99,20 +97,41 @@ class BaseModel:
         return digest.hexdigest()[:16]
 
 
-def _bitsandbytes(kept_as: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if kept_as == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+def from_hub(setting: str, name: str, kind: str) -> Path:
+    """Folder of a downloaded repository of the Hub; `kind` is "model" or "dataset".
+
+    Raises:
+        ValueError: It cannot be had.
+    """
+    try:
+        return Path(snapshot_download(name, repo_type=kind))
+    except Exception as error:  # of many kinds: no network, no such repository, no access
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{setting} {name!r} is no folder and cannot be had from the Hub: {reason}") from error
 
 
-def check_base_weights(kept_as: str, device: torch.device) -> None:
-    """Raise ValueError where a way of keeping the frozen weights needs a GPU or a library that is not there."""
-    if kept_as not in ("int8", "nf4"):
-        return
-    if device.type == "cpu":
-        raise ValueError(f"base_weights={kept_as!r} needs a GPU (bitsandbytes); nearest: 'fp8'.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"base_weights={kept_as!r} needs bitsandbytes: pip install bitsandbytes; nearest: 'fp8'.")
+def store_in_nf4(transformer: PTDiTTransformer3DModel, compute_dtype: torch.dtype) -> None:
+    """Replace the linear layers by those of bitsandbytes; the weights become nf4 when they move to a device.
+
+    diffusers' own loading does the same, but refuses to on a machine without a GPU.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name, layer in list(transformer.named_modules()):
+        if type(layer) is not nn.Linear or any(part in name for part in KEPT["transformer"]):
+            continue
+        small = Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            compute_dtype,
+            quant_type="nf4",
+            device="meta",
+        )
+        small.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=small)
+        small.bias = layer.bias
+        transformer.set_submodule(name, small)
+    transformer.is_loaded_in_4bit = True  # what peft looks at
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

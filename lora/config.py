@@ -6,6 +6,7 @@ Must not know models, data or devices.
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ BASES = ("none", "fp8", "int8", "nf4")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
 REPORTS = ("none", "tensorboard", "wandb")
+PACKAGES = {  # (setting, value) -> what must be installed for it
+    ("base_weights", "int8"): "torchao",
+    ("base_weights", "nf4"): "bitsandbytes",
+    ("optimizer", "adamw8bit"): "bitsandbytes",
+    ("optimizer", "prodigy"): "prodigyopt",
+    ("report_to", "tensorboard"): "tensorboard",
+    ("report_to", "wandb"): "wandb",
+}
 # May change when a run is resumed; everything else decides what comes out.
 FREE = (
     "output_dir data cache_dir rebuild_cache max_steps stop_after max_minutes workers log_every checkpoint_every keep "
@@ -139,6 +148,8 @@ class Settings:
                 f"init={self.init!r} changes the base weights; base_weights={self.base_weights!r} forbids that; "
                 "nearest: init='default'."
             )
+        if self.dora and self.base_weights == "fp8":
+            raise ValueError("dora reads the base weights, which base_weights='fp8' forbids; nearest: 'int8'.")
         if self.init in ("pissa", "olora") and self.dora:
             raise ValueError(f"init={self.init!r} and dora exclude each other; nearest: init='default'.")
 
@@ -198,6 +209,14 @@ def read_settings(flags: argparse.Namespace) -> Settings:
         if not getattr(settings, name) and not (name == "data" and settings.cache_dir):
             raise ValueError(f"{name} is not given: say it in the config file or with --{name.replace('_', '-')}.")
     return settings
+
+
+def check_packages(settings: Settings) -> None:
+    """Raise ValueError where a setting needs a package that is not installed."""
+    for (name, value), package in PACKAGES.items():
+        if getattr(settings, name) == value and importlib.util.find_spec(package) is None:
+            other = Settings.__dataclass_fields__[name].default
+            raise ValueError(f"{name}={value!r} needs {package}: pip install {package}; or use {other!r}.")
 
 
 def refuse_other_settings(saved: dict[str, Any], settings: Settings) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 from peft import LoraConfig
+from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora.adapter import dora_scale_for_comfyui
+from lora.adapter import dora_scale_for_comfyui, whole
 from lora.config import Settings
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from scripts.training.record import versions
@@ -134,8 +135,21 @@ def shown_settings(settings: Settings) -> dict[str, object]:
     return found
 
 
+def check_push(repository: str) -> None:
+    """Raise ValueError unless this machine may write to the Hub under some name."""
+    try:
+        HfApi().whoami()
+    except Exception as error:  # of many kinds: no token, a wrong one, no network
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"push_to_hub={repository!r} needs a login to the Hub (hf auth login): {reason}") from error
+
+
 def push(folder: Path, repository: str) -> str:
-    """Upload the finished folder to the Hub; returns the address."""
+    """Upload the finished folder to the Hub; returns the address.
+
+    Raises:
+        OSError: The Hub refused it; huggingface_hub's errors are of this kind.
+    """
     api = HfApi()
     address = api.create_repo(repository, exist_ok=True)
     api.upload_folder(repo_id=repository, folder_path=folder, commit_message="LoRA for PT-DiT")
@@ -143,6 +157,6 @@ def push(folder: Path, repository: str) -> str:
 
 
 def base_layer_weights(transformer: torch.nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Base weights of the layers that were trained with DoRA, by name."""
+    """Base weights of the layers that were trained with DoRA, by name. Every process must call this."""
     layers = [key.rpartition(".lora_")[0] for key in weights if key.endswith("lora_magnitude_vector")]
-    return {layer: transformer.get_submodule(layer).base_layer.weight.detach() for layer in layers}
+    return {layer: whole(dequantize_module_weight(transformer.get_submodule(layer).base_layer)) for layer in layers}

@@ -4,6 +4,7 @@ x_t = (1 - t) x0 + t noise; the network predicts x0 - noise. Must not know data,
 Letters: B samples, C latent channels, F H W latent frames, rows, columns, L text tokens.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,3 +44,7 @@ class FlowLoss(nn.Module):
         )[0]
         error = F.mse_loss(model.flow(sample), noise - latents, reduction="none").mean((1, 2, 3, 4))  # (B,)
         return (error * batch["weight"]).mean()
+
+    def within(self, use: Callable[[], Any]) -> Any:
+        """Call `use`, which runs the transformer: under FSDP2 this method gathers weights as the forward does."""
+        return use()

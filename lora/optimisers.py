@@ -7,24 +7,14 @@ from lora.config import Settings
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Settings) -> Optimizer:
-    """The optimiser that the settings name.
-
-    Raises:
-        ValueError: The library that it needs is missing.
-    """
+    """The optimiser that the settings name; `config.check_packages` says whether it can be had."""
     options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         return AdamW(parameters, **options)
-    package = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}[settings.optimizer]
-    try:
-        if settings.optimizer == "adamw8bit":
-            from bitsandbytes.optim import AdamW8bit as kind
-        else:
-            from prodigyopt import Prodigy as kind
-    except ImportError:
-        raise ValueError(
-            f"optimizer={settings.optimizer!r} needs {package}: pip install {package}; or use 'adamw'."
-        ) from None
-    if settings.optimizer == "prodigy":
-        options |= {"safeguard_warmup": True, "use_bias_correction": True}
-    return kind(parameters, **options)
+    if settings.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, **options)
+    from prodigyopt import Prodigy
+
+    return Prodigy(parameters, safeguard_warmup=True, use_bias_correction=True, **options)

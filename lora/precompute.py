@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
-from huggingface_hub import snapshot_download
 
-from lora.base import BaseModel
+from lora.base import BaseModel, from_hub
 from lora.cache import Cache
 from lora.config import Settings, make_parser, read_settings
 from lora.dataset import Findings, as_prior, bucket_sizes, find_items, table
@@ -51,7 +50,7 @@ def find_data(settings: Settings, base: BaseModel, accelerator: Accelerator) -> 
     )
     source = settings.data
     if source.startswith("hub:"):
-        source = snapshot_download(source.removeprefix("hub:"), repo_type="dataset")
+        source = str(from_hub("data", source.removeprefix("hub:"), "dataset"))
     findings = find_items(source, settings.default_caption, settings.trigger, settings.num_frames, sizes)
     if settings.prior_prompts:
         prior = find_items(str(draw_prior(base, settings, accelerator.device)), "", "", 1, sizes)

@@ -19,16 +19,10 @@ class Trackers:
     """TensorBoard or wandb through accelerate, or nothing."""
 
     def __init__(self, settings: Settings, folder: Path, accelerator: Accelerator) -> None:
-        """Open the tracker of `settings.report_to`.
-
-        Raises:
-            ValueError: Its package is not installed.
-        """
+        """Open the tracker of `settings.report_to`; `config.check_packages` says whether it can be had."""
         self.kind, self.writer = settings.report_to, None
         if self.kind == "none" or not accelerator.is_main_process:
             return
-        if importlib.util.find_spec(self.kind) is None:
-            raise ValueError(f"report_to={self.kind!r} needs {self.kind}: pip install {self.kind}; or use 'none'.")
         if self.kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from lora.adapter import add_adapter, check_targets, folded_weights, trained_parameters, whole
-from lora.base import BaseModel, check_base_weights, choose_dtype, free_memory
+from lora.base import BaseModel, choose_dtype, free_memory
 from lora.batches import Batches, describe_epoch
-from lora.config import Settings, make_parser, read_settings, refuse_other_settings
-from lora.export import base_layer_weights, export, push
+from lora.config import Settings, check_packages, make_parser, read_settings, refuse_other_settings
+from lora.export import base_layer_weights, check_push, export, push
 from lora.objective import FlowLoss
 from lora.optimisers import make_optimizer
 from lora.precompute import fill_cache
@@ -70,7 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"lora: stopped at step {run.step}: {error}; {last}.\n")
         return 1
     if finished and settings.push_to_hub and accelerator.is_main_process:
-        logger.info("uploaded to %s", push(run.folder / "lora", settings.push_to_hub))
+        try:
+            logger.info("uploaded to %s", push(run.folder / "lora", settings.push_to_hub))
+        except OSError as error:
+            sys.stderr.write(f"lora: {run.folder / 'lora'} is finished, but not uploaded: {error}\n")
+            return 1
     accelerator.end_training()
     return 0
 
@@ -83,7 +89,9 @@ def check_before_training(settings: Settings, base: BaseModel, accelerator: Acce
     """
     check_targets(base.transformer_config, settings.targets)
     choose_dtype(settings.precision, accelerator.device)
-    check_base_weights(settings.base_weights, accelerator.device)
+    check_packages(settings)
+    if settings.push_to_hub and accelerator.is_main_process:
+        check_push(settings.push_to_hub)
     folder = Path(settings.output_dir)
     if not settings.resume and (checkpoints(folder) or (folder / "lora").exists()):
         raise ValueError(f"output_dir {folder} holds an earlier run; go on with --resume, or give another folder.")
@@ -135,12 +143,11 @@ class Run:
         self.loss, self.optimizer = accelerator.prepare(FlowLoss(self.transformer, dtype), optimizer)
         self.transformer = accelerator.unwrap_model(self.loss).transformer
         self.parameters = trained_parameters(self.transformer)
-        self.schedule = get_scheduler(
-            settings.schedule,
-            self.optimizer.optimizer,
-            num_warmup_steps=settings.warmup,
-            num_training_steps=self.max_steps,
-        )
+        self.sharded = any(hasattr(parameter, "full_tensor") for parameter in self.parameters.values())  # FSDP2
+        if self.sharded:
+            register_fsdp_forward_method(self.loss, "within")
+        counts = {"num_warmup_steps": settings.warmup, "num_training_steps": self.max_steps}
+        self.schedule = get_scheduler(settings.schedule, self.optimizer.optimizer, **counts)
         self.average = EMAModel(self.parameters.values(), decay=settings.ema) if settings.ema else None
         self.step, self.seconds = 0, 0.0
         if saved is not None:
@@ -156,7 +163,8 @@ class Run:
             write_run(
                 self.folder / "run.json", settings, {"parameters": count, "step": self.step}, accelerator.num_processes
             )
-            logger.info("%d values in %d matrices, from step %d", count, len(self.parameters), self.step)
+            shared = ", shared by the processes" if self.sharded else ""
+            logger.info("%d values in %d matrices%s, from step %d", count, len(self.parameters), shared, self.step)
 
     def train(self) -> bool:
         """The loop; returns whether the last step was reached."""
@@ -241,13 +249,13 @@ class Run:
 
     def validate(self, marks: list[int]) -> None:
         """Draw the validation prompts with the present weights."""
-        sharded = any(hasattr(parameter, "full_tensor") for parameter in self.parameters.values())
-        if not self.settings.validation_prompts or not (self.accelerator.is_main_process or sharded):
+        if not self.settings.validation_prompts or not (self.accelerator.is_main_process or self.sharded):
             return
         if self.average:
             self.average.store(self.parameters.values())
             self.average.copy_to(self.parameters.values())
-        pictures = draw_validation(self.transformer, self.base, self.cache, self.settings, self.device)
+        draw = partial(draw_validation, self.transformer, self.base, self.cache, self.settings, self.device)
+        pictures = self.loss.within(draw) if self.sharded else draw()
         if self.average:
             self.average.restore(self.parameters.values())
         if self.accelerator.is_main_process:
@@ -284,9 +292,11 @@ class Run:
 
     def optimizer_state(self) -> dict[str, Any]:
         """State of the optimiser, gathered where processes share it."""
-        state = self.optimizer.optimizer.state_dict()
-        for values in state["state"].values():
-            values.update({name: whole(v) for name, v in values.items() if hasattr(v, "full_tensor")})
+        state = self.optimizer.optimizer.state_dict()  # its tensors are the optimiser's own
+        state["state"] = {
+            index: {name: whole(v) if hasattr(v, "full_tensor") else v for name, v in values.items()}
+            for index, values in state["state"].items()
+        }
         return state
 
     def resume(self, saved: dict[str, Any]) -> None:
@@ -312,10 +322,10 @@ class Run:
     def finish(self, marks: list[int]) -> None:
         """Write the finished LoRA, the loss curve and the sheet."""
         weights = self.weights()
+        base_weights = base_layer_weights(self.transformer, weights)
         if self.accelerator.is_main_process:
             draw_curve(self.folder / "log.jsonl", self.folder / "loss.png")
             draw_sheet(self.folder / "validation", self.folder / "sheet.png", marks, self.settings)
-            base_weights = base_layer_weights(self.transformer, weights)
             logger.info("saved %s", export(self.folder, weights, self.settings, self.step, base_weights))
         self.accelerator.wait_for_everyone()
         free_memory()

@@ -1,5 +1,9 @@
-"""A small Hugging Face Hub on this machine: repositories are folders FOLDER/OWNER/NAME, and every request is noted."""
+"""A small Hugging Face Hub on this machine: repositories are folders FOLDER/OWNER/NAME, and every request is noted.
 
+Data sets lie there, too. Uploads of the token TOKEN are taken as commits with the files in them.
+"""
+
+import base64
 import hashlib
 import json
 import threading
@@ -11,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BRANCHES = ("main", "other", COMMIT)
+TOKEN = "hf_local"
 
 
 class Hub(ThreadingHTTPServer):
@@ -43,13 +48,61 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
-        if path[:2] == ["api", "models"]:
+        if path == ["api", "whoami-v2"]:
+            self.answer({"name": "me", "type": "user"}) if self.may_write() else self.respond(401, b"", {})
+        elif path[0] == "api":
             repo, kind, revision = "/".join(path[2:4]), *(path[4:6] if path[5:] else ("revision", "main"))
             self.describe(repo, revision, as_tree=kind == "tree")
         else:
+            path = path[1:] if path[0] == "datasets" else path
             self.give("/".join(path[:2]), path[3], "/".join(path[4:]))
 
     do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        """Uploading: make a repository, ask how to send each file (here: inside the commit), send the commit."""
+        path = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        body = self.body()
+        if not self.may_write():
+            self.respond(401, b"", {})
+        elif path[1:] == ["repos", "create"]:
+            asked = json.loads(body)
+            name = f"{asked.get('organization', 'me')}/{asked['name']}"
+            (self.server.folder / name).mkdir(parents=True, exist_ok=True)
+            self.answer({"url": f"{self.server.url}/{name}", "id": name})
+        elif path[-2] == "preupload":
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in
+                     json.loads(body)["files"]]  # fmt: skip
+            self.answer({"files": files})
+        elif path[-2] == "commit":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    target = self.server.folder / "/".join(path[2:4]) / line["value"]["path"]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(base64.b64decode(line["value"]["content"]))
+            repo = "/".join(path[2:4])
+            self.answer(
+                {"success": True, "commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
+            )
+        else:  # validate-yaml
+            self.answer({"errors": [], "warnings": []})
+
+    def body(self) -> bytes:
+        """What came with a request, whole or in chunks."""
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def may_write(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def answer(self, content: dict) -> None:
+        self.respond(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def refuse(self, kind: str) -> None:
         self.respond(404, b"", {"X-Error-Code": kind})
@@ -59,7 +112,7 @@ class Answer(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def describe(self, repo: str, revision: str, as_tree: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
@@ -78,13 +79,15 @@ def test_a_run_learns_shows_pictures_and_its_file_loads_everywhere(train, tmp_pa
     assert (with_file - plain).abs().max() > 1e-3
 
 
-def launch(cached: Path, base: Path, out: Path, *flags: str, processes: int = 1) -> subprocess.Popen:
+def launch(
+    cached: Path, base: Path, out: Path, *flags: str, processes: int = 1, module: str = "lora.train", **variables: str
+) -> subprocess.Popen:
     """Start the script as torchrun (and so accelerate) starts it, on the CPU."""
-    run = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "lora.train"]
+    run = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", module]
     places = ["--base", str(base), "--cache-dir", str(cached), "--output-dir", str(out)]
     same_as_fixture = ["--rank", "2", "--lr", "0.01", "--log-every", "1", "--precision", "fp32", "--max-steps", "4"]
     words = [sys.executable, "-m", *(run if processes > 1 else ["lora.train"]), *places, *same_as_fixture, *flags]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -133,6 +136,28 @@ def test_two_processes_give_the_lora_of_one_with_twice_the_batch(train, cached, 
         torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
+def test_weights_shared_by_two_processes_give_the_lora_of_one(train, cached, tiny_model_folder, tmp_path):
+    """FSDP2, with everything that needs whole weights: pictures, a checkpoint on the way, the average, DoRA."""
+    shown = ["--validation-prompts", "a red star", "--validation-steps", "1"]
+    flags = ["--checkpoint-every", "2", "--ema", "0.9", "--dora", "--gradient-checkpointing", *shown]
+    config = yaml.safe_load((ROOT / "lora" / "configs" / "fsdp2.yaml").read_text(encoding="utf-8"))["fsdp_config"]
+    variables = {name.upper(): str(value) for name, value in config.items()}
+    variables["FSDP_TRANSFORMER_CLS_TO_WRAP"] = variables.pop("FSDP_TRANSFORMER_LAYER_CLS_TO_WRAP")
+    process = launch(
+        cached, tiny_model_folder, tmp_path / "two", "--batch-size", "1", *flags,
+        processes=2, module="tests.lora.fsdp_on_cpu", ACCELERATE_USE_FSDP="true", **variables,
+    )  # fmt: skip
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "shared by the processes" in errors
+    assert train("one", "--batch-size", "2", *flags) == 0
+    one, two = load_file(tmp_path / "one" / FILE), load_file(tmp_path / "two" / FILE)
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -141,7 +166,7 @@ def test_two_processes_give_the_lora_of_one_with_twice_the_batch(train, cached, 
         (["--base", "nowhere/at-all"], "base 'nowhere/at-all' is no folder and cannot be had from the Hub"),
         (["--data", "nowhere"], "data 'nowhere' is neither a folder nor a file"),
         (["--prior-prompts", "nowhere.txt"], "prior_prompts 'nowhere.txt' is no file"),
-        (["--base-weights", "nf4"], "base_weights='nf4' needs a GPU (bitsandbytes); nearest: 'fp8'"),
+        (["--base-weights", "fp8", "--dora"], "dora reads the base weights, which base_weights='fp8' forbids"),
         (["--precision", "fp16"], "precision='fp16' does not train on a CPU; nearest: 'bf16'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
