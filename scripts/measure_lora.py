@@ -18,6 +18,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from lora.base import BaseModel
 from lora.cache import Cache, text_key
+from lora.records import memory_gib
 from lora.train import main as train
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from scripts.training.record import hardware, replace_json, versions
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(place)
         base = random_base(folder / "base", args.layers)
         random_cache(folder / "cache", base, args.resolution)
+        before = memory_gib(torch.device("cpu"))
         code = train(
             ["--config", f"lora/configs/{args.preset}.yaml", "--base", str(folder / "base"), "--log-every", "1"]
             + ["--cache-dir", str(folder / "cache"), "--output-dir", str(folder / "run")]
@@ -97,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         "layers": args.layers,
         "steps": args.steps,
         "peak_memory_gib": last["memory_gib"],
+        "of_it_by_making_random_weights_gib": before,
         "seconds_per_step": round(last["seconds"] / args.steps, 2),
         "trained_values": trained,
         "lora_file_mb": round(size / 1e6, 1),

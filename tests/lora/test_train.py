@@ -137,7 +137,7 @@ def test_two_processes_give_the_lora_of_one_with_twice_the_batch(train, cached, 
 
 
 @pytest.mark.slow
-def test_weights_shared_by_two_processes_give_the_lora_of_one(train, cached, tiny_model_folder, tmp_path):
+def test_fsdp2_gives_the_lora_of_one_process(train, cached, tiny_model_folder, tmp_path):
     """FSDP2, with everything that needs whole weights: pictures, a checkpoint on the way, the average, DoRA."""
     shown = ["--validation-prompts", "a red star", "--validation-steps", "1"]
     flags = ["--checkpoint-every", "2", "--ema", "0.9", "--dora", "--gradient-checkpointing", *shown]
