@@ -12,6 +12,7 @@ import numpy
 
 from scripts.verifier.picture import Figure, read_picture
 
+LOST = 6  # frames after which a figure that is seen again is another; in between its colour may be the background's
 JUMP = 0.16  # a figure does not move further than this from one frame to the next
 TRAVEL = 0.2  # less than this is no way
 GROWTH = 1.35  # ratio of radii; less is no growth
@@ -124,14 +125,14 @@ def rotation_between(first: numpy.ndarray, second: numpy.ndarray, most: float = 
 def follow(frames: numpy.ndarray) -> list[Track]:
     """The figures of a clip of bytes (F, H, W, 3), longest seen first.
 
-    Figures are joined frame by frame, nearest first; a figure may be lost for one frame. What shows in less than a
-    third of the frames is left out.
+    Figures are joined frame by frame, nearest first; a figure may be lost for LOST - 1 frames. What shows in less than
+    a third of the frames is left out.
     """
     readings = [read_picture(frame) for frame in frames]
     tracks: list[Track] = []
     for number, reading in enumerate(readings):
         outlines = [outline_signature(mask) for mask in reading.silhouettes]
-        open_tracks = [track for track in tracks if number - track.frames[-1] <= 2]
+        open_tracks = [track for track in tracks if number - track.frames[-1] <= LOST]
         pairs = sorted(
             (_step(track, figure), t, f)
             for t, track in enumerate(open_tracks)
