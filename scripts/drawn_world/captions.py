@@ -13,7 +13,7 @@ from .scenes import INVERSE, Group, Scene, pick
 BACKGROUND_UNSAID = 0.25
 
 
-def _with_article(text: str) -> str:
+def with_article(text: str) -> str:
     return ("an " if text[0] in "aeiou" else "a ") + text
 
 
@@ -53,10 +53,10 @@ def phrase_of(group: Group, groups: Sequence[Group], rng: np.random.Generator) -
         adjectives = f"{size} {colour}"
     body = " ".join(f"{adjectives} {noun}".split())
     number = pick(rng, w.COUNT_WORDS[count - 1])
-    full = _with_article(body) if number == "a" else f"{number} {body}"
+    full = with_article(body) if number == "a" else f"{number} {body}"
     if 0.06 < roll < 0.09:
         thing = " ".join(f"{size} {noun}".split())
-        full = f"{_with_article(thing) if number == 'a' else f'{number} {thing}'} in {colour}"
+        full = f"{with_article(thing) if number == 'a' else f'{number} {thing}'} in {colour}"
     tag = f"{number} {body}" if many else body
     alone = sum(other.shape == group.shape for other in groups) == 1
     short = f"the {noun}" if alone and rng.random() < 0.7 else f"the {colour} {noun}"
@@ -176,7 +176,7 @@ def _single_core(group: Group, phrase: Phrase, rng: np.random.Generator) -> _Cor
         size = pick(rng, w.SIZE_WORDS[group.size]) if group.size else ""
         thing = f"{size} {noun}".strip()
         number = pick(rng, w.COUNT_WORDS[len(group.things) - 1])
-        full = _with_article(thing) if number == "a" else f"{number} {thing}"
+        full = with_article(thing) if number == "a" else f"{number} {thing}"
         which = pick(rng, ("that", "which"))
         return _Core("single_relative", f"{full}{where} {which} {phrase.be} {shade}", canonical, True, phrase.many)
     if roll < 0.30:
@@ -232,14 +232,14 @@ def with_background(form: str, text: str, scene: Scene, rng: np.random.Generator
     adjectives, tail = _ground_words(scene, rng)
     if rng.random() < 0.13:
         heads = w.BACKGROUND_HEADS if ", " not in form and "tags" not in form else w.BACKGROUND_HEADS[:3]
-        head = pick(rng, heads).format(a=_with_article(adjectives), n=adjectives)
+        head = pick(rng, heads).format(a=with_article(adjectives), n=adjectives)
         return f"{form}, background first", head.replace("background", f"background{tail}") + text
     choice = ", {n} background" if "tags" in form and rng.random() < 0.6 else pick(rng, w.BACKGROUND_TAILS)
-    phrase = choice.format(a=_with_article(adjectives), n=adjectives)
+    phrase = choice.format(a=with_article(adjectives), n=adjectives)
     if tail and phrase.endswith(("background", "backdrop")):
         return form, text + phrase + tail
     if tail:
-        return form, f"{text} on {_with_article(adjectives)} background{tail}"
+        return form, f"{text} on {with_article(adjectives)} background{tail}"
     return form, text + phrase
 
 
