@@ -1,0 +1,216 @@
+"""Finds the one object of the solid world that explains all views of a picture series best.
+
+Owns the search: solids, size and camera height by silhouettes, then the mark by colours. Uses the renderer, never the
+captions. n views are read at SIDE pixels a side; pictures are (n, SIDE, SIDE, 3), colours bytes, elevations degrees.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy
+from PIL import Image
+
+from scripts.solid_world.objects import FLAT_TOPS, Part, SolidObject, arrange
+from scripts.solid_world.render import azimuths, pixel_centres, trace
+from scripts.verifier.colours import colour_word, to_lab
+from scripts.verifier.views_prompt import SOLIDS
+
+SIDE = 48
+_ELEVATIONS, _SCALES = (6.5, 12.0, 17.0, 22.0, 28.0), (0.9, 1.0, 1.1)  # where the search starts
+_STEPS = ((2.5, 0.05), (1.25, 0.025))  # of elevation and scale
+_SHADOW = 0.7  # least light on the ground
+_FINALISTS = 3
+_SAME = 16.0  # CIELAB distance below which a mark has the colour of its solid
+
+Kind = tuple[tuple[str, ...], str]  # solids and their relation
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The best object, what it leaves unexplained, and how its silhouettes overlap with those of the views.
+
+    Attributes:
+        thing: the object; its colours are colour words.
+        tones: colour (2 * parts, 3) of each part and its mark in full light.
+        error: mean difference of a byte where the object is.
+        overlaps: intersection over union of the silhouettes, for each view.
+    """
+
+    thing: SolidObject
+    tones: numpy.ndarray
+    error: float
+    overlaps: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Views (n, SIDE, SIDE, 3) float32, their backgrounds (n, 3) and their silhouettes (n, SIDE, SIDE)."""
+
+    pictures: numpy.ndarray
+    grounds: numpy.ndarray
+    masks: numpy.ndarray
+
+
+def read_views(views: numpy.ndarray) -> Views:
+    """Cuts the object out of views (n, H, W, 3): what is neither background nor background in shadow.
+
+    Raises:
+        ValueError: the views are not square pictures of bytes.
+    """
+    if views.ndim != 4 or views.shape[1] != views.shape[2] or views.shape[3] != 3 or views.dtype != numpy.uint8:
+        raise ValueError(f"views have shape {views.shape} and type {views.dtype}; allowed: (n, S, S, 3) of uint8.")
+    small = [Image.fromarray(view).resize((SIDE, SIDE), Image.Resampling.BOX) for view in views]
+    pictures = numpy.stack([numpy.asarray(view) for view in small])
+    rim = numpy.ones((SIDE, SIDE), dtype=bool)
+    rim[2:-2, 2:-2] = False
+    grounds = numpy.median(pictures[:, rim].astype(numpy.float32), axis=1)
+    flat = pictures.astype(numpy.float32)
+    light = (flat * grounds[:, None, None]).sum(-1) / numpy.maximum((grounds**2).sum(-1), 1)[:, None, None]
+    shaded = grounds[:, None, None] * numpy.clip(light, _SHADOW, 1.06)[..., None]
+    away = numpy.linalg.norm(to_lab(pictures) - to_lab(numpy.clip(shaded, 0, 255).astype(numpy.uint8)), axis=-1)
+    # A pixel on the edge is half object: the limit is half of what the object itself differs by.
+    limits = [numpy.clip(0.45 * numpy.median(view[view > 12]), 12, 30) if (view > 12).any() else 12 for view in away]
+    return Views(flat, grounds, away > numpy.array(limits)[:, None, None])
+
+
+def overlap(first: numpy.ndarray, second: numpy.ndarray) -> numpy.ndarray:
+    """Intersection over union (...) of masks (..., H, W); 0 where both are empty."""
+    both, either = (first & second).sum((-1, -2)), (first | second).sum((-1, -2))
+    return both / numpy.maximum(either, 1)
+
+
+def _object(kind: Kind, elevation: float, scale: float) -> SolidObject:
+    solids, relation = kind
+    return SolidObject(
+        arrange(tuple(Part(solid, "") for solid in solids), relation, scale), relation, "", elevation, ""
+    )
+
+
+def _silhouettes(thing: SolidObject, count: int) -> numpy.ndarray:
+    """Masks (count, SIDE, SIDE) of an object."""
+    across, down = pixel_centres(SIDE)
+    found = [trace(thing, azimuth, across, down, shadow=False).colour >= 0 for azimuth in azimuths(count)]
+    return numpy.stack(found).reshape(count, SIDE, SIDE)
+
+
+@lru_cache(maxsize=128)
+def _first_silhouettes(kind: Kind, count: int) -> numpy.ndarray:
+    """Masks (elevations * scales, count, SIDE, SIDE) where the search for a kind of object starts."""
+    return numpy.stack([_silhouettes(_object(kind, e, s), count) for e in _ELEVATIONS for s in _SCALES])
+
+
+def _rivals(kind: Kind) -> Iterator[Kind]:
+    """The kind that was asked for, and others that differ in one solid or lack one."""
+    solids, relation = kind
+    yield kind
+    if not relation:
+        yield from ((((solid,)), "") for solid in SOLIDS if solid != solids[0])
+        return
+    for index in range(2):
+        for solid in FLAT_TOPS if relation == "on" and index == 1 else SOLIDS:
+            changed = (*solids[:index], solid, *solids[index + 1 :])
+            if changed != solids:
+                yield changed, relation
+    if relation == "beside" or solids[0] in FLAT_TOPS:
+        if solids[0] != solids[1]:
+            yield solids[::-1], relation
+    yield from (((solid,), "") for solid in dict.fromkeys(solids))
+
+
+def _fit_shape(kind: Kind, views: Views) -> tuple[float, SolidObject]:
+    """(mean overlap, object) with the elevation and scale that fit the silhouettes best."""
+    count = len(views.masks)
+    first = overlap(_first_silhouettes(kind, count), views.masks).mean(1)
+    best, at = float(first.max()), divmod(int(first.argmax()), len(_SCALES))
+    here = (_ELEVATIONS[at[0]], _SCALES[at[1]])
+    for rise, growth in _STEPS:
+        for across in ((rise, 0.0), (-rise, 0.0), (0.0, growth), (0.0, -growth)):
+            while True:
+                there = (float(numpy.clip(here[0] + across[0], 2, 40)), here[1] + across[1])
+                found = float(overlap(_silhouettes(_object(kind, *there), count), views.masks).mean())
+                if found <= best:
+                    break
+                best, here = found, there
+    return best, _object(kind, *here)
+
+
+def predict(thing: SolidObject, tones: numpy.ndarray, ground: numpy.ndarray, azimuth: float) -> numpy.ndarray:
+    """The view (SIDE, SIDE, 3), float32, of an object in these tones (2 * parts, 3) on a ground (3,)."""
+    surface = trace(thing, azimuth, *pixel_centres(SIDE))
+    colours = numpy.concatenate([tones, ground[None]])[surface.colour]
+    view = colours * surface.light[:, None] + 14 * surface.gloss[:, None]
+    return numpy.clip(view, 0, 255).reshape(SIDE, SIDE, 3).astype(numpy.float32)
+
+
+def _tones(thing: SolidObject, views: Views) -> tuple[numpy.ndarray, float]:
+    """Colours (2 * parts, 3) in full light that explain the views best, and the error that they leave."""
+    across, down = pixel_centres(SIDE)
+    seen = [trace(thing, azimuth, across, down, shadow=False) for azimuth in azimuths(len(views.masks))]
+    colour, light, gloss = (
+        numpy.stack([getattr(surface, name) for surface in seen]).reshape(views.masks.shape)
+        for name in ("colour", "light", "gloss")
+    )
+    tones = numpy.zeros((2 * len(thing.parts), 3), dtype=numpy.float32)
+    drawn = numpy.broadcast_to(views.grounds[:, None, None], views.pictures.shape).copy()
+    for index in range(len(tones)):
+        here = colour == index
+        if not here.any():
+            continue
+        matte = views.pictures[here] - 14 * gloss[here, None]
+        tones[index] = numpy.median(matte / light[here, None], axis=0)
+        drawn[here] = numpy.clip(tones[index] * light[here, None] + 14 * gloss[here, None], 0, 255)
+    where = views.masks | (colour >= 0)
+    return tones, float(abs(drawn - views.pictures)[where].mean()) if where.any() else 255.0
+
+
+def _marks(thing: SolidObject) -> Iterator[SolidObject]:
+    """The object without a mark, and with each mark on each part."""
+    yield thing
+    for index, part in enumerate(thing.parts):
+        for mark in ("stripe", "dot"):
+            parts = list(thing.parts)
+            parts[index] = replace(part, mark=mark)
+            yield replace(thing, parts=tuple(parts))
+
+
+def lab_of(tones: numpy.ndarray) -> numpy.ndarray:
+    """CIELAB (..., 3) of colours (..., 3) in bytes or beyond."""
+    return to_lab(numpy.clip(tones, 0, 255).round().astype(numpy.uint8))
+
+
+def _word(tone: numpy.ndarray) -> str:
+    """Colour word of a solid; gray is white or black in wrong light."""
+    lab = lab_of(tone)
+    word = colour_word(lab)
+    return word if word != "gray" else "white" if lab[0] > 50 else "black"
+
+
+def _named(thing: SolidObject, tones: numpy.ndarray) -> SolidObject:
+    """The object with colour words; a mark that cannot be told from its solid is none."""
+    parts = []
+    for part, own, other in zip(thing.parts, tones[::2], tones[1::2], strict=True):
+        plain = not part.mark or numpy.linalg.norm(lab_of(own) - lab_of(other)) < _SAME
+        parts.append(
+            replace(
+                part,
+                colour=_word(own),
+                mark="" if plain else part.mark,
+                mark_colour="" if plain else _word(other),
+            )
+        )
+    return replace(thing, parts=tuple(parts))
+
+
+def fit_views(views: Views, kind: Kind) -> Fit:
+    """The object that explains all views best, among the kind that is asked for and its rivals.
+
+    Args:
+        views: from `read_views`.
+        kind: solids and relation that are asked for.
+    """
+    shapes = sorted((_fit_shape(rival, views) for rival in _rivals(kind)), key=lambda pair: -pair[0])
+    options = [(_tones(marked, views), marked) for _, thing in shapes[:_FINALISTS] for marked in _marks(thing)]
+    (tones, error), best = min(options, key=lambda option: option[0][1])
+    overlaps = overlap(_silhouettes(best, len(views.masks)), views.masks)
+    return Fit(_named(best, tones), tones, error, tuple(float(value) for value in overlaps))
