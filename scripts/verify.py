@@ -96,7 +96,7 @@ def _generate(args: argparse.Namespace, prompts: list[str]) -> Iterator[numpy.nd
         sys.stderr.write(f"{start + len(batch)} of {len(prompts)} pictures\n")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     packages = ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
@@ -126,7 +126,7 @@ def check_model(args: argparse.Namespace) -> int:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.time() - start, 1),
         "settings": {name: getattr(args, name) for name in names},
-        "versions": _versions(),
+        "versions": versions(),
         "table": {row: {"right": right, "asked": asked} for row, (right, asked) in tally.items()},
         "held_out": held_out_list(),
         "pictures": records,

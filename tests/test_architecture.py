@@ -159,6 +159,23 @@ MAY_IMPORT = {
     "scripts/drawn_world/": ("numpy", "PIL", "scripts.drawn_world."),
     "scripts/verifier/": ("numpy", "scipy", "PIL", "scripts.verifier."),
     "scripts/verifier/truth.py": ("numpy", "scipy", "PIL", "scripts.verifier.", "scripts.drawn_world."),
+    # Views are judged by fitting the renderer to them; its captions stay unknown.
+    "scripts/solid_world/": ("numpy", "scripts.drawn_world.", "scripts.solid_world."),
+    "scripts/verifier/views_fit.py": (
+        "numpy",
+        "PIL",
+        "scripts.verifier.",
+        "scripts.solid_world.objects",
+        "scripts.solid_world.render",
+    ),
+    "scripts/verifier/sequences.py": (
+        "numpy",
+        "scipy",
+        "scripts.verifier.",
+        "scripts.drawn_world.",
+        "scripts.solid_world",
+    ),
+    "scripts/verifier/views_judge.py": ("numpy", "scripts.verifier.", "scripts.solid_world.render"),
 }
 BLOCKED_FOR_BACKBONES = ("diffusers", "transformers", "huggingface_hub", "einops", "comfy")
 

@@ -23,7 +23,7 @@ CLEAR = 24.0  # least CIELAB distance between a solid in any light and the backg
 
 @dataclass(frozen=True)
 class Part:
-    """One solid: colour, mark on its front ("" for none) and the mark's colour; where it stands and how large it is."""
+    """One solid: colour, mark on its front ("" for none), the mark's colour; where it stands and how large it is."""
 
     solid: str
     colour: str

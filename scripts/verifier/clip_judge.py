@@ -27,9 +27,16 @@ class ClipVerdict:
         return tuple(colour and shape for colour, shape in zip(self.colours, self.shapes, strict=True))
 
     @property
+    def wrong(self) -> tuple[str, ...]:
+        """One line per thing that is wrong."""
+        parts = {"colour": self.colours, "shape": self.shapes, "motion": self.motions}
+        wrong = [f"{name} wrong" for name, answers in parts.items() if not all(answers)]
+        return (*wrong, *([f"{self.surplus} too many"] if self.surplus else ()))
+
+    @property
     def right(self) -> bool:
         """Everything that was asked, and nothing else."""
-        return all(self.objects) and all(self.motions) and self.surplus == 0
+        return not self.wrong
 
 
 def judge_clip(request: ClipRequest, frames: numpy.ndarray) -> ClipVerdict:

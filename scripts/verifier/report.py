@@ -6,6 +6,7 @@ Owns rates and layout; knows nothing of how pictures are read or made.
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
+from typing import Protocol
 
 import numpy
 from PIL import Image, ImageDraw, ImageFont
@@ -67,27 +68,39 @@ def _answers(verdict: Verdict) -> dict[str, list[bool | None]]:
 
 def add_up(verdicts: Iterable[Verdict]) -> Tally:
     """(right, asked) for each row of the table."""
-    sums = {row: [0, 0] for row in ROWS}
-    for verdict in verdicts:
-        for row, answers in _answers(verdict).items():
+    return add_up_answers(map(_answers, verdicts), ROWS)
+
+
+def add_up_answers(found: Iterable[Mapping[str, Sequence[bool | None]]], rows: Iterable[str]) -> Tally:
+    """(right, asked) for each row, from the answers of each verdict to each row; None is not asked for."""
+    sums = {row: [0, 0] for row in rows}
+    for verdict in found:
+        for row, answers in verdict.items():
             said = [answer for answer in answers if answer is not None]
             sums[row][0] += sum(said)
             sums[row][1] += len(said)
     return {row: (right, asked) for row, (right, asked) in sums.items()}
 
 
-def table(tally: Mapping[str, tuple[int, int]]) -> str:
+def table(tally: Mapping[str, tuple[int, int]], of: Mapping[str, str] = ROWS) -> str:
     """Text table of a tally: share, interval and what it is a share of."""
     lines = [f"{'':36} {'share':>8}  {'95 % interval':>16}  of"]
     for row, (right, asked) in tally.items():
         low, high = wilson(right, asked)
         share = f"{100 * right / asked:6.2f} %" if asked else "     - %"
-        lines.append(f"{row:36} {share}  {100 * low:6.2f} - {100 * high:6.2f}  {right} / {asked} {ROWS.get(row, '')}")
+        lines.append(f"{row:36} {share}  {100 * low:6.2f} - {100 * high:6.2f}  {right} / {asked} {of.get(row, '')}")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+class Judged(Protocol):
+    """A verdict: one line per thing that is wrong."""
+
+    @property
+    def wrong(self) -> tuple[str, ...]: ...
+
+
 def sheet(
-    pictures: Sequence[numpy.ndarray], prompts: Sequence[str], verdicts: Sequence[Verdict], columns: int = 6
+    pictures: Sequence[numpy.ndarray], prompts: Sequence[str], verdicts: Sequence[Judged], columns: int = 6
 ) -> Image.Image:
     """Pictures in rows, each in a green (everything right) or red frame, with its prompt and what is wrong below.
 

@@ -13,6 +13,7 @@ LEAST_OVERLAP = 0.7  # below it the silhouettes are of no solid
 TURNS = 24  # azimuths that a view is compared with
 TOLERANCE = 30.0  # degrees by which the azimuth of a view may be off
 CLEARLY = 1.12  # an azimuth is wrong when another leaves so many times less unexplained
+FOREIGN = (2.0, 2.5)  # bytes and multiples of the median error; a view that leaves more shows something else
 VIEW_LIMITS = {"side": (0.0, 11.0), "above": (22.5, 90.0)}  # degrees of elevation
 
 
@@ -27,7 +28,8 @@ class ViewsVerdict:
         background: its colour is as asked, None when unsaid.
         overlaps: of the silhouettes of one object with those of the views, for each view.
         azimuths: best azimuth of each view, degrees.
-        order: every view shows the object from its own side, see `_order`.
+        one_object: no view leaves far more unexplained than the others do.
+        order: every view shows the object from its own side, see `_in_order`.
     """
 
     solids: tuple[bool, ...]
@@ -38,6 +40,7 @@ class ViewsVerdict:
     background: bool | None
     overlaps: tuple[float, ...]
     azimuths: tuple[float, ...]
+    one_object: bool
     order: bool
 
     @property
@@ -46,29 +49,38 @@ class ViewsVerdict:
         return sum(self.overlaps) / len(self.overlaps)
 
     @property
+    def wrong(self) -> tuple[str, ...]:
+        """One line per thing that is wrong."""
+        parts = {"solid": self.solids, "colour": self.colours, "mark": self.marks}
+        wrong = [f"{name} wrong" for name, answers in parts.items() if not all(answers)]
+        whole = {"relation": self.relation, "camera": self.view, "background": self.background}
+        wrong += [f"{name} wrong" for name, answer in whole.items() if answer is False]
+        return (*wrong, *(() if self.one_object else ("not one object",)), *(() if self.order else ("order wrong",)))
+
+    @property
     def right(self) -> bool:
         """Everything that was asked."""
-        asked = (*self.solids, *self.colours, *self.marks, self.relation, self.view, self.background, self.order)
-        return all(answer is not False for answer in asked)
+        return not self.wrong
 
 
-def _order(fit: Fit, views: Views) -> tuple[tuple[float, ...], bool]:
-    """(best azimuth of each view in degrees, whether they grow by 360 / n from view to view, beginning at 0).
+def _errors(fit: Fit, views: Views) -> numpy.ndarray:
+    """Mean difference of a byte (n, TURNS) between each view and the fitted object from each azimuth."""
+    ground = numpy.median(views.grounds, axis=0)
+    drawn = numpy.stack([predict(fit.thing, fit.tones, ground, turn) for turn in azimuths(TURNS)])
+    return numpy.stack([abs(drawn - view).mean((1, 2, 3)) for view in views.pictures])
+
+
+def _in_order(errors: numpy.ndarray) -> bool:
+    """Whether the views' azimuths grow by 360 / n from view to view, beginning at 0.
 
     A view is off when an azimuth further than TOLERANCE from its own explains it clearly better; views from which the
     mark cannot be seen may look alike. None may be off, and at least half must be nearest to their own azimuth.
     """
-    turns = numpy.array(azimuths(TURNS))
-    wanted = numpy.array(azimuths(len(views.pictures)))
-    ground = numpy.median(views.grounds, axis=0)
-    drawn = numpy.stack([predict(fit.thing, fit.tones, ground, turn) for turn in turns])
-    errors = numpy.stack([abs(drawn - view).mean((1, 2, 3)) for view in views.pictures])
-    away = abs((turns[None] - wanted[:, None] + 180) % 360 - 180)
+    wanted = numpy.array(azimuths(len(errors)))
+    away = abs((numpy.array(azimuths(TURNS))[None] - wanted[:, None] + 180) % 360 - 180)
     own = numpy.where(away <= TOLERANCE, errors, numpy.inf).min(1)
-    best = errors.argmin(1)
-    off = own > CLEARLY * errors.min(1)
-    near = away[numpy.arange(len(best)), best] <= TOLERANCE
-    return tuple(float(turns[index]) for index in best), bool(not off.any() and near.mean() >= 0.5)
+    near = away[numpy.arange(len(errors)), errors.argmin(1)] <= TOLERANCE
+    return bool((own <= CLEARLY * errors.min(1)).all() and near.mean() >= 0.5)
 
 
 def judge_views(request: ViewsRequest, pictures: numpy.ndarray) -> ViewsVerdict:
@@ -79,7 +91,8 @@ def judge_views(request: ViewsRequest, pictures: numpy.ndarray) -> ViewsVerdict:
     alike = len(found) == len(request.parts) and sum(fit.overlaps) / len(fit.overlaps) >= LEAST_OVERLAP
     pairs = list(zip(request.parts, found, strict=False)) if alike else []
     missing = (False,) * (len(request.parts) - len(pairs))
-    best, order = _order(fit, views)
+    errors = _errors(fit, views)
+    left = errors.min(1)
     low, high = VIEW_LIMITS.get(request.view, (0.0, 90.0))
     ground = colour_word(lab_of(numpy.median(views.grounds, axis=0)))
     return ViewsVerdict(
@@ -93,6 +106,7 @@ def judge_views(request: ViewsRequest, pictures: numpy.ndarray) -> ViewsVerdict:
         view=low <= fit.thing.elevation <= high if request.view else None,
         background=ground == request.background if request.background else None,
         overlaps=fit.overlaps,
-        azimuths=best,
-        order=order,
+        azimuths=tuple(float(index * 360 / TURNS) for index in errors.argmin(1)),
+        one_object=bool((left <= FOREIGN[0] + FOREIGN[1] * numpy.median(left)).all()),
+        order=_in_order(errors),
     )

@@ -1,0 +1,188 @@
+"""Judges clips and views by their pixels: the renderers' (to check the judge) or a model's on held-out prompts.
+
+    python -m scripts.verify_sequences clips --check-truth 300 --size 64
+    python -m scripts.verify_sequences clips --model DIR --prompts 300 --size 64 --output OUT
+    python -m scripts.verify_sequences views --model DIR --prompts 200 --size 64 --output OUT
+
+OUT gets results.json, table.txt, every series as a strip of pictures, and sheets of the first strips, not chosen.
+Exit code 0: done, and the judge is right; 1: it misses its limit on true pictures; 2: bad input.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy
+from PIL import Image
+
+from scripts.verifier.report import add_up_answers, sheet, table
+from scripts.verifier.sequences import WORLDS, Spoiler, Task, World, soft
+from scripts.verify import versions
+
+PER_SHEET, SHOWN = 20, 9  # strips on a sheet, pictures of a strip on it at most
+
+
+def _true_verdicts(world: World, args: argparse.Namespace, spoil: Spoiler | None) -> Iterator[object]:
+    """Verdicts on true pictures, spoilt or not."""
+    for number in range(args.check_truth):
+        task = world.task(number, args.seed, None)
+        pictures = world.draw(task.scene, args.length, args.size)
+        if spoil is not None:
+            pictures = spoil(pictures, numpy.random.default_rng([args.seed, number, 1]))
+        yield world.judge(task.prompt, pictures)
+
+
+def check_truth(world: World, args: argparse.Namespace) -> int:
+    """Judges true pictures, softened ones and spoilt ones; writes the tables to stdout."""
+    passed = True
+    for name, spoil in {"as drawn": None, "blurred and noisy": soft}.items():
+        start = time.process_time()
+        verdicts = list(_true_verdicts(world, args, spoil))
+        tally = add_up_answers(map(world.answers, verdicts), world.rows)
+        spent = (time.process_time() - start) / len(verdicts)
+        mean = numpy.mean([world.number(verdict) for verdict in verdicts])
+        sys.stdout.write(f"\n{name}, {args.size} pixels, {spent:.2f} s of processor time each\n")
+        sys.stdout.write(f"{table(tally, world.rows)}mean {world.measured}: {mean:.3f}\n")
+        if spoil is None:
+            passed = all(tally[row][0] >= world.least * tally[row][1] for row in world.judged)
+    noticed = {
+        f"{name}: noticed": (
+            sum(not verdict.right for verdict in _true_verdicts(world, args, spoil)),
+            args.check_truth,
+        )
+        for name, spoil in world.spoilers.items()
+    }
+    sys.stdout.write(f"\nspoilt\n{table(noticed, {})}")
+    sys.stdout.write(f"\n{'passed' if passed else 'FAILED'}: limit {100 * world.least:.0f} % as drawn\n")
+    return 0 if passed else 1
+
+
+def _generate(world: World, args: argparse.Namespace, prompts: list[str]) -> Iterator[numpy.ndarray]:
+    """Series (length, H, W, 3) of bytes, one per prompt; series i depends on the seed and i, not on the batch."""
+    import torch
+
+    from ptdit_diffusers import PTDiTPipeline
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = PTDiTPipeline.from_pretrained(args.model).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    for start in range(0, len(prompts), args.batch):
+        batch = prompts[start : start + args.batch]
+        numbers = range(start, start + len(batch))
+        output = pipe(
+            batch,
+            height=args.size,
+            width=args.size,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            generator=[torch.Generator("cpu").manual_seed(args.seed * 1_000_003 + number) for number in numbers],
+            output_type="np",
+            **{world.keyword: args.length},
+        )
+        yield from (numpy.asarray(getattr(output, world.output)) * 255).round().astype(numpy.uint8)
+        sys.stderr.write(f"{start + len(batch)} of {len(prompts)} series\n")
+
+
+def strip(pictures: numpy.ndarray, most: int | None = None) -> numpy.ndarray:
+    """Pictures (F, H, W, 3) side by side (H, n * W, 3), at most `most` of them, first and last included."""
+    chosen = numpy.arange(len(pictures))
+    if most is not None and len(pictures) > most:
+        chosen = numpy.linspace(0, len(pictures) - 1, most).round().astype(int)
+    return numpy.concatenate(list(pictures[chosen]), axis=1)
+
+
+def _record(world: World, task: Task, verdict: object, true: float) -> dict:
+    said = {key: getattr(task, key) for key in ("number", "prompt", "canonical")}
+    measured = {world.measured: round(world.number(verdict), 4), f"{world.measured}, true pictures": round(true, 4)}
+    return said | {"all_right": verdict.right, "wrong": verdict.wrong} | measured | {"verdict": asdict(verdict)}
+
+
+def check_model(world: World, args: argparse.Namespace) -> int:
+    """Has a model draw held-out prompts, judges the series and writes results, table, sheets and strips."""
+    output = Path(args.output)
+    (output / "strips").mkdir(parents=True, exist_ok=True)
+    tasks = [world.task(number, args.seed, True) for number in range(args.prompts)]
+    start = time.time()
+    verdicts, records, shown = [], [], []
+    for task, pictures in zip(tasks, _generate(world, args, [task.prompt for task in tasks]), strict=True):
+        verdict = world.judge(task.prompt, pictures)
+        true = world.number(world.judge(task.prompt, world.draw(task.scene, args.length, args.size)))
+        Image.fromarray(strip(pictures)).save(output / "strips" / f"{task.number:04d}.png")
+        verdicts.append(verdict)
+        records.append(_record(world, task, verdict, true))
+        shown.append(strip(pictures, SHOWN))
+    tally = add_up_answers(map(world.answers, verdicts), world.rows)
+    means = {
+        name: round(float(numpy.mean([record[name] for record in records])), 4)
+        for name in (world.measured, f"{world.measured}, true pictures")
+    }
+    names = ("world", "model", "prompts", "length", "size", "seed", "steps", "guidance", "batch")
+    summary = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - start, 1),
+        "settings": {name: getattr(args, name) for name in names},
+        "versions": versions(),
+        "table": {row: {"right": right, "asked": asked} for row, (right, asked) in tally.items()},
+        "means": means,
+        "held_out": sorted(" ".join(combination) for combination in world.held_out),
+        "series": records,
+    }
+    (output / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    settings = ", ".join(f"{name} {value}" for name, value in summary["settings"].items())
+    text = f"{settings}\n{summary['date']}\n\n{table(tally, world.rows)}"
+    text += "".join(f"mean {name}: {value:.3f}\n" for name, value in means.items())
+    (output / "table.txt").write_text(text, encoding="utf-8")
+    for number, first in enumerate(range(0, min(len(tasks), args.sheets * PER_SHEET), PER_SHEET)):
+        part = slice(first, first + PER_SHEET)
+        page = sheet(shown[part], [task.prompt for task in tasks[part]], verdicts[part], columns=2)
+        page.save(output / f"sheet_{number + 1:02d}.png")
+    sys.stdout.write(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.verify_sequences", description="Judge clips and views by their pixels."
+    )
+    parser.add_argument("world", choices=tuple(WORLDS), help="clips of moving figures, or views of solids")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--check-truth", type=int, metavar="N", help="check the judge on N true series")
+    what.add_argument("--model", help="folder or short name of a model to judge on held-out prompts")
+    parser.add_argument("--prompts", type=int, help="held-out prompts for --model (default 300 clips, 200 views)")
+    parser.add_argument("--length", type=int, help="pictures of a series (default 17 frames, 8 views)")
+    parser.add_argument("--size", type=int, default=128, help="pixels a side (default 128)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of scenes, captions and noise (default 0)")
+    parser.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
+    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default 4)")
+    parser.add_argument("--batch", type=int, default=10, help="series made at a time (default 10)")
+    parser.add_argument("--device", help="torch device (default cuda where there is one, else cpu)")
+    parser.add_argument("--sheets", type=int, default=2, help=f"sheets of the first {PER_SHEET} strips (default 2)")
+    parser.add_argument("--output", default="verify_output", help="folder for --model (default verify_output)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    world = WORLDS[args.world]
+    args.prompts = (300 if args.world == "clips" else 200) if args.prompts is None else args.prompts
+    args.length = world.length if args.length is None else args.length
+    least = {"check_truth": 1, "prompts": 1, "length": 2, "size": 32, "steps": 1, "batch": 1}
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            parser.error(f"--{name.replace('_', '-')}={value} is less than {low}; nearest: {low}.")
+    try:
+        return check_truth(world, args) if args.check_truth else check_model(world, args)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
