@@ -29,7 +29,7 @@ SHADOW_REACH = 2.0  # from the middle of the ground
 
 @dataclass(frozen=True)
 class Surface:
-    """What rays meet, (N,) each.
+    """What rays meet, (T, N) each.
 
     Attributes:
         colour: index of what is met: -1 the ground, 2 i part i, 2 i + 1 its mark.
@@ -56,17 +56,18 @@ def _distance(thing: SolidObject, x: np.ndarray, y: np.ndarray, z: np.ndarray) -
 
 
 def _rays(
-    thing: SolidObject, azimuth: float, elevation: float, across: np.ndarray, down: np.ndarray
+    thing: SolidObject, turns: np.ndarray, across: np.ndarray, down: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Camera (3,) and directions (3, N) through points of the picture, -1 to 1 across and down."""
-    turn, rise = np.radians(azimuth), np.radians(elevation)
-    out = np.array([np.cos(rise) * np.cos(turn), np.cos(rise) * np.sin(turn), np.sin(rise)])
-    right = np.array([-np.sin(turn), np.cos(turn), 0.0])
-    up = np.cross(out, right)
-    camera = out * DISTANCE + np.array([0.0, 0.0, thing.height / 2])
-    basis = np.stack([-out, right * HALF_FIELD, -up * HALF_FIELD], axis=1).astype(np.float32)
-    rays = basis @ np.stack([np.ones_like(across), across, down])
-    return camera.astype(np.float32), rays / np.sqrt((rays**2).sum(0))
+    """Starts and directions (3, T * N) of the rays through points of the picture (N,), seen from T azimuths."""
+    turn, rise = np.radians(turns), np.radians(thing.elevation)
+    level = np.zeros_like(turn)
+    out = np.stack([np.cos(rise) * np.cos(turn), np.cos(rise) * np.sin(turn), level + np.sin(rise)])
+    right = np.stack([-np.sin(turn), np.cos(turn), level])
+    up = np.stack([-np.sin(rise) * np.cos(turn), -np.sin(rise) * np.sin(turn), level + np.cos(rise)])
+    camera = (out * DISTANCE + np.array([[0.0], [0.0], [thing.height / 2]])).astype(np.float32)
+    out, right, up = (axis.astype(np.float32)[:, :, None] for axis in (out, right * HALF_FIELD, up * HALF_FIELD))
+    rays = (right * across - up * down - out).reshape(3, -1)
+    return camera.repeat(across.size, axis=1), rays / np.sqrt((rays**2).sum(0))
 
 
 def _box(thing: SolidObject) -> tuple[np.ndarray, np.ndarray]:
@@ -82,13 +83,13 @@ def _box(thing: SolidObject) -> tuple[np.ndarray, np.ndarray]:
 def _march(thing: SolidObject, camera: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the rays that meet the object, and how far away."""
     with np.errstate(divide="ignore"):
-        walls = [(edge[:, None] - camera[:, None]) / rays for edge in _box(thing)]
+        walls = [(edge[:, None] - camera) / rays for edge in _box(thing)]
     enter, leave = np.minimum(*walls).max(0), np.maximum(*walls).min(0)
     alive = np.flatnonzero(enter < leave)
-    far, end, ray = enter[alive], leave[alive], rays[:, alive]
+    far, end, start, ray = enter[alive], leave[alive], camera[:, alive], rays[:, alive]
     met, where = [], []
     for step in range(STEPS):
-        gap = _distance(thing, *(camera[:, None] + ray * far))
+        gap = _distance(thing, *(start + ray * far))
         far = far + gap
         if step % 4 == 3 or step == STEPS - 1:
             hit = gap < NEAR
@@ -97,7 +98,7 @@ def _march(thing: SolidObject, camera: np.ndarray, rays: np.ndarray) -> tuple[np
             keep = ~hit & (far < end)
             if not keep.any():
                 break
-            alive, far, end, ray = alive[keep], far[keep], end[keep], ray[:, keep]
+            alive, far, end, start, ray = alive[keep], far[keep], end[keep], start[:, keep], ray[:, keep]
     return np.concatenate(met), np.concatenate(where)
 
 
@@ -129,26 +130,29 @@ def _shadow(thing: SolidObject, points: np.ndarray) -> np.ndarray:
     return 1 - np.clip(room, 0, 1)
 
 
-def trace(thing: SolidObject, azimuth: float, across: np.ndarray, down: np.ndarray, shadow: bool = True) -> Surface:
-    """What the rays through points of one view meet.
+def trace(
+    thing: SolidObject, turns: Sequence[float], across: np.ndarray, down: np.ndarray, shadow: bool = True
+) -> Surface:
+    """What the rays through points of views meet.
 
     Args:
         thing: the object.
-        azimuth: of the camera, degrees.
+        turns: azimuths (T,) of the camera, degrees.
         across, down: points (N,) of the picture, float32, -1 to 1 from left to right and from top to bottom.
         shadow: whether the ground is looked at, too.
     """
-    camera, rays = _rays(thing, azimuth, thing.elevation, across, down)
-    colour = np.full(across.size, -1)
-    light, gloss = np.ones(across.size, dtype=np.float32), np.zeros(across.size, dtype=np.float32)
+    camera, rays = _rays(thing, np.asarray(turns), across, down)
+    count = rays.shape[1]
+    colour = np.full(count, -1)
+    light, gloss = np.ones(count, dtype=np.float32), np.zeros(count, dtype=np.float32)
     met, far = _march(thing, camera, rays)
-    colour[met], light[met], gloss[met] = _shade(thing, camera[:, None] + rays[:, met] * far)
+    colour[met], light[met], gloss[met] = _shade(thing, camera[:, met] + rays[:, met] * far)
     if shadow:
         low = np.flatnonzero((colour < 0) & (rays[2] < -1e-3))
-        ground = camera[:, None] - rays[:, low] * (camera[2] / rays[2, low])
+        ground = camera[:, low] - rays[:, low] * (camera[2, low] / rays[2, low])
         near = (ground[0] ** 2 + ground[1] ** 2) < SHADOW_REACH**2
         light[low[near]] = 1 - SHADOW * _shadow(thing, ground[:, near])
-    return Surface(colour, light, gloss)
+    return Surface(*(values.reshape(len(turns), -1) for values in (colour, light, gloss)))
 
 
 def pixel_centres(size: int, samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -159,10 +163,10 @@ def pixel_centres(size: int, samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _paint(thing: SolidObject, surface: Surface) -> np.ndarray:
-    """Colours (N, 3), float32 in 0..255."""
+    """Colours (T, N, 3), float32 in 0..255."""
     names = [name for part in thing.parts for name in (part.colour, part.mark_colour or part.colour)]
     tones = np.array([*(FIGURE_RGB[name] for name in names), BACKGROUND_RGB[thing.background]], dtype=np.float32)
-    return np.clip(tones[surface.colour] * surface.light[:, None] + 14 * surface.gloss[:, None], 0, 255)
+    return np.clip(tones[surface.colour] * surface.light[..., None] + 14 * surface.gloss[..., None], 0, 255)
 
 
 def _edges(picture: np.ndarray) -> np.ndarray:
@@ -180,11 +184,11 @@ def _edges(picture: np.ndarray) -> np.ndarray:
 def render_view(thing: SolidObject, azimuth: float, size: int = 128) -> np.ndarray:
     """uint8 (size, size, 3), sRGB, seen from an azimuth in degrees. Deterministic."""
     across, down = pixel_centres(size)
-    picture = _paint(thing, trace(thing, azimuth, across, down))
+    picture = _paint(thing, trace(thing, [azimuth], across, down))[0]
     edge = _edges(picture.reshape(size, size, 3))
     finer = [offset[:, None] / size for offset in pixel_centres(1, SAMPLES)]
     rays = (points[edge] + offset for points, offset in zip((across, down), finer, strict=True))
-    fine = _paint(thing, trace(thing, azimuth, *(points.ravel() for points in rays)))
+    fine = _paint(thing, trace(thing, [azimuth], *(points.ravel() for points in rays)))[0]
     picture[edge] = fine.reshape(SAMPLES**2, -1, 3).mean(0)
     return (picture.reshape(size, size, 3) + 0.5).astype(np.uint8)
 

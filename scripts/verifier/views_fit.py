@@ -16,9 +16,9 @@ from scripts.solid_world.render import azimuths, pixel_centres, trace
 from scripts.verifier.colours import colour_word, to_lab
 from scripts.verifier.views_prompt import SOLIDS
 
-SIDE = 48
-_ELEVATIONS, _SCALES = (6.5, 12.0, 17.0, 22.0, 28.0), (0.9, 1.0, 1.1)  # where the search starts
-_STEPS = ((2.5, 0.05), (1.25, 0.025))  # of elevation and scale
+SIDE = 40
+_ELEVATIONS, _SCALES = (7.0, 17.0, 27.0), (0.92, 1.06)  # where the search starts
+_STEPS = ((4.0, 0.05), (1.5, 0.02))  # of elevation and scale
 _SHADOW = 0.7  # least light on the ground
 _FINALISTS = 3
 _SAME = 16.0  # CIELAB distance below which a mark has the colour of its solid
@@ -89,9 +89,8 @@ def _object(kind: Kind, elevation: float, scale: float) -> SolidObject:
 
 def _silhouettes(thing: SolidObject, count: int) -> numpy.ndarray:
     """Masks (count, SIDE, SIDE) of an object."""
-    across, down = pixel_centres(SIDE)
-    found = [trace(thing, azimuth, across, down, shadow=False).colour >= 0 for azimuth in azimuths(count)]
-    return numpy.stack(found).reshape(count, SIDE, SIDE)
+    surface = trace(thing, azimuths(count), *pixel_centres(SIDE), shadow=False)
+    return (surface.colour >= 0).reshape(count, SIDE, SIDE)
 
 
 @lru_cache(maxsize=128)
@@ -118,39 +117,41 @@ def _rivals(kind: Kind) -> Iterator[Kind]:
     yield from (((solid,), "") for solid in dict.fromkeys(solids))
 
 
-def _fit_shape(kind: Kind, views: Views) -> tuple[float, SolidObject]:
-    """(mean overlap, object) with the elevation and scale that fit the silhouettes best."""
-    count = len(views.masks)
-    first = overlap(_first_silhouettes(kind, count), views.masks).mean(1)
-    best, at = float(first.max()), divmod(int(first.argmax()), len(_SCALES))
-    here = (_ELEVATIONS[at[0]], _SCALES[at[1]])
+def _first_guess(kind: Kind, views: Views) -> tuple[float, float, float]:
+    """(mean overlap, elevation, scale) of the best place to start from."""
+    found = overlap(_first_silhouettes(kind, len(views.masks)), views.masks).mean(1)
+    row, column = divmod(int(found.argmax()), len(_SCALES))
+    return float(found.max()), _ELEVATIONS[row], _SCALES[column]
+
+
+def _climb(kind: Kind, views: Views) -> SolidObject:
+    """The object with the elevation and scale that fit the silhouettes best, by ever smaller steps."""
+    best, *here = _first_guess(kind, views)
     for rise, growth in _STEPS:
-        for across in ((rise, 0.0), (-rise, 0.0), (0.0, growth), (0.0, -growth)):
+        for way in ((rise, 0.0), (-rise, 0.0), (0.0, growth), (0.0, -growth)):
             while True:
-                there = (float(numpy.clip(here[0] + across[0], 2, 40)), here[1] + across[1])
-                found = float(overlap(_silhouettes(_object(kind, *there), count), views.masks).mean())
+                there = float(numpy.clip(here[0] + way[0], 2, 40)), here[1] + way[1]
+                masks = _silhouettes(_object(kind, *there), len(views.masks))
+                found = float(overlap(masks, views.masks).mean())
                 if found <= best:
                     break
                 best, here = found, there
-    return best, _object(kind, *here)
+    return _object(kind, *here)
 
 
-def predict(thing: SolidObject, tones: numpy.ndarray, ground: numpy.ndarray, azimuth: float) -> numpy.ndarray:
-    """The view (SIDE, SIDE, 3), float32, of an object in these tones (2 * parts, 3) on a ground (3,)."""
-    surface = trace(thing, azimuth, *pixel_centres(SIDE))
+def predict(thing: SolidObject, tones: numpy.ndarray, ground: numpy.ndarray, count: int) -> numpy.ndarray:
+    """Views (count, SIDE, SIDE, 3), float32, of an object in these tones (2 * parts, 3) on a ground (3,)."""
+    surface = trace(thing, azimuths(count), *pixel_centres(SIDE))
     colours = numpy.concatenate([tones, ground[None]])[surface.colour]
-    view = colours * surface.light[:, None] + 14 * surface.gloss[:, None]
-    return numpy.clip(view, 0, 255).reshape(SIDE, SIDE, 3).astype(numpy.float32)
+    views = colours * surface.light[..., None] + 14 * surface.gloss[..., None]
+    return numpy.clip(views, 0, 255).reshape(count, SIDE, SIDE, 3).astype(numpy.float32)
 
 
 def _tones(thing: SolidObject, views: Views) -> tuple[numpy.ndarray, float]:
     """Colours (2 * parts, 3) in full light that explain the views best, and the error that they leave."""
-    across, down = pixel_centres(SIDE)
-    seen = [trace(thing, azimuth, across, down, shadow=False) for azimuth in azimuths(len(views.masks))]
-    colour, light, gloss = (
-        numpy.stack([getattr(surface, name) for surface in seen]).reshape(views.masks.shape)
-        for name in ("colour", "light", "gloss")
-    )
+    surface = trace(thing, azimuths(len(views.masks)), *pixel_centres(SIDE), shadow=False)
+    shape = views.masks.shape
+    colour, light, gloss = surface.colour.reshape(shape), surface.light.reshape(shape), surface.gloss.reshape(shape)
     tones = numpy.zeros((2 * len(thing.parts), 3), dtype=numpy.float32)
     drawn = numpy.broadcast_to(views.grounds[:, None, None], views.pictures.shape).copy()
     for index in range(len(tones)):
@@ -209,8 +210,8 @@ def fit_views(views: Views, kind: Kind) -> Fit:
         views: from `read_views`.
         kind: solids and relation that are asked for.
     """
-    shapes = sorted((_fit_shape(rival, views) for rival in _rivals(kind)), key=lambda pair: -pair[0])
-    options = [(_tones(marked, views), marked) for _, thing in shapes[:_FINALISTS] for marked in _marks(thing)]
+    likely = sorted(_rivals(kind), key=lambda rival: -_first_guess(rival, views)[0])[:_FINALISTS]
+    options = [(_tones(marked, views), marked) for rival in likely for marked in _marks(_climb(rival, views))]
     (tones, error), best = min(options, key=lambda option: option[0][1])
     overlaps = overlap(_silhouettes(best, len(views.masks)), views.masks)
     return Fit(_named(best, tones), tones, error, tuple(float(value) for value in overlaps))

@@ -66,7 +66,7 @@ class ViewsVerdict:
 def _errors(fit: Fit, views: Views) -> numpy.ndarray:
     """Mean difference of a byte (n, TURNS) between each view and the fitted object from each azimuth."""
     ground = numpy.median(views.grounds, axis=0)
-    drawn = numpy.stack([predict(fit.thing, fit.tones, ground, turn) for turn in azimuths(TURNS)])
+    drawn = predict(fit.thing, fit.tones, ground, TURNS)
     return numpy.stack([abs(drawn - view).mean((1, 2, 3)) for view in views.pictures])
 
 
