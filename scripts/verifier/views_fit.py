@@ -4,7 +4,7 @@ Owns the search: solids, size and camera height by silhouettes, then the mark by
 captions. n views are read at SIDE pixels a side; pictures are (n, SIDE, SIDE, 3), colours bytes, elevations degrees.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -17,8 +17,9 @@ from scripts.verifier.colours import colour_word, to_lab
 from scripts.verifier.views_prompt import SOLIDS
 
 SIDE = 40
-_ELEVATIONS, _SCALES = (7.0, 17.0, 27.0), (0.92, 1.06)  # where the search starts
+_ELEVATIONS, _SCALES = (7.0, 17.0, 27.0), (0.92, 1.0, 1.08)  # where the search starts
 _STEPS = ((4.0, 0.05), (1.5, 0.02))  # of elevation and scale
+_WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))  # both change the height of an object
 _SHADOW = 0.7  # least light on the ground
 _FINALISTS = 3
 _SAME = 16.0  # CIELAB distance below which a mark has the colour of its solid
@@ -124,19 +125,40 @@ def _first_guess(kind: Kind, views: Views) -> tuple[float, float, float]:
     return float(found.max()), _ELEVATIONS[row], _SCALES[column]
 
 
-def _climb(kind: Kind, views: Views) -> SolidObject:
-    """The object with the elevation and scale that fit the silhouettes best, by ever smaller steps."""
-    best, *here = _first_guess(kind, views)
+def _climb(
+    score: Callable[[float, float], float], elevation: float, scale: float, ways: tuple[tuple[int, int], ...]
+) -> tuple[float, float, float]:
+    """(best score, elevation, scale) by ever smaller steps in these ways."""
+    best = score(elevation, scale)
     for rise, growth in _STEPS:
-        for way in ((rise, 0.0), (-rise, 0.0), (0.0, growth), (0.0, -growth)):
+        for up, out in ways:
             while True:
-                there = float(numpy.clip(here[0] + way[0], 2, 40)), here[1] + way[1]
-                masks = _silhouettes(_object(kind, *there), len(views.masks))
-                found = float(overlap(masks, views.masks).mean())
+                there = float(numpy.clip(elevation + up * rise, 2, 35)), scale + out * growth
+                found = score(*there)
                 if found <= best:
                     break
-                best, here = found, there
-    return _object(kind, *here)
+                best, (elevation, scale) = found, there
+    return best, elevation, scale
+
+
+def _climb_by_silhouettes(kind: Kind, views: Views) -> tuple[float, float]:
+    """(elevation, scale) at which the silhouettes overlap best."""
+
+    def score(elevation: float, scale: float) -> float:
+        masks = _silhouettes(_object(kind, elevation, scale), len(views.masks))
+        return float(overlap(masks, views.masks).mean())
+
+    return _climb(score, *_first_guess(kind, views)[1:], _WAYS)[1:]
+
+
+def _climb_by_colours(thing: SolidObject, views: Views) -> tuple[float, SolidObject]:
+    """(error, object) at the elevation that explains the colours best: round solids look alike from any height."""
+
+    def score(elevation: float, scale: float) -> float:
+        return -_tones(replace(thing, elevation=elevation), views)[1]
+
+    best, elevation, _ = _climb(score, thing.elevation, 1.0, ((1, 0), (-1, 0)))
+    return -best, replace(thing, elevation=elevation)
 
 
 def predict(thing: SolidObject, tones: numpy.ndarray, ground: numpy.ndarray, count: int) -> numpy.ndarray:
@@ -211,7 +233,9 @@ def fit_views(views: Views, kind: Kind) -> Fit:
         kind: solids and relation that are asked for.
     """
     likely = sorted(_rivals(kind), key=lambda rival: -_first_guess(rival, views)[0])[:_FINALISTS]
-    options = [(_tones(marked, views), marked) for rival in likely for marked in _marks(_climb(rival, views))]
-    (tones, error), best = min(options, key=lambda option: option[0][1])
+    things = [_object(rival, *_climb_by_silhouettes(rival, views)) for rival in likely]
+    shape = min(things, key=lambda thing: min(_tones(marked, views)[1] for marked in _marks(thing)))
+    error, best = min((_climb_by_colours(marked, views) for marked in _marks(shape)), key=lambda pair: pair[0])
+    tones, _ = _tones(best, views)
     overlaps = overlap(_silhouettes(best, len(views.masks)), views.masks)
     return Fit(_named(best, tones), tones, error, tuple(float(value) for value in overlaps))
