@@ -21,48 +21,48 @@ import numpy
 from PIL import Image
 
 from scripts.verifier.report import add_up_answers, sheet, table
-from scripts.verifier.sequences import WORLDS, Spoiler, Task, World, soft
+from scripts.verifier.sequences import LEAST, SERIES, Series, Spoiler, Task, soft
 from scripts.verify import versions
 
 PER_SHEET, SHOWN = 20, 9  # strips on a sheet, pictures of a strip on it at most
 
 
-def _true_verdicts(world: World, args: argparse.Namespace, spoil: Spoiler | None) -> Iterator[object]:
+def _true_verdicts(series: Series, args: argparse.Namespace, spoil: Spoiler | None) -> Iterator[object]:
     """Verdicts on true pictures, spoilt or not."""
     for number in range(args.check_truth):
-        task = world.task(number, args.seed, None)
-        pictures = world.draw(task.scene, args.length, args.size)
+        task = series.task(number, args.seed, None)
+        pictures = series.render(task.scene, args.length, args.size)
         if spoil is not None:
             pictures = spoil(pictures, numpy.random.default_rng([args.seed, number, 1]))
-        yield world.judge(task.prompt, pictures)
+        yield series.judge(task.prompt, pictures)
 
 
-def check_truth(world: World, args: argparse.Namespace) -> int:
+def check_truth(series: Series, args: argparse.Namespace) -> int:
     """Judges true pictures, softened ones and spoilt ones; writes the tables to stdout."""
     passed = True
     for name, spoil in {"as drawn": None, "blurred and noisy": soft}.items():
         start = time.process_time()
-        verdicts = list(_true_verdicts(world, args, spoil))
-        tally = add_up_answers(map(world.answers, verdicts), world.rows)
+        verdicts = list(_true_verdicts(series, args, spoil))
+        tally = add_up_answers(map(series.answers, verdicts), series.rows)
         spent = (time.process_time() - start) / len(verdicts)
-        mean = numpy.mean([world.number(verdict) for verdict in verdicts])
+        mean = numpy.mean([series.number(verdict) for verdict in verdicts])
         sys.stdout.write(f"\n{name}, {args.size} pixels, {spent:.2f} s of processor time each\n")
-        sys.stdout.write(f"{table(tally, world.rows)}mean {world.measured}: {mean:.3f}\n")
+        sys.stdout.write(f"{table(tally, series.rows)}mean {series.measured}: {mean:.3f}\n")
         if spoil is None:
-            passed = all(tally[row][0] >= world.least * tally[row][1] for row in world.judged)
+            passed = all(tally[row][0] >= LEAST * tally[row][1] for row in series.judged)
     noticed = {
         f"{name}: noticed": (
-            sum(not verdict.right for verdict in _true_verdicts(world, args, spoil)),
+            sum(not verdict.right for verdict in _true_verdicts(series, args, spoil)),
             args.check_truth,
         )
-        for name, spoil in world.spoilers.items()
+        for name, spoil in series.spoilers.items()
     }
     sys.stdout.write(f"\nspoilt\n{table(noticed, {})}")
-    sys.stdout.write(f"\n{'passed' if passed else 'FAILED'}: limit {100 * world.least:.0f} % as drawn\n")
+    sys.stdout.write(f"\n{'passed' if passed else 'FAILED'}: limit {100 * LEAST:.0f} % as drawn\n")
     return 0 if passed else 1
 
 
-def _generate(world: World, args: argparse.Namespace, prompts: list[str]) -> Iterator[numpy.ndarray]:
+def _generate(series: Series, args: argparse.Namespace, prompts: list[str]) -> Iterator[numpy.ndarray]:
     """Series (length, H, W, 3) of bytes, one per prompt; series i depends on the seed and i, not on the batch."""
     import torch
 
@@ -82,9 +82,9 @@ def _generate(world: World, args: argparse.Namespace, prompts: list[str]) -> Ite
             guidance_scale=args.guidance,
             generator=[torch.Generator("cpu").manual_seed(args.seed * 1_000_003 + number) for number in numbers],
             output_type="np",
-            **{world.keyword: args.length},
+            **{series.keyword: args.length},
         )
-        yield from (numpy.asarray(getattr(output, world.output)) * 255).round().astype(numpy.uint8)
+        yield from (numpy.asarray(getattr(output, series.output)) * 255).round().astype(numpy.uint8)
         sys.stderr.write(f"{start + len(batch)} of {len(prompts)} series\n")
 
 
@@ -96,30 +96,30 @@ def strip(pictures: numpy.ndarray, most: int | None = None) -> numpy.ndarray:
     return numpy.concatenate(list(pictures[chosen]), axis=1)
 
 
-def _record(world: World, task: Task, verdict: object, true: float) -> dict:
+def _record(series: Series, task: Task, verdict: object, true: float) -> dict:
     said = {key: getattr(task, key) for key in ("number", "prompt", "canonical")}
-    measured = {world.measured: round(world.number(verdict), 4), f"{world.measured}, true pictures": round(true, 4)}
+    measured = {series.measured: round(series.number(verdict), 4), f"{series.measured}, true pictures": round(true, 4)}
     return said | {"all_right": verdict.right, "wrong": verdict.wrong} | measured | {"verdict": asdict(verdict)}
 
 
-def check_model(world: World, args: argparse.Namespace) -> int:
+def check_model(series: Series, args: argparse.Namespace) -> int:
     """Has a model draw held-out prompts, judges the series and writes results, table, sheets and strips."""
     output = Path(args.output)
     (output / "strips").mkdir(parents=True, exist_ok=True)
-    tasks = [world.task(number, args.seed, True) for number in range(args.prompts)]
+    tasks = [series.task(number, args.seed, True) for number in range(args.prompts)]
     start = time.time()
     verdicts, records, shown = [], [], []
-    for task, pictures in zip(tasks, _generate(world, args, [task.prompt for task in tasks]), strict=True):
-        verdict = world.judge(task.prompt, pictures)
-        true = world.number(world.judge(task.prompt, world.draw(task.scene, args.length, args.size)))
+    for task, pictures in zip(tasks, _generate(series, args, [task.prompt for task in tasks]), strict=True):
+        verdict = series.judge(task.prompt, pictures)
+        true = series.number(series.judge(task.prompt, series.render(task.scene, args.length, args.size)))
         Image.fromarray(strip(pictures)).save(output / "strips" / f"{task.number:04d}.png")
         verdicts.append(verdict)
-        records.append(_record(world, task, verdict, true))
+        records.append(_record(series, task, verdict, true))
         shown.append(strip(pictures, SHOWN))
-    tally = add_up_answers(map(world.answers, verdicts), world.rows)
+    tally = add_up_answers(map(series.answers, verdicts), series.rows)
     means = {
         name: round(float(numpy.mean([record[name] for record in records])), 4)
-        for name in (world.measured, f"{world.measured}, true pictures")
+        for name in (series.measured, f"{series.measured}, true pictures")
     }
     names = ("world", "model", "prompts", "length", "size", "seed", "steps", "guidance", "batch")
     summary = {
@@ -129,12 +129,12 @@ def check_model(world: World, args: argparse.Namespace) -> int:
         "versions": versions(),
         "table": {row: {"right": right, "asked": asked} for row, (right, asked) in tally.items()},
         "means": means,
-        "held_out": sorted(" ".join(combination) for combination in world.held_out),
+        "held_out": sorted(" ".join(combination) for combination in series.held_out),
         "series": records,
     }
     (output / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     settings = ", ".join(f"{name} {value}" for name, value in summary["settings"].items())
-    text = f"{settings}\n{summary['date']}\n\n{table(tally, world.rows)}"
+    text = f"{settings}\n{summary['date']}\n\n{table(tally, series.rows)}"
     text += "".join(f"mean {name}: {value:.3f}\n" for name, value in means.items())
     (output / "table.txt").write_text(text, encoding="utf-8")
     for number, first in enumerate(range(0, min(len(tasks), args.sheets * PER_SHEET), PER_SHEET)):
@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.verify_sequences", description="Judge clips and views by their pixels."
     )
-    parser.add_argument("world", choices=tuple(WORLDS), help="clips of moving figures, or views of solids")
+    parser.add_argument("world", choices=tuple(SERIES), help="clips of moving figures, or views of solids")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check-truth", type=int, metavar="N", help="check the judge on N true series")
     what.add_argument("--model", help="folder or short name of a model to judge on held-out prompts")
@@ -170,16 +170,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(arguments)
-    world = WORLDS[args.world]
-    args.prompts = (300 if args.world == "clips" else 200) if args.prompts is None else args.prompts
-    args.length = world.length if args.length is None else args.length
+    series = SERIES[args.world]
+    args.prompts = series.prompts if args.prompts is None else args.prompts
+    args.length = series.length if args.length is None else args.length
     least = {"check_truth": 1, "prompts": 1, "length": 2, "size": 32, "steps": 1, "batch": 1}
     for name, low in least.items():
         value = getattr(args, name)
         if value is not None and value < low:
             parser.error(f"--{name.replace('_', '-')}={value} is less than {low}; nearest: {low}.")
     try:
-        return check_truth(world, args) if args.check_truth else check_model(world, args)
+        return check_truth(series, args) if args.check_truth else check_model(series, args)
     except ValueError as error:
         parser.error(str(error))
 

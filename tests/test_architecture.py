@@ -163,6 +163,7 @@ MAY_IMPORT = {
     "scripts/solid_world/": ("numpy", "scripts.drawn_world.", "scripts.solid_world."),
     "scripts/verifier/views_fit.py": (
         "numpy",
+        "scipy",
         "PIL",
         "scripts.verifier.",
         "scripts.solid_world.objects",

@@ -4,10 +4,9 @@ Owns what the command `verify_sequences` asks of a world: tasks with true pictur
 the ways in which true pictures are spoilt to check the judge.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy
 from scipy import ndimage
@@ -22,12 +21,12 @@ from scripts.verifier.views_prompt import read_views_prompt
 
 Spoiler = Callable[[numpy.ndarray, numpy.random.Generator], numpy.ndarray]
 Answers = dict[str, list[bool | None]]
-FEWEST = 0.8  # mean overlap of silhouettes that counts as one
+LEAST = 0.97  # share that a judge must get right on true pictures
 
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt, its regular form, what it describes, and the picture size that its true pictures are drawn at."""
+    """A prompt, its regular form, and what it describes."""
 
     number: int
     prompt: str
@@ -67,26 +66,42 @@ def with_a_stranger(pictures: numpy.ndarray, rng: numpy.random.Generator) -> num
     return numpy.concatenate([pictures[:number], other[number : number + 1], pictures[number + 1 :]])
 
 
-class World(ABC):
+@dataclass(frozen=True)
+class Series:
     """What the command asks of a world.
 
     Attributes:
+        keyword, output: argument of the pipeline that says how many pictures a series has; field that it returns.
+        length: how many by default.
+        prompts: how many by default.
         rows: of the table, with what each is a share of.
         judged: the rows that the judge must get right on true pictures.
-        least: share of them that it must.
+        measured: name of the number that is reported beside right and wrong.
         spoilers: how true pictures are made wrong.
-        keyword: argument of the pipeline that says how many pictures a series has.
-        output: field of what the pipeline returns.
+        held_out: combinations that training never sees.
+        sample: (generator, held_out) -> a scene.
+        describe: (scene, generator) -> prompt and its regular form.
+        render: (scene, length, size) -> true pictures (length, size, size, 3).
+        judge: (prompt, pictures) -> verdict.
+        answers: verdict -> rights and wrongs for each row; None is not asked for.
+        number: verdict -> what is measured.
     """
 
-    rows: ClassVar[dict[str, str]]
-    judged: ClassVar[tuple[str, ...]]
-    least: ClassVar[float] = 0.97
-    spoilers: ClassVar[dict[str, Spoiler]]
-    keyword: ClassVar[str]
-    output: ClassVar[str]
-    length: ClassVar[int]
-    held_out: ClassVar[frozenset[tuple[str, str, str]]]
+    keyword: str
+    output: str
+    length: int
+    prompts: int
+    rows: dict[str, str]
+    judged: tuple[str, ...]
+    measured: str
+    spoilers: dict[str, Spoiler]
+    held_out: frozenset[tuple[str, str, str]]
+    sample: Callable[[numpy.random.Generator, bool | None], Any]
+    describe: Callable[[Any, numpy.random.Generator], tuple[str, str]]
+    render: Callable[[Any, int, int], numpy.ndarray]
+    judge: Callable[[str, numpy.ndarray], Any]
+    answers: Callable[[Any], Answers]
+    number: Callable[[Any], float]
 
     def task(self, number: int, seed: int, held_out: bool | None) -> Task:
         """Task i depends on the seed and i only."""
@@ -94,129 +109,89 @@ class World(ABC):
         scene = self.sample(rng, held_out)
         return Task(number, *self.describe(scene, rng), scene)
 
-    @abstractmethod
-    def sample(self, rng: numpy.random.Generator, held_out: bool | None) -> Any: ...
 
-    @abstractmethod
-    def describe(self, scene: Any, rng: numpy.random.Generator) -> tuple[str, str]: ...
-
-    @abstractmethod
-    def draw(self, scene: Any, length: int, size: int) -> numpy.ndarray:
-        """True pictures (length, size, size, 3)."""
-
-    @abstractmethod
-    def judge(self, prompt: str, pictures: numpy.ndarray) -> Any: ...
-
-    @abstractmethod
-    def answers(self, verdict: Any) -> Answers:
-        """Rights and wrongs for each row; None is not asked for."""
-
-    @abstractmethod
-    def number(self, verdict: Any) -> float:
-        """What is measured beside right and wrong: flicker in bytes, or overlap."""
-
-
-class Clips(World):
-    """Figures that move: 17 frames; the number is the flicker."""
-
-    rows: ClassVar = {
-        "asked motions": "figures asked for",
-        "right figure and colour": "figures asked for",
-        "right colours": "figures asked for",
-        "right shapes": "figures asked for",
-        "no figure too many": "clips",
-        "everything right": "clips",
+def _clip_answers(verdict: ClipVerdict) -> Answers:
+    return {
+        "asked motions": list(verdict.motions),
+        "right figure and colour": list(verdict.objects),
+        "right colours": list(verdict.colours),
+        "right shapes": list(verdict.shapes),
+        "no figure too many": [verdict.surplus == 0],
+        "everything right": [verdict.right],
     }
-    judged: ClassVar = ("asked motions", "right colours", "right shapes")
-    spoilers: ClassVar = {"standing still": still, "shuffled": shuffled}
-    keyword, output, length, held_out = "num_frames", "frames", FRAMES, HELD_OUT_MOTIONS
-    measured = "flicker, bytes"
-
-    def sample(self, rng: numpy.random.Generator, held_out: bool | None) -> Any:
-        return sample_clip(rng, held_out)
-
-    def describe(self, scene: Any, rng: numpy.random.Generator) -> tuple[str, str]:
-        return describe_clip(scene, rng)
-
-    def draw(self, scene: Any, length: int, size: int) -> numpy.ndarray:
-        return render_clip(scene, size, length)
-
-    def judge(self, prompt: str, pictures: numpy.ndarray) -> ClipVerdict:
-        return judge_clip(read_clip_prompt(prompt), pictures)
-
-    def answers(self, verdict: ClipVerdict) -> Answers:
-        return {
-            "asked motions": list(verdict.motions),
-            "right figure and colour": list(verdict.objects),
-            "right colours": list(verdict.colours),
-            "right shapes": list(verdict.shapes),
-            "no figure too many": [verdict.surplus == 0],
-            "everything right": [verdict.right],
-        }
-
-    def number(self, verdict: ClipVerdict) -> float:
-        return verdict.flicker
 
 
-class Solids(World):
-    """Views of solids: 8 to 24; the number is the mean overlap of silhouettes."""
-
-    rows: ClassVar = {
-        "azimuth order right": "objects",
-        f"mean overlap at least {FEWEST:.2f}": "objects",
-        "one object in all views": "objects",
-        "right solids": "solids asked for",
-        "right colours": "solids asked for",
-        "right marks": "solids asked for",
-        "right relations": "objects",
-        "right camera height": "prompts that say it",
-        "right background": "prompts that say it",
-        "everything right": "objects",
+def _views_answers(verdict: ViewsVerdict) -> Answers:
+    return {
+        "azimuth order right": [verdict.order],
+        "mean overlap at least 0.80": [verdict.overlap >= 0.8],
+        "one object in all views": [verdict.one_object],
+        "right solids": list(verdict.solids),
+        "right colours": list(verdict.colours),
+        "right marks": list(verdict.marks),
+        "right relations": [verdict.relation],
+        "right camera height": [verdict.view],
+        "right background": [verdict.background],
+        "everything right": [verdict.right],
     }
-    judged: ClassVar = (
-        "azimuth order right",
-        "one object in all views",
-        "right solids",
-        "right colours",
-        "right marks",
-    )
-    spoilers: ClassVar = {
-        "the other way round": reversed_but_first,
-        "shuffled": shuffled,
-        "the first view only": still,
-        "one view of another object": with_a_stranger,
-    }
-    keyword, output, length, held_out = "num_views", "views", 8, HELD_OUT_SOLIDS
-    measured = "overlap"
-
-    def sample(self, rng: numpy.random.Generator, held_out: bool | None) -> Any:
-        return sample_object(rng, held_out)
-
-    def describe(self, scene: Any, rng: numpy.random.Generator) -> tuple[str, str]:
-        return describe_object(scene, rng)
-
-    def draw(self, scene: Any, length: int, size: int) -> numpy.ndarray:
-        return render_views(scene, length, size)
-
-    def judge(self, prompt: str, pictures: numpy.ndarray) -> ViewsVerdict:
-        return judge_views(read_views_prompt(prompt), pictures)
-
-    def answers(self, verdict: ViewsVerdict) -> Answers:
-        return {
-            "azimuth order right": [verdict.order],
-            f"mean overlap at least {FEWEST:.2f}": [verdict.overlap >= FEWEST],
-            "one object in all views": [verdict.one_object],
-            "right solids": list(verdict.solids),
-            "right colours": list(verdict.colours),
-            "right marks": list(verdict.marks),
-            "right relations": [verdict.relation],
-            "right camera height": [verdict.view],
-            "right background": [verdict.background],
-            "everything right": [verdict.right],
-        }
-
-    def number(self, verdict: ViewsVerdict) -> float:
-        return verdict.overlap
 
 
-WORLDS: dict[str, World] = {"clips": Clips(), "views": Solids()}
+SERIES: dict[str, Series] = {
+    "clips": Series(
+        keyword="num_frames",
+        output="frames",
+        length=FRAMES,
+        prompts=300,
+        rows={
+            "asked motions": "figures asked for",
+            "right figure and colour": "figures asked for",
+            "right colours": "figures asked for",
+            "right shapes": "figures asked for",
+            "no figure too many": "clips",
+            "everything right": "clips",
+        },
+        judged=("asked motions", "right colours", "right shapes"),
+        measured="flicker, bytes",
+        spoilers={"standing still": still, "shuffled": shuffled},
+        held_out=HELD_OUT_MOTIONS,
+        sample=sample_clip,
+        describe=describe_clip,
+        render=lambda clip, length, size: render_clip(clip, size, length),
+        judge=lambda prompt, pictures: judge_clip(read_clip_prompt(prompt), pictures),
+        answers=_clip_answers,
+        number=lambda verdict: verdict.flicker,
+    ),
+    "views": Series(
+        keyword="num_views",
+        output="views",
+        length=8,
+        prompts=200,
+        rows={
+            "azimuth order right": "objects",
+            "mean overlap at least 0.80": "objects",
+            "one object in all views": "objects",
+            "right solids": "solids asked for",
+            "right colours": "solids asked for",
+            "right marks": "solids asked for",
+            "right relations": "objects",
+            "right camera height": "prompts that say it",
+            "right background": "prompts that say it",
+            "everything right": "objects",
+        },
+        judged=("azimuth order right", "one object in all views", "right solids", "right colours", "right marks"),
+        measured="overlap",
+        spoilers={
+            "the other way round": reversed_but_first,
+            "shuffled": shuffled,
+            "the first view only": still,
+            "one view of another object": with_a_stranger,
+        },
+        held_out=HELD_OUT_SOLIDS,
+        sample=sample_object,
+        describe=describe_object,
+        render=render_views,
+        judge=lambda prompt, pictures: judge_views(read_views_prompt(prompt), pictures),
+        answers=_views_answers,
+        number=lambda verdict: verdict.overlap,
+    ),
+}

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy
 from PIL import Image
+from scipy import ndimage
 
 from scripts.solid_world.objects import FLAT_TOPS, Part, SolidObject, arrange
 from scripts.solid_world.render import azimuths, pixel_centres, trace
@@ -22,6 +23,7 @@ _STEPS = ((4.0, 0.05), (1.5, 0.02))  # of elevation and scale
 _WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))  # both change the height of an object
 _SHADOW = 0.7  # least light on the ground
 _FINALISTS = 3
+_BLUR = 0.6  # pixels of blur that views are taken to have
 _SAME = 16.0  # CIELAB distance below which a mark has the colour of its solid
 
 Kind = tuple[tuple[str, ...], str]  # solids and their relation
@@ -166,25 +168,29 @@ def predict(thing: SolidObject, tones: numpy.ndarray, ground: numpy.ndarray, cou
     surface = trace(thing, azimuths(count), *pixel_centres(SIDE))
     colours = numpy.concatenate([tones, ground[None]])[surface.colour]
     views = colours * surface.light[..., None] + 14 * surface.gloss[..., None]
-    return numpy.clip(views, 0, 255).reshape(count, SIDE, SIDE, 3).astype(numpy.float32)
+    sharp = numpy.clip(views, 0, 255).reshape(count, SIDE, SIDE, 3).astype(numpy.float32)
+    return ndimage.gaussian_filter(sharp, (0, _BLUR, _BLUR, 0))
 
 
 def _tones(thing: SolidObject, views: Views) -> tuple[numpy.ndarray, float]:
-    """Colours (2 * parts, 3) in full light that explain the views best, and the error that they leave."""
+    """Colours (2 * parts, 3) in full light that explain the views best, and the error that they leave.
+
+    Pixels of a blurred view mix colours, so that a narrow stripe shows in none of them as it is: the colours are the
+    least-squares solution for all pixels of the object, each a mixture of blurred areas.
+    """
     surface = trace(thing, azimuths(len(views.masks)), *pixel_centres(SIDE), shadow=False)
     shape = views.masks.shape
     colour, light, gloss = surface.colour.reshape(shape), surface.light.reshape(shape), surface.gloss.reshape(shape)
-    tones = numpy.zeros((2 * len(thing.parts), 3), dtype=numpy.float32)
-    drawn = numpy.broadcast_to(views.grounds[:, None, None], views.pictures.shape).copy()
-    for index in range(len(tones)):
-        here = colour == index
-        if not here.any():
-            continue
-        matte = views.pictures[here] - 14 * gloss[here, None]
-        tones[index] = numpy.median(matte / light[here, None], axis=0)
-        drawn[here] = numpy.clip(tones[index] * light[here, None] + 14 * gloss[here, None], 0, 255)
     where = views.masks | (colour >= 0)
-    return tones, float(abs(drawn - views.pictures)[where].mean()) if where.any() else 255.0
+
+    def soft(values: numpy.ndarray) -> numpy.ndarray:
+        return ndimage.gaussian_filter(values.astype(numpy.float32), (0, _BLUR, _BLUR))[where]
+
+    shares = numpy.stack([soft(light * (colour == index)) for index in range(2 * len(thing.parts))], axis=1)
+    grounds = numpy.broadcast_to(views.grounds[:, None, None], views.pictures.shape)[where]
+    rest = views.pictures[where] - 14 * soft(gloss)[:, None] - grounds * soft(colour < 0)[:, None]
+    tones = numpy.linalg.solve(shares.T @ shares + 1e-2 * numpy.eye(shares.shape[1]), shares.T @ rest)
+    return tones.astype(numpy.float32), float(abs(shares @ tones - rest).mean()) if where.any() else 255.0
 
 
 def _marks(thing: SolidObject) -> Iterator[SolidObject]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from scripts.solid_world import Part, SolidObject, describe_object, render_views, sample_object
 from scripts.solid_world.objects import arrange
-from scripts.verifier.sequences import WORLDS, reversed_but_first, soft, still, with_a_stranger
+from scripts.verifier.sequences import SERIES, reversed_but_first, soft, still, with_a_stranger
 from scripts.verifier.views_judge import judge_views
 from scripts.verifier.views_prompt import AskedPart, ViewsRequest, read_views_prompt
 from scripts.verify_sequences import main, strip
@@ -74,7 +74,7 @@ def test_a_strip_shows_first_and_last():
     assert strip(pictures, 9)[0, ::4, 0].tolist() == list(range(0, 17, 2))
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", SERIES)
 def test_the_command_checks_the_judge_on_true_series(world, capsys):
     arguments = [world, "--check-truth", "2", "--size", "64", "--length", "6" if world == "clips" else "4"]
     assert main(arguments) == 0
