@@ -31,18 +31,16 @@ Kind = tuple[tuple[str, ...], str]  # solids and their relation
 
 @dataclass(frozen=True)
 class Fit:
-    """The best object, what it leaves unexplained, and how its silhouettes overlap with those of the views.
+    """The best object, its colours, and how its silhouettes overlap with those of the views.
 
     Attributes:
         thing: the object; its colours are colour words.
         tones: colour (2 * parts, 3) of each part and its mark in full light.
-        error: mean difference of a byte where the object is.
         overlaps: intersection over union of the silhouettes, for each view.
     """
 
     thing: SolidObject
     tones: numpy.ndarray
-    error: float
     overlaps: tuple[float, ...]
 
 
@@ -107,16 +105,15 @@ def _rivals(kind: Kind) -> Iterator[Kind]:
     solids, relation = kind
     yield kind
     if not relation:
-        yield from ((((solid,)), "") for solid in SOLIDS if solid != solids[0])
+        yield from (((solid,), "") for solid in SOLIDS if solid != solids[0])
         return
     for index in range(2):
         for solid in FLAT_TOPS if relation == "on" and index == 1 else SOLIDS:
             changed = (*solids[:index], solid, *solids[index + 1 :])
             if changed != solids:
                 yield changed, relation
-    if relation == "beside" or solids[0] in FLAT_TOPS:
-        if solids[0] != solids[1]:
-            yield solids[::-1], relation
+    if solids[0] != solids[1] and (relation == "beside" or solids[0] in FLAT_TOPS):
+        yield solids[::-1], relation
     yield from (((solid,), "") for solid in dict.fromkeys(solids))
 
 
@@ -190,7 +187,7 @@ def _tones(thing: SolidObject, views: Views) -> tuple[numpy.ndarray, float]:
     grounds = numpy.broadcast_to(views.grounds[:, None, None], views.pictures.shape)[where]
     rest = views.pictures[where] - 14 * soft(gloss)[:, None] - grounds * soft(colour < 0)[:, None]
     tones = numpy.linalg.solve(shares.T @ shares + 1e-2 * numpy.eye(shares.shape[1]), shares.T @ rest)
-    return tones.astype(numpy.float32), float(abs(shares @ tones - rest).mean()) if where.any() else 255.0
+    return tones.astype(numpy.float32), float(abs(shares @ tones - rest).mean())
 
 
 def _marks(thing: SolidObject) -> Iterator[SolidObject]:
@@ -241,7 +238,7 @@ def fit_views(views: Views, kind: Kind) -> Fit:
     likely = sorted(_rivals(kind), key=lambda rival: -_first_guess(rival, views)[0])[:_FINALISTS]
     things = [_object(rival, *_climb_by_silhouettes(rival, views)) for rival in likely]
     shape = min(things, key=lambda thing: min(_tones(marked, views)[1] for marked in _marks(thing)))
-    error, best = min((_climb_by_colours(marked, views) for marked in _marks(shape)), key=lambda pair: pair[0])
+    _, best = min((_climb_by_colours(marked, views) for marked in _marks(shape)), key=lambda pair: pair[0])
     tones, _ = _tones(best, views)
     overlaps = overlap(_silhouettes(best, len(views.masks)), views.masks)
-    return Fit(_named(best, tones), tones, error, tuple(float(value) for value in overlaps))
+    return Fit(_named(best, tones), tones, tuple(float(value) for value in overlaps))
