@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .nodes_load import PTDiTFolderLoader, PTDiTVAELoader
 from .nodes_model import PTDiTModelSampling, PTDiTProxyMap, PTDiTWindowProxy
 from .nodes_sample import PTDiTEmptyLatent, PTDiTScheduler, PTDiTTextEncode
+from .nodes_views import PTDiTContactSheet, PTDiTViewsToBatch
 
 NODES = (
     PTDiTFolderLoader,
@@ -17,6 +18,8 @@ NODES = (
     PTDiTModelSampling,
     PTDiTScheduler,
     PTDiTProxyMap,
+    PTDiTViewsToBatch,
+    PTDiTContactSheet,
 )
 
 

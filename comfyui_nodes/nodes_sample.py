@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from .sampling import ASPECTS, check_frames, official_sigmas, shift_for, size_for
+from .sampling import ASPECTS, latent_frames, official_sigmas, shift_for, size_for
 from .schema import choice, fit, integer, number, schema, switch
 from .text import MAX_TOKENS, encode_prompt
 
@@ -79,7 +79,7 @@ class PTDiTEmptyLatent(io.ComfyNode):
             "PT-DiT Empty Latent",
             "latent",
             "Empty latents of a legal size: pictures, videos of 4n + 1 frames, or views of one object. Goes to a "
-            "sampler's latent_image.",
+            "sampler's latent_image; views then go to PT-DiT Views to Batch.",
             [
                 integer("width", 1024, 16, 8192, "Width in pixels, rounded to 16.", step=16),
                 integer("height", 1024, 16, 8192, "Height in pixels, rounded to 16.", step=16),
@@ -87,8 +87,8 @@ class PTDiTEmptyLatent(io.ComfyNode):
                        "ratio (width:height); custom leaves both."),
                 integer("length", 1, 1, 1025, "Frames: 1 = picture, 4n + 1 = video. Needs a model made for video.",
                         step=4),
-                integer("views", 0, 0, 1025, "Views of one object, 4n + 1, which are the frames then; 0 = use length.",
-                        advanced=True),
+                integer("views", 0, 0, 256, "Views of one object all around it, each a latent frame; 0 = use length. "
+                        "Needs a model made for views.", advanced=True),
                 integer("batch_size", 1, 1, 4096, "Pictures or videos made at once."),
             ],
             [
@@ -105,7 +105,7 @@ class PTDiTEmptyLatent(io.ComfyNode):
     ) -> Any:
         """Zeros of that size."""
         width, height = size_for(aspect, width, height)
-        frames = (check_frames(length, views) - 1) // 4 + 1
+        frames = views or latent_frames(length)
         device = comfy.model_management.intermediate_device()
         samples = torch.zeros(batch_size, 4, frames, height // 8, width // 8, device=device)
         latent = {"samples": samples, "downscale_ratio_spacial": 8, "downscale_ratio_temporal": 4}

@@ -48,14 +48,13 @@ def size_for(aspect: str, width: int, height: int, step: int = 16) -> tuple[int,
     return tuple(max(step, round(side / step) * step) for side in (width, height))
 
 
-def check_frames(length: int, views: int) -> int:
-    """Pixel frames of a clip: `length`, or `views` if there are any.
+def latent_frames(length: int) -> int:
+    """Latent frames of a clip of `length` frames.
 
     Raises:
         ValueError: The number is not 4n + 1; names the nearest ones.
     """
-    name, frames = ("views", views) if views else ("length", length)
-    if frames % 4 != 1:
-        below = max(1, (frames - 1) // 4 * 4 + 1)
-        raise ValueError(f"{name}={frames} is not 4n + 1 (1, 5, 9, ...); nearest: {below} or {below + 4}.")
-    return frames
+    if length % 4 != 1:
+        below = max(1, (length - 1) // 4 * 4 + 1)
+        raise ValueError(f"length={length} is not 4n + 1 (1, 5, 9, ...); nearest: {below} or {below + 4}.")
+    return (length - 1) // 4 + 1

@@ -29,6 +29,8 @@ class FileTokenizer:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(path)
+        self.tokenizer.no_truncation()  # `cut_tokens` cuts, and says what
+        self.tokenizer.no_padding()
         self.unknown = self.tokenizer.token_to_id("<unk>")
 
     @classmethod

@@ -91,6 +91,11 @@ def to_unit_range(image: torch.Tensor) -> torch.Tensor:
     return image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
 
 
+def as_clips(samples: torch.Tensor) -> torch.Tensor:
+    """(B, z, h, w) to (B, z, 1, h, w); latents that have frames stay as they are."""
+    return samples.unsqueeze(2) if samples.ndim == 4 else samples
+
+
 class PTDiTVAE(comfy.sd.VAE):
     """A ComfyUI VAE around `PTDiTAutoencoder`.
 
@@ -137,6 +142,14 @@ class PTDiTVAE(comfy.sd.VAE):
         self.first_stage_model.load_state_dict(kept, **({"assign": True} if dynamic else {}))
         if hasattr(self, "model_size"):
             self.model_size()
+
+    def decode(self, samples_in: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As ComfyUI's; a latent with four axes, which came from no sampler, is a batch of pictures."""
+        return super().decode(as_clips(samples_in), *args, **kwargs)
+
+    def decode_tiled(self, samples: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As ComfyUI's, likewise."""
+        return super().decode_tiled(as_clips(samples), *args, **kwargs)
 
     def describe(self, config: Mapping[str, Any], pictures: bool) -> None:
         """Everything that ComfyUI's own methods read of a VAE."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,8 +95,9 @@ def write_packs(custom_nodes: Path) -> None:
 
 
 def write_gguf(models: Path) -> None:
-    """One block at the released width, as safetensors and as GGUF (q8_0)."""
+    """One block at the released width, as safetensors and as GGUF (q8_0); the embedded model's T5 as GGUF."""
     from ptdit_diffusers.conversion.quantize import quantize
+    from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_path
 
     folder = models / "diffusers/wide"
     (folder / "transformer").mkdir(parents=True)
@@ -111,6 +113,9 @@ def write_gguf(models: Path) -> None:
     (models / "diffusion_models/wide.safetensors").symlink_to(
         folder / "transformer/diffusion_pytorch_model.safetensors"
     )
+    (models / "text_encoders").mkdir(exist_ok=True)
+    quantize(embedded_model_path("shapes-128"), models / "gguf_text", "q8_0", components=("text_encoder",))
+    (models / "gguf_text/text_encoder-q8_0.gguf").rename(models / "text_encoders/small.gguf")
 
 
 def write_models(models: Path) -> None:
@@ -154,6 +159,10 @@ def write_models(models: Path) -> None:
     (bare / "model_index.json").write_text(json.dumps({"_class_name": "PTDiTPipeline"}))
     (bare / "transformer/config.json").write_text(json.dumps(video))
     save_file(one, bare / "transformer/diffusion_pytorch_model.safetensors")
+    outside = models / "diffusers/outside"
+    shutil.copytree(bare, outside)
+    weight_map = {"weight_map": {"proj_out.weight": "../../../vae/tiny.safetensors"}}
+    (outside / "transformer/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(weight_map))
 
 
 @pytest.fixture(scope="session")

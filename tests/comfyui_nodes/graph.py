@@ -205,3 +205,16 @@ class Server:
                     if isinstance(item, dict) and "filename" in item:
                         saved.append(self.base / item["type"] / item.get("subfolder", "") / item["filename"])
         return saved
+
+
+def wrong_in(picture: Path, prompt: str) -> tuple[str, ...]:
+    """What a saved picture of the drawn world lacks of its prompt, by the judge that knows only pixels."""
+    import numpy
+    from PIL import Image
+
+    from scripts.verifier.judge import judge
+    from scripts.verifier.picture import read_picture
+    from scripts.verifier.prompt import read_prompt
+
+    pixels = numpy.asarray(Image.open(picture).convert("RGB"))
+    return judge(read_picture(pixels), read_prompt(prompt)).wrong

@@ -1,11 +1,17 @@
 """Nodes of another pack, for tests: they do inside the server what cannot be asked of it from outside."""
 
+import sys
 import time
+from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
+import comfy.sd
+import comfy.supported_models_base
+import comfy.text_encoders.pixart_t5
+import folder_paths
 import torch
 
 
@@ -24,26 +30,50 @@ def one_call(model, positive, latent, sigma=0.6):
     return lambda: model.model.apply_model(noise, level, transformer_options=options, **given)
 
 
+def load_with(model, room):
+    """Load weights as with little GPU memory: `room` is bytes for them (0: no limit) or a state of ComfyUI's memory.
+
+    For a state ComfyUI's own loader decides, while it takes the CPU for a card without free memory.
+    """
+    management = comfy.model_management
+    if room.isdigit():
+        model.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=int(room))
+        return
+    saved = {name: getattr(management, name) for name in ("vram_state", "is_device_cpu", "get_free_memory")}
+    management.vram_state = management.VRAMState[room]
+    management.is_device_cpu = lambda device: False
+    management.get_free_memory = lambda *args, **kwargs: 0
+    try:
+        management.load_models_gpu([model])
+    finally:
+        for name, value in saved.items():
+            setattr(management, name, value)
+
+
 class ProbePartialLoad:
-    """Weights left where they are, as with little GPU memory, against all of them loaded."""
+    """Weights left where they are against all of them loaded: largest difference, layers that were left, layers."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "run", "probes"
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "positive": ("CONDITIONING",), "latent": ("LATENT",)}}
+        inputs = {"model": ("MODEL",), "positive": ("CONDITIONING",), "latent": ("LATENT",), "room": ("STRING",)}
+        return {"required": inputs}
 
-    def run(self, model, positive, latent):
-        results, lowvram = [], 0
-        for memory in (0, 1):
+    def run(self, model, positive, latent, room):
+        room = str(model.model_size() // 2) if room == "half" else room
+        results, left, total = [], 0, 0
+        for each in ("0", room):
+            comfy.model_management.unload_all_models()
             clone = model.clone()
             clone.unpatch_model(unpatch_weights=True)
-            clone.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=memory)
-            layers = clone.model.diffusion_model.modules()
-            lowvram = sum(bool(getattr(layer, "comfy_cast_weights", False)) for layer in layers)
+            load_with(clone, each)
+            layers = [layer for layer in clone.model.diffusion_model.modules() if hasattr(layer, "comfy_cast_weights")]
+            left, total = sum(bool(layer.comfy_cast_weights) for layer in layers), len(layers)
             results.append(one_call(clone, positive, latent)().float())
+            comfy.model_management.unload_all_models()
             clone.unpatch_model(unpatch_weights=True)
-        return (f"{(results[0] - results[1]).abs().max():.3e} {lowvram}",)
+        return (f"{(results[0] - results[1]).abs().max():.3e} {left} {total}",)
 
 
 class ProbeOutOfMemory:
@@ -116,4 +146,38 @@ class ProbeText:
         return ({"samples": conditioning[0][0]},)
 
 
-NODE_CLASS_MAPPINGS = {each.__name__: each for each in (ProbeText, ProbePartialLoad, ProbeOutOfMemory, ProbeTime)}
+def module_with(name):
+    """The module of another pack that has this name in it; packs have no names to import them by."""
+    return next(module for module in list(sys.modules.values()) if name in getattr(module, "__dict__", {}))
+
+
+class ProbeSmallTextEncoderFromGGUF:
+    """A folder's T5 from a GGUF file, by ComfyUI-GGUF's reader and layers.
+
+    Its own node takes every T5 to be T5-XXL; size and tokeniser are told here, everything else is as there.
+    """
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CLIP",), "run", "probes"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"clip": ("CLIP",), "folder": ("STRING",), "clip_name": ("STRING",)}}
+
+    def run(self, clip, folder, clip_name):
+        other, ours = module_with("CLIPLoaderGGUF"), module_with("folder_clip")
+        config = ours.t5_config(Path(folder) / "text_encoder/config.json")
+        options = {"t5xxl_model_config": config, "custom_operations": other.GGMLOps}
+        target = comfy.supported_models_base.ClipTarget(
+            type(clip.tokenizer), comfy.text_encoders.pixart_t5.PixArtT5XXL
+        )
+        loaded = comfy.sd.CLIP(target, model_options=options)
+        weights = other.gguf_clip_loader(folder_paths.get_full_path("text_encoders", clip_name))
+        missing, _ = loaded.load_sd(weights)
+        if missing:
+            raise ValueError(f"{clip_name} lacks {', '.join(missing)}")
+        loaded.patcher = other.GGUFModelPatcher.clone(loaded.patcher)
+        return (loaded,)
+
+
+PROBES = (ProbeText, ProbePartialLoad, ProbeOutOfMemory, ProbeTime, ProbeSmallTextEncoderFromGGUF)
+NODE_CLASS_MAPPINGS = {each.__name__: each for each in PROBES}

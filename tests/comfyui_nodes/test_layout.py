@@ -19,6 +19,8 @@ NODES = (
     "PTDiTModelSampling",
     "PTDiTScheduler",
     "PTDiTProxyMap",
+    "PTDiTViewsToBatch",
+    "PTDiTContactSheet",
 )
 
 

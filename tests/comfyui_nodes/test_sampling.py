@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from comfyui_nodes.sampling import check_frames, official_sigmas, shift_for, size_for
+from comfyui_nodes.sampling import latent_frames, official_sigmas, shift_for, size_for
 
 
 @pytest.mark.parametrize("latent, shift", [((64, 64, 1), 1), ((128, 128, 1), 2), ((64, 64, 5), 5**0.5)])
@@ -30,6 +30,6 @@ def test_sizes_are_multiples_of_sixteen_and_presets_keep_the_number_of_pixels():
 
 
 def test_frames_that_no_clip_has_are_refused():
-    assert check_frames(5, 0) == 5 and check_frames(1, 25) == 25
-    with pytest.raises(ValueError, match="views=24 is not 4n \\+ 1.*nearest: 21 or 25"):
-        check_frames(1, 24)
+    assert [latent_frames(length) for length in (1, 5, 17)] == [1, 2, 5]
+    with pytest.raises(ValueError, match="length=24 is not 4n \\+ 1.*nearest: 21 or 25"):
+        latent_frames(24)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from .graph import EMBEDDED, Graph, Server, output
@@ -265,6 +266,38 @@ def context_windows(g):
 
 
 @graph
+def core_nodes_that_change_guidance_or_sampling(g):
+    """In one row; U-Net nodes (FreeU) cannot work on a transformer."""
+    model, *rest = parts(g)
+    model = g("RescaleCFG", model=model, multiplier=0.7)
+    model = g("APG", model=model, eta=1.0, norm_threshold=5.0, momentum=0.0)
+    model = g("CFGZeroStar", model=model)
+    model = g("CFGNorm", model=model, strength=1.0)
+    model = g("Mahiro", model=model)
+    model = g("FreSca", model=model, scale_low=1.0, scale_high=1.25, freq_cutoff=20)
+    model = g("DifferentialDiffusion", model=model)
+    model = g("Epsilon Scaling", model=model, scaling_factor=1.005)
+    sample(g, g("ModelSamplingAuraFlow", model=model, shift=1.73), *rest)
+
+
+@graph
+def fp8_and_bf16_weights_with_other_formats_of_computing(g):
+    for weights, computing in (("fp8_e4m3fn", "bf16"), ("fp8_e5m2", "fp32"), ("default", "bf16")):
+        model, *rest = parts(g, dtype=weights)
+        sample(g, g("ModelComputeDtype", model=model, dtype=computing), *rest)
+
+
+@graph
+def latent_nodes(g):
+    model, positive, negative, latent = parts(g)
+    latent = g("RepeatLatentBatch", samples=latent, amount=2)
+    first = sample(g, model, positive, negative, latent)
+    larger = g("LatentUpscaleBy", samples=first, upscale_method="bilinear", scale_by=1.5)
+    second = sample(g, model, positive, negative, larger, denoise=0.6)
+    sample(g, model, positive, negative, g("LatentFromBatch", samples=second, batch_index=1, length=1), denoise=0.5)
+
+
+@graph
 def compiled(g):
     model, *rest = parts(g)
     sample(g, windows(g, g("TorchCompileModel", model=model, backend="inductor"), mode="fine"), *rest)
@@ -281,11 +314,32 @@ def decode_video(g):
 
 
 @graph
+def views_of_two_objects(g):
+    model, positive, negative, _ = parts(g)
+    latent = g("PTDiTEmptyLatent", width=64, height=48, aspect="custom", length=1, views=6, batch_size=2)
+    views = g("PTDiTViewsToBatch", latent=sample(g, model, positive, negative, latent))
+    vae = g("PTDiTVAELoader", vae_name="tiny.safetensors", dtype="auto", video=False)
+    pictures = g("VAEDecode", samples=views, vae=vae)
+    g("SaveImage", filename_prefix="sheet", images=g(
+        "PTDiTContactSheet", images=pictures, columns=0, per_sheet=output(views, 1)))  # fmt: skip
+    g("SaveVideo", video=g("CreateVideo", images=pictures, fps=8.0), filename_prefix="v", format="mp4", codec="h264")
+
+
+@graph
 def decode_tiled(g):
     vae = g("PTDiTVAELoader", vae_name="official.ckpt", dtype="auto", video=False)
     pixels = g("VAEDecodeTiled", samples=sample(g, *parts(g, frames=9)), vae=vae, tile_size=64, overlap=16,
                temporal_size=8, temporal_overlap=4)  # fmt: skip
     g("SaveImage", images=pixels, filename_prefix="tiled")
+
+
+@graph
+def decode_latents_of_no_sampler(g):
+    vae = g("PTDiTVAELoader", vae_name="tiny.safetensors", dtype="auto", video=False)
+    latent = g("EmptyLatentImage", width=64, height=48, batch_size=2)
+    g("SaveImage", images=g("VAEDecode", samples=latent, vae=vae), filename_prefix="empty")
+    tiled = g("VAEDecodeTiled", samples=latent, vae=vae, tile_size=64, overlap=16, temporal_size=8, temporal_overlap=4)
+    g("SaveImage", images=tiled, filename_prefix="empty_tiled")
 
 
 @graph
@@ -441,11 +495,52 @@ def test_a_saved_checkpoint_gives_the_model_and_says_that_it_holds_no_vae(server
     assert "VAE is invalid" in server.queue(g)["message"]
 
 
+def test_views_are_decoded_one_by_one_and_lie_on_the_sheet_in_order(server):
+    sizes, pixels = [], []
+    for sheets in (False, True):
+        g = Graph()
+        model, positive, negative, _ = parts(g)
+        latent = g("PTDiTEmptyLatent", width=64, height=48, aspect="custom", length=1, views=6, batch_size=2)
+        views = g("PTDiTViewsToBatch", latent=sample(g, model, positive, negative, latent))
+        vae = g("PTDiTVAELoader", vae_name="tiny.safetensors", dtype="fp32", video=False)
+        images = g("VAEDecode", samples=views, vae=vae)
+        if sheets:
+            images = g("PTDiTContactSheet", images=images, columns=0, per_sheet=output(views, 1))
+        g("SaveImage", images=images, filename_prefix="views")
+        result = server.queue(g)
+        assert result["ok"], result["message"]
+        opened = [Image.open(path) for path in server.files(result) if path.suffix == ".png"]
+        sizes.append([image.size for image in opened])
+        pixels.append(
+            [torch.tensor(list(image.convert("RGB").tobytes())).view(*image.size[::-1], 3) for image in opened]
+        )
+    assert sizes == [[(64, 48)] * 12, [(192, 96)] * 2]
+    pictures, sheets = pixels
+    assert torch.equal(sheets[1][48:, 128:], pictures[11]) and torch.equal(sheets[0][:48, 64:128], pictures[1])
+    assert not torch.equal(pictures[0], pictures[1])
+
+
 def test_previews_and_progress_reach_the_page(server):
     g = Graph()
     sample(g, *parts(g), steps=4, seed=123)
     result = server.queue(g)
     assert result["previews"] >= 4 and result["steps"] == [(step, 4) for step in range(1, 5)]
+
+
+def test_a_noise_mask_keeps_what_it_does_not_cover(server):
+    g = Graph()
+    *rest, _ = parts(g)
+    vae = g("PTDiTVAELoader", vae_name="tiny.safetensors", dtype="fp32", video=False)
+    latent = g("VAEEncode", pixels=g("EmptyImage", width=64, height=48, batch_size=1, color=0x8040A0), vae=vae)
+    g("SaveLatent", samples=latent, filename_prefix="before")
+    nothing, everything = (g("SolidMask", value=value, width=64, height=48) for value in (0.0, 1.0))
+    half = g("MaskComposite", destination=nothing, source=everything, x=32, y=0, operation="add")
+    sample(g, *rest, g("SetLatentNoiseMask", samples=latent, mask=half))
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    before, after = sorted(finite_latents(server, result), key=lambda latent: latent.std())
+    changed = (after - before).abs().amax((0, 1, 2, 3))  # by column
+    assert changed[:4].max() < 1e-5 and changed[4:].min() > 1e-2
 
 
 def test_settings_stay_on_their_clone(server):

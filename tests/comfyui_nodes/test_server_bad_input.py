@@ -3,8 +3,9 @@
 import re
 
 import pytest
+import torch
 
-from .graph import EMBEDDED, Graph
+from .graph import EMBEDDED, Graph, output
 from .test_server import one_step, parts, sample, windows
 
 pytestmark = pytest.mark.comfy
@@ -40,9 +41,21 @@ def run_folder(g: Graph, name: str, frames: int = 1) -> None:
     sample(g, g("PTDiTFolderLoader", folder=name, weight_dtype="default"), *rest)
 
 
-def views(g: Graph) -> None:
+def clip(g: Graph) -> None:
     """A clip that cannot be."""
-    latent = g("PTDiTEmptyLatent", width=64, height=64, aspect="1:1", length=1, views=24, batch_size=1)
+    latent = g("PTDiTEmptyLatent", width=64, height=64, aspect="1:1", length=24, views=0, batch_size=1)
+    g("SaveLatent", samples=latent, filename_prefix="x")
+
+
+def sheet(g: Graph) -> None:
+    """A contact sheet that the pictures do not fill."""
+    pictures = g("EmptyImage", width=16, height=16, batch_size=6, color=0)
+    g("SaveImage", images=g("PTDiTContactSheet", images=pictures, columns=0, per_sheet=4), filename_prefix="x")
+
+
+def views_of_a_picture(g: Graph) -> None:
+    """A latent without frames taken apart."""
+    latent = g("PTDiTViewsToBatch", latent=g("EmptyLatentImage", width=64, height=64, batch_size=1))
     g("SaveLatent", samples=latent, filename_prefix="x")
 
 
@@ -66,6 +79,13 @@ def no_text_encoder(g: Graph) -> None:
     text = g("PTDiTTextEncode", clip=clip, text="a", literal=True, cleaning=False)
     model, _, negative, latent = parts(g)
     sample(g, model, text, negative, latent)
+
+
+def save_outside(g: Graph) -> None:
+    """A picture whose name leads out of the output folder."""
+    vae = g("PTDiTVAELoader", vae_name="tiny.safetensors", dtype="auto", video=False)
+    pixels = g("VAEDecode", samples=g("EmptyLatentImage", width=64, height=64, batch_size=1), vae=vae)
+    g("SaveImage", images=pixels, filename_prefix="../../outside")
 
 
 def missing_t5(g: Graph) -> None:
@@ -94,14 +114,28 @@ BAD = {
         lambda g: run_windows(g, window_height=4, proxy_height=3),
         "proxy_height=3.*nearest: 2 or 4",
     ),
+    "a proxy coarser than windows that is no multiple of them": (
+        lambda g: run_windows(g, window_width=4, proxy_width=6),
+        "proxy_width=6.*nearest: 4 or 8",
+    ),
+    "a proxy larger than any": (lambda g: run_windows(g, window_width=4, proxy_width=65), "bigger than max"),
+    "a mode that is not there": (lambda g: run_windows(g, mode="finest"), "not in"),
     "a negative window": (lambda g: run_windows(g, window_height=-1), "smaller than min"),
     "frames for a model of pictures": (
         lambda g: run_folder(g, EMBEDDED, frames=5),
         "single pictures .*the latent has 2",
     ),
-    "frames that no clip has": (views, "views=24 .*nearest: 21 or 25"),
+    "frames that no clip has": (clip, "length=24 .*nearest: 21 or 25"),
+    "a sheet that is not filled": (sheet, "per_sheet=4 does not divide the 6 pictures; nearest: 3"),
+    "views of a picture": (views_of_a_picture, "views are frames: use PT-DiT Empty Latent with views"),
     "a missing LoRA": (lambda g: run_lora(g, "none.safetensors"), "not in"),
     "a path as folder": (lambda g: run_folder(g, "../../.."), "not in|there is no PT-DiT folder"),
+    "a folder whose list of weights names a file outside": (
+        lambda g: run_folder(g, "outside"),
+        r"names '../../../vae/tiny.safetensors', which is not beside it",
+    ),
+    "a path as network": (lambda g: run(g, "../vae/tiny.safetensors"), "not in"),
+    "a path as picture to save": (save_outside, "outside the output folder|Invalid filename|outside"),
     "a path as file": (lambda g: decode(g, "../../secret.ckpt"), "not in|not found"),
     "a block that is not there": (
         lambda g: map_of_block(g, "7"),
@@ -123,6 +157,27 @@ def test_bad_input_gives_a_sentence_and_the_server_lives(server, name):
     assert not result["ok"]
     assert re.search(message, result["message"], re.DOTALL), result["message"]
     assert server.process.poll() is None
+
+
+def test_a_window_of_zero_is_that_of_the_checkpoint(server):
+    zero = one_step(server, lambda g, model: windows(g, model))
+    same = one_step(server, lambda g, model: windows(g, model, mode="checkpoint"))
+    other = one_step(server, lambda g, model: windows(g, model, window_height=3))
+    torch.testing.assert_close(zero, same)
+    assert (other - zero).abs().max() > 1e-4
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_this_is_said(server):
+    g = Graph()
+    clip = output(g("PTDiTFolderLoader", folder=EMBEDDED, weight_dtype="default"), 1)
+    words = " ".join(["red"] * 250) + " star"
+    text = g("PTDiTTextEncode", clip=clip, text=words, literal=True, cleaning=False)
+    shown = g("PreviewAny", source=output(text, 1))
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    notes = result["outputs"][shown[0]]["text"][0]
+    assert notes.startswith("200 of 200 tokens") and "this part is not used" in notes and "star" in notes
+    assert "PT-DiT Text Encode: 200 of 200 tokens" in server.text()
 
 
 def test_a_run_can_be_cancelled_and_the_next_one_works(server):
