@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from .graph import EMBEDDED, Graph, output
-from .test_server import one_step, parts, sample, windows
+from .stock_graphs import parts, sample, windows
+from .test_server import one_step
 
 pytestmark = pytest.mark.comfy
 

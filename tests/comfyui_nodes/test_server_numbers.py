@@ -8,7 +8,8 @@ from ptdit_diffusers.conversion.quantize import store_in_fp8
 from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_path
 
 from .graph import EMBEDDED, Graph, Server, output, wrong_in
-from .test_server import finite_latents, one_step, parts
+from .stock_graphs import parts
+from .test_server import finite_latents, one_step
 
 pytestmark = pytest.mark.comfy
 PROMPT, SEED = "a big blue square above a red circle, white background", 3
