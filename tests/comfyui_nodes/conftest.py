@@ -95,7 +95,7 @@ def write_packs(custom_nodes: Path) -> None:
 
 
 def write_gguf(models: Path) -> None:
-    """One block at the released width, as safetensors and as GGUF (q8_0); the embedded model's T5 as GGUF."""
+    """One block at the released width, as safetensors and as GGUF; the embedded model's T5 as GGUF."""
     from ptdit_diffusers.conversion.quantize import quantize
     from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_path
 
@@ -108,8 +108,9 @@ def write_gguf(models: Path) -> None:
     del config["additional_conditions"]
     (folder / "transformer/config.json").write_text(json.dumps(config))
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "PTDiTPipeline"}))
-    quantize(folder, models / "gguf", "q8_0", components=("transformer",))
-    (models / "gguf/transformer-q8_0.gguf").rename(models / "diffusion_models/wide.gguf")
+    for form in ("q8_0", "q4_k"):
+        quantize(folder, models / f"gguf_{form}", form, components=("transformer",))
+        (models / f"gguf_{form}/transformer-{form}.gguf").rename(models / f"diffusion_models/wide-{form}.gguf")
     (models / "diffusion_models/wide.safetensors").symlink_to(
         folder / "transformer/diffusion_pytorch_model.safetensors"
     )

@@ -84,7 +84,7 @@ def with_stand_ins(graph: dict) -> dict:
     values |= {"width": 128, "height": 128}
     encoders = {number for number, node in graph.items() if node["class_type"].startswith("CLIPLoader")}
     for number, node in graph.items():
-        values["unet_name"] = "wide.gguf" if node["class_type"] == "UnetLoaderGGUF" else "tiny.pt"
+        values["unet_name"] = "wide-q4_k.gguf" if node["class_type"] == "UnetLoaderGGUF" else "tiny.pt"
         if number in encoders:
             node.update(class_type="PTDiTFolderLoader", inputs={"folder": EMBEDDED_FOLDER, "weight_dtype": "default"})
         for name, value in node["inputs"].items():
