@@ -18,8 +18,10 @@ from .folders import (
     named_folder,
     network_config,
 )
-from .schema import choice, fit, schema, switch
-from .vae import load_vae
+from .schema import check_choice, choice, fit, schema, switch
+from .vae import DTYPES, load_vae
+
+VAE_DTYPES = ("auto", *DTYPES)
 
 
 def newest(folder: Path) -> float:
@@ -75,6 +77,7 @@ class PTDiTFolderLoader(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, weight_dtype: str = "default") -> Any:
         """Load the three parts."""
+        check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         path = named_folder(folder)
         vae = load_folder_vae(path)
         model = load_folder_model(str(path), weight_dtype, network_config(path, vae))
@@ -97,7 +100,7 @@ class PTDiTVAELoader(io.ComfyNode):
                 choice("vae_name", folder_paths.get_filename_list("vae"), "File in models/vae."),
                 choice(
                     "dtype",
-                    ["auto", "bf16", "fp16", "fp32"],
+                    list(VAE_DTYPES),
                     "Number format of the VAE. auto lets ComfyUI choose for the device; fp32 needs twice the memory.",
                     advanced=True,
                 ),
@@ -127,5 +130,6 @@ class PTDiTVAELoader(io.ComfyNode):
     @classmethod
     def execute(cls, vae_name: str, dtype: str = "auto", video: bool = False) -> Any:
         """Load and check the file."""
+        check_choice("dtype", dtype, VAE_DTYPES)
         path = folder_paths.get_full_path_or_raise("vae", vae_name)
         return io.NodeOutput(load_vae(path, pictures=not video, dtype_name=dtype))

@@ -18,10 +18,11 @@ from ptdit_diffusers.models.ptdit_grid import ProxyPlan
 from .native import IMAGE_MODEL, ROUNDING, SETTINGS
 from .nodes_sample import automatic_shift
 from .proxy_map import Recorder, draw_map
-from .schema import choice, fit, integer, number, schema, switch
+from .schema import check_choice, choice, fit, integer, number, schema, switch
 from .windows import CUSTOM, MODES, WindowRule, check_custom, explain, rule_for, window_and_ratio
 
 AXES = ("frames", "height", "width")
+PROXY_CHOICES = ("checkpoint", *PROXY_MODES)
 
 
 def network_of(model: Any) -> Any:
@@ -66,7 +67,7 @@ class PTDiTWindowProxy(io.ComfyNode):
                        "proxies. fine: four times as many. custom: the numbers below."),
                 *windows,
                 *proxies,
-                choice("proxy_mode", ["checkpoint", *PROXY_MODES], "How a proxy is made of its tokens: mean of all "
+                choice("proxy_mode", list(PROXY_CHOICES), "How a proxy is made of its tokens: mean of all "
                        "(released weights), one at random (drawn anew at each step and block), or the first."),
                 number("start_percent", 0.0, 0.0, 1.0, "Share of the sampling time at which this begins.",
                        advanced=True),
@@ -90,6 +91,8 @@ class PTDiTWindowProxy(io.ComfyNode):
                 meaning_height: int = 1024) -> Any:  # fmt: skip
         """Put one more rule on a clone."""
         network = network_of(model)
+        check_choice("mode", mode, MODES)
+        check_choice("proxy_mode", proxy_mode, PROXY_CHOICES)
         window = (window_frames, window_height, window_width)
         proxy = (proxy_frames, proxy_height, proxy_width)
         if start_percent >= end_percent:

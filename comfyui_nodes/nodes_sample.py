@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from .sampling import ASPECTS, latent_frames, official_sigmas, shift_for, size_for
-from .schema import choice, fit, integer, number, schema, switch
+from .schema import check_choice, choice, fit, integer, number, schema, switch
 from .text import MAX_TOKENS, encode_prompt
 
 
@@ -104,6 +104,7 @@ class PTDiTEmptyLatent(io.ComfyNode):
         cls, width: int, height: int, aspect: str, length: int = 1, views: int = 0, batch_size: int = 1
     ) -> Any:
         """Zeros of that size."""
+        check_choice("aspect", aspect, ASPECTS)
         width, height = size_for(aspect, width, height)
         frames = views or latent_frames(length)
         device = comfy.model_management.intermediate_device()

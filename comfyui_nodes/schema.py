@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from comfy_api.latest import io
@@ -54,3 +54,13 @@ def choice(name: str, options: list[str], tooltip: str, **more: Any) -> Any:
 def switch(name: str, default: bool, tooltip: str, **more: Any) -> Any:
     """Yes or no."""
     return fit(io.Boolean.Input, name, default=default, tooltip=tooltip, **more)
+
+
+def check_choice(name: str, value: str, options: Iterable[str]) -> None:
+    """ComfyUI checks choices before a run; 0.3.64 does not check those of nodes like ours.
+
+    Raises:
+        ValueError: The value is not one of the options.
+    """
+    if value not in options:
+        raise ValueError(f"{name}={value!r} is not in the list; choose one of {', '.join(options)}.")

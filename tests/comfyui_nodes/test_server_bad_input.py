@@ -12,9 +12,9 @@ from .test_server import one_step
 pytestmark = pytest.mark.comfy
 
 
-def decode(g: Graph, vae_name: str) -> None:
+def decode(g: Graph, vae_name: str, dtype: str = "auto") -> None:
     """Decode something with a file of models/vae."""
-    vae = g("PTDiTVAELoader", vae_name=vae_name, dtype="auto", video=False)
+    vae = g("PTDiTVAELoader", vae_name=vae_name, dtype=dtype, video=False)
     pixels = g("VAEDecode", samples=g("EmptyLatentImage", width=64, height=64, batch_size=1), vae=vae)
     g("SaveImage", images=pixels, filename_prefix="x")
 
@@ -36,15 +36,15 @@ def run_lora(g: Graph, name: str) -> None:
     sample(g, g("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=1.0), *rest)
 
 
-def run_folder(g: Graph, name: str, frames: int = 1) -> None:
+def run_folder(g: Graph, name: str, frames: int = 1, weight_dtype: str = "default") -> None:
     """The standard run with a model folder."""
     _, *rest = parts(g, frames=frames)
-    sample(g, g("PTDiTFolderLoader", folder=name, weight_dtype="default"), *rest)
+    sample(g, g("PTDiTFolderLoader", folder=name, weight_dtype=weight_dtype), *rest)
 
 
-def clip(g: Graph) -> None:
+def clip(g: Graph, length: int = 24, aspect: str = "1:1") -> None:
     """A clip that cannot be."""
-    latent = g("PTDiTEmptyLatent", width=64, height=64, aspect="1:1", length=24, views=0, batch_size=1)
+    latent = g("PTDiTEmptyLatent", width=64, height=64, aspect=aspect, length=length, views=0, batch_size=1)
     g("SaveLatent", samples=latent, filename_prefix="x")
 
 
@@ -121,6 +121,10 @@ BAD = {
     ),
     "a proxy larger than any": (lambda g: run_windows(g, window_width=4, proxy_width=65), "bigger than max"),
     "a mode that is not there": (lambda g: run_windows(g, mode="finest"), "not in"),
+    "a proxy mode that is not there": (lambda g: run_windows(g, proxy_mode="last"), "not in"),
+    "an aspect that is not there": (lambda g: clip(g, length=1, aspect="5:5"), "not in"),
+    "a format of the VAE that is not there": (lambda g: decode(g, "tiny.safetensors", dtype="fp64"), "not in"),
+    "a format of weights that is not there": (lambda g: run_folder(g, EMBEDDED, weight_dtype="int3"), "not in"),
     "a negative window": (lambda g: run_windows(g, window_height=-1), "smaller than min"),
     "frames for a model of pictures": (
         lambda g: run_folder(g, EMBEDDED, frames=5),
