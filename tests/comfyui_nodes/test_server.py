@@ -177,7 +177,7 @@ def defaults(inputs: dict) -> dict:
     """What the page would fill into a node's widgets; None where a list of files is empty."""
     values = {}
     for name, (kind, *more) in inputs.items():
-        options = kind if isinstance(kind, list) else (more[0].get("options") if more else None) or [None]
+        options = (kind if isinstance(kind, list) else more[0].get("options") if more else None) or [None]
         plain = {"INT": 1, "FLOAT": 1.0, "STRING": "", "BOOLEAN": False}.get(str(kind), options[0])
         values[name] = more[0].get("default", plain) if more else plain
     return values
