@@ -47,4 +47,4 @@ def test_every_one_gives_finite_latents_and_nearly_all_draw_what_was_asked(serve
         record_property(name, "; ".join(wrong.get(name, [failed.get(name, "")])) or "right")
     assert not failed, failed
     weak = {name: words for name, words in wrong.items() if words and name != NOT_FOR_FLOW}
-    assert len(wrong) >= 9 and len(weak) <= len(wrong) / 6, weak  # ten steps are few for samplers of high order
+    assert len(wrong) >= 9 and len(weak) <= len(wrong) / 4, weak  # ten steps are few for samplers of high order
