@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.benchmarking.memory import PeakMemory
 from scripts.benchmarking.rivals import PICTURES, VIDEOS, Job, bare_products, build, inputs, prepare
-from scripts.benchmarking.savings import measure_savings, seconds
+from scripts.benchmarking.savings import measure_savings, on_one_thread, seconds
 
 
 def counted_macs(name: str, job: Job) -> int:
@@ -91,8 +91,8 @@ def hardware(device: str) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.startswith("cuda") else processor_name()
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
     tuning = {key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "TORCHINDUCTOR_FREEZING"))}
-    threads = torch.get_num_threads()
-    return {"device": name, "threads": threads, "system": platform.system(), **versions, "environment": tuning}
+    counted = {"threads": torch.get_num_threads(), "clock": "processor" if on_one_thread(device) else "wall"}
+    return {"device": name, **counted, "system": platform.system(), **versions, "environment": tuning}
 
 
 def processor_name() -> str:

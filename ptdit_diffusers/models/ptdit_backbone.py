@@ -41,9 +41,11 @@ def layer_norm(hidden_states: Tensor) -> Tensor:
     return F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6)
 
 
-def modulate(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(B, N, D) * (1 + scale) + shift in one pass."""
-    return torch.addcmul(shift, hidden_states, 1 + scale)
+def modulated_norm(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm of (B, N, D), times 1 + scale, plus shift; one of each for all samples is one pass over the tokens."""
+    if len(shift) == 1:
+        return F.layer_norm(hidden_states, hidden_states.shape[-1:], 1 + scale[0, 0], shift[0, 0], eps=1e-6)
+    return torch.addcmul(shift, layer_norm(hidden_states), 1 + scale)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def attend_inside(
     out: Callable | None = None,
 ) -> Tensor:
     """Modulated self-attention inside windows; the result (B, N, D) is still in their order."""
-    inner = modulate(layer_norm(windows.partition(hidden_states)), shift, scale)
+    inner = modulated_norm(windows.partition(hidden_states), shift, scale)
     return attention(inner, windows=windows, out=out)
 
 
@@ -184,7 +186,7 @@ class PTDiTBlock(nn.Module):
         encoder_attention_mask: Tensor | None,
         proxies: ProxyPlan,
         windows: Windows,
-        shifted_windows: Windows,
+        shifted_windows: Windows | None,
         index: Tensor | None,
     ) -> Tensor:
         table = self.scale_shift_table.to(hidden_states) + modulation  # (B, 6, D)
@@ -197,7 +199,7 @@ class PTDiTBlock(nn.Module):
             table = self.proxy_scale_shift_table.to(hidden_states) + modulation[:, :3]
             hidden_states = self.shifted_window(hidden_states, *table.chunk(3, dim=1), shifted_windows)
         hidden_states = self.read(hidden_states, encoder_hidden_states, encoder_attention_mask)
-        return torch.addcmul(hidden_states, gate2, self.ff(modulate(layer_norm(hidden_states), shift2, scale2)))
+        return torch.addcmul(hidden_states, gate2, self.ff(modulated_norm(hidden_states, shift2, scale2)))
 
     def interact(self, proxy_tokens: Tensor) -> Tensor:
         """Proxies attend to each other: (B, M, D)."""
@@ -305,7 +307,7 @@ class PTDiTBackbone(nn.Module):
         self.patch_size, self.in_channels, self.out_channels = patch_size, in_channels, out_channels
         self.position_scale = max(sample_size // 64, 1)
         self.scrambled_positions, self.additional_conditions = scrambled_positions, additional_conditions
-        self.num_windows = num_windows
+        self.num_windows, self.shift_window = num_windows, shift_window
         self.trained_windows = legal_triple("window_size", window_size), legal_triple("proxy_ratio", proxy_ratio)
         self.reset_windows()
         self.set_windows(proxy_mode=proxy_mode)
@@ -465,7 +467,8 @@ class PTDiTBackbone(nn.Module):
         text = self.caption_projection(encoder_hidden_states.to(dtype))  # (B, L, D)
 
         plan = ProxyPlan(grid, window, ratio)
-        windows, shifted_windows = (Windows(grid, window, shifted, latents.device) for shifted in (False, True))
+        windows = Windows(grid, window, shifted=False, device=latents.device)
+        shifted_windows = Windows(grid, window, shifted=True, device=latents.device) if self.shift_window else None
         mode = proxy_mode or self.proxy_mode
         index = None if mode == "mean" else proxy_index(*plan, None, latents.device)
         for block in self.transformer_blocks:
@@ -477,7 +480,7 @@ class PTDiTBackbone(nn.Module):
             )
 
         shift, scale = (self.scale_shift_table.to(hidden_states) + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D)
-        patches = self.proj_out(modulate(layer_norm(hidden_states), shift, scale))  # (B, N, p*p*C)
+        patches = self.proj_out(modulated_norm(hidden_states, shift, scale))  # (B, N, p*p*C)
         patches = patches.unflatten(2, (self.patch_size, self.patch_size, -1)).unflatten(1, grid)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)  # (B, C, F, height, width)
 

@@ -76,5 +76,6 @@ class PatchEmbed(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         frames = latents.shape[2]
-        tokens = self.proj(latents.transpose(1, 2).flatten(0, 1))  # (B*F, D, H, W)
-        return tokens.flatten(2).mT.contiguous().unflatten(0, (-1, frames)).flatten(1, 2)
+        pictures = latents.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        tokens = self.proj(pictures).flatten(2).mT  # (B*F, H*W, D); channels come last already, so nothing is copied
+        return tokens.contiguous().unflatten(0, (-1, frames)).flatten(1, 2)
