@@ -59,7 +59,8 @@ def measure(job: Job, names: list[str], dtype: torch.dtype, arguments: argparse.
     device, functions, rows = arguments.device, {}, {}
     for name in names:
         model, function = prepare(name, job, dtype, device, arguments.compile)
-        function()  # kernels are chosen, graphs compiled
+        if arguments.compile or device != "cpu":
+            function()  # kernels are chosen, graphs compiled
         parameters = sum(parameter.numel() for parameter in model.parameters())
         functions[name] = function
         rows[name] = {"model": name, "frames": job.frames, "pixels": job.pixels, "dtype": str(dtype).split(".")[1]}
