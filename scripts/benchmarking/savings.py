@@ -14,7 +14,7 @@ from scripts.benchmarking.rivals import HEAD_DIM, Job, prepare
 
 
 def seconds(function: Callable[[], Any], device: str) -> float:
-    """One call; on one CPU thread the processor's time, which other programs on the machine do not change."""
+    """One call; on one CPU thread the time that the processor gave it, which other programs change less."""
     clock = time.process_time if on_one_thread(device) else time.perf_counter
     synchronise(device)
     start = clock()
