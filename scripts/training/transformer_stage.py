@@ -56,7 +56,7 @@ class DataSettings:
 class Settings(LoopSettings):
     """Settings of the stage."""
 
-    compile: bool = False  # torch.compile the network: slow to begin, then twice as fast on a CPU
+    compile: bool = False  # torch.compile the blocks: slow to begin, then twice as fast on a CPU
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings
 
@@ -86,7 +86,8 @@ class TransformerStage:
             )
         self.transformer, self.layout = transformer, LayoutHead(transformer)
         self.model = torch.nn.ModuleDict({"transformer": transformer, "layout": self.layout}).to(device)
-        self.network = torch.compile(transformer, dynamic=False) if settings.compile else transformer
+        if settings.compile:
+            transformer.compile_repeated_blocks(dynamic=False)
         self.scheduler = FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_image_seq_len=settings.data.base_tokens
         )
@@ -123,7 +124,7 @@ class TransformerStage:
         noisy = (1 - time) * batch["latents"] + time * batch["noise"]
         windows = choose_windows(self.transformer, "auto", "auto", *noisy.shape[-2:])
         with attention_kernels(self.device):
-            sample = self.network(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False, **windows)[0]
+            sample = self.transformer(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False, **windows)[0]
         flow = self.transformer.flow(sample)
         error = F.mse_loss(flow, batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
         early = batch["time"] > 0.7
