@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="shapes-128", help="folder or short name (default: shapes-128)")
     parser.add_argument("--pictures", type=int, default=20, help="lessons to draw (default: 20)")
     parser.add_argument("--prior", type=int, default=20, help="pictures of each kind to keep (default: 20)")
-    parser.add_argument("--train-steps", type=int, default=900, help="optimiser steps (default: 900)")
+    parser.add_argument("--train-steps", type=int, default=300, help="optimiser steps (default: 300)")
     parser.add_argument("--prompts", type=int, default=24, help="prompts with the word (default: 24)")
     parser.add_argument("--verify", type=int, default=80, help="held-out prompts per scale; 0 = none (default: 80)")
     parser.add_argument("--steps", type=int, default=30, help="denoising steps (default: 30)")

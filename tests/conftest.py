@@ -14,6 +14,15 @@ TINY_WORDS = (
 ).split()
 
 
+@pytest.fixture
+def native_again():
+    """`set_attention_backend` also changes diffusers' global choice, and no reset takes that back."""
+    from diffusers.models.attention_dispatch import attention_backend
+
+    with attention_backend("native"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole pipeline folder of the real classes with random weights; its own size is 64 x 64 pixels."""

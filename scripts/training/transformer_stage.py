@@ -124,7 +124,7 @@ class TransformerStage:
         noisy = (1 - time) * batch["latents"] + time * batch["noise"]
         windows = choose_windows(self.transformer, "auto", "auto", *noisy.shape[-2:])
         with attention_kernels(self.device):
-            sample = self.transformer(noisy, text, batch["time"] * 1000, batch["mask"], return_dict=False, **windows)[0]
+            sample = self.transformer(noisy, text, batch["time"] * 1000, batch["mask"], **windows).sample
         flow = self.transformer.flow(sample)
         error = F.mse_loss(flow, batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
         early = batch["time"] > 0.7

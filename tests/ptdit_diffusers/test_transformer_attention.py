@@ -39,13 +39,6 @@ def test_every_attention_has_a_processor_of_its_own_that_can_be_replaced():
         transformer.set_attn_processor({})
 
 
-@pytest.fixture
-def native_again():
-    """`set_attention_backend` also changes diffusers' global choice, and no reset takes that back."""
-    with attention_backend("native"):
-        yield
-
-
 @pytest.mark.usefixtures("native_again")
 @pytest.mark.parametrize("backend", ["_native_math", "flex"])
 @torch.no_grad()

@@ -114,6 +114,7 @@ def test_a_short_list_of_generators_gives_both_guidance_halves_the_same_proxies(
     assert torch.allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.usefixtures("native_again")
 @torch.no_grad()
 def test_masked_attention_stays_with_the_native_kernel_whatever_was_chosen(monkeypatch):
     from ptdit_diffusers.models import transformer_ptdit
