@@ -72,8 +72,15 @@ def _tasks(count: int, seed: int) -> list[dict]:
     return tasks
 
 
-def _generate(args: argparse.Namespace, prompts: list[str]) -> Iterator[numpy.ndarray]:
-    """Pictures (H, W, 3) of bytes, one per prompt; picture i depends on the seed and i, not on the batch."""
+def generate(args: argparse.Namespace, prompts: list[str], output: str, **size: int) -> Iterator[numpy.ndarray]:
+    """Pictures (H, W, 3) or series (F, H, W, 3) of bytes, one per prompt; each depends on seed and number only.
+
+    Args:
+        args: Settings of the command: model, device, batch, steps, guidance, seed.
+        prompts: What to draw.
+        output: Field of the pipeline's output: "images", "frames" or "views".
+        size: Further arguments of the pipeline's call.
+    """
     import torch
 
     from ptdit_diffusers import PTDiTPipeline
@@ -85,15 +92,16 @@ def _generate(args: argparse.Namespace, prompts: list[str]) -> Iterator[numpy.nd
         batch = prompts[start : start + args.batch]
         seeds = range(start, start + len(batch))
         generators = [torch.Generator("cpu").manual_seed(args.seed * 1_000_003 + number) for number in seeds]
-        images = pipe(
+        made = pipe(
             batch,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance,
             generator=generators,
             output_type="np",
-        ).images
-        yield from (numpy.asarray(images) * 255).round().astype(numpy.uint8)
-        sys.stderr.write(f"{start + len(batch)} of {len(prompts)} pictures\n")
+            **size,
+        )
+        yield from (numpy.asarray(getattr(made, output)) * 255).round().astype(numpy.uint8)
+        sys.stderr.write(f"{start + len(batch)} of {len(prompts)} {output}\n")
 
 
 def versions() -> dict[str, str]:
@@ -108,7 +116,7 @@ def check_model(args: argparse.Namespace) -> int:
     tasks = _tasks(args.prompts, args.seed)
     start = time.time()
     pictures, verdicts, records = [], [], []
-    for task, picture in zip(tasks, _generate(args, [task["prompt"] for task in tasks]), strict=True):
+    for task, picture in zip(tasks, generate(args, [task["prompt"] for task in tasks], "images"), strict=True):
         reading = read_picture(picture)
         request = request_of_scene(task["scene"], task["prompt"])
         verdict = judge(reading, request)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from scripts.verifier.report import add_up_answers, sheet, table
 from scripts.verifier.sequences import LEAST, SERIES, Series, Spoiler, Task, soft
-from scripts.verify import versions
+from scripts.verify import generate, versions
 
 PER_SHEET, SHOWN = 20, 9  # strips on a sheet, pictures of a strip on it at most
 
@@ -62,32 +62,6 @@ def check_truth(series: Series, args: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
-def _generate(series: Series, args: argparse.Namespace, prompts: list[str]) -> Iterator[numpy.ndarray]:
-    """Series (length, H, W, 3) of bytes, one per prompt; series i depends on the seed and i, not on the batch."""
-    import torch
-
-    from ptdit_diffusers import PTDiTPipeline
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = PTDiTPipeline.from_pretrained(args.model).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(prompts), args.batch):
-        batch = prompts[start : start + args.batch]
-        numbers = range(start, start + len(batch))
-        output = pipe(
-            batch,
-            height=args.size,
-            width=args.size,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            generator=[torch.Generator("cpu").manual_seed(args.seed * 1_000_003 + number) for number in numbers],
-            output_type="np",
-            **{series.keyword: args.length},
-        )
-        yield from (numpy.asarray(getattr(output, series.output)) * 255).round().astype(numpy.uint8)
-        sys.stderr.write(f"{start + len(batch)} of {len(prompts)} series\n")
-
-
 def strip(pictures: numpy.ndarray, most: int | None = None) -> numpy.ndarray:
     """Pictures (F, H, W, 3) side by side (H, n * W, 3), at most `most` of them, first and last included."""
     chosen = numpy.arange(len(pictures))
@@ -109,7 +83,9 @@ def check_model(series: Series, args: argparse.Namespace) -> int:
     tasks = [series.task(number, args.seed, True) for number in range(args.prompts)]
     start = time.time()
     verdicts, records, shown = [], [], []
-    for task, pictures in zip(tasks, _generate(series, args, [task.prompt for task in tasks]), strict=True):
+    size = {"height": args.size, "width": args.size, series.keyword: args.length}
+    made = generate(args, [task.prompt for task in tasks], series.output, **size)
+    for task, pictures in zip(tasks, made, strict=True):
         verdict = series.judge(task.prompt, pictures)
         true = series.number(series.judge(task.prompt, series.render(task.scene, args.length, args.size)))
         Image.fromarray(strip(pictures)).save(output / "strips" / f"{task.number:04d}.png")

@@ -29,6 +29,15 @@ PARTS = (PartSettings(samples=6),)
 TRANSFORMER = {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1}
 
 
+def run_stages(sections: dict[str, dict], folder: Path) -> Path:
+    """Train every section in `folder`, in order, through the real script."""
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(sections), encoding="utf-8")
+    for stage in sections:
+        assert train.main(["--config", str(config), "--stage", stage]) == 0
+    return folder
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every stage ran two tiny steps; components are in `export`."""
@@ -46,11 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for stage, section in sections.items():
         section.update({"output_dir": str(folder / stage), "export_dir": section.get("export_dir", export)})
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(sections), encoding="utf-8")
-    for stage in sections:
-        assert train.main(["--config", str(config), "--stage", stage]) == 0
-    return folder
+    return run_stages(sections, folder)
 
 
 def test_the_last_stage_leaves_a_folder_that_the_pipeline_loads(trained):
@@ -228,12 +233,8 @@ def with_clips(trained: Path) -> Path:
     }
     for stage, section in sections.items():
         section.update({"output_dir": str(folder / stage), "export_dir": export})
-    config = folder / "config.yaml"
     folder.mkdir()
-    config.write_text(yaml.safe_dump(sections), encoding="utf-8")
-    for stage in sections:
-        assert train.main(["--config", str(config), "--stage", stage]) == 0
-    return folder
+    return run_stages(sections, folder)
 
 
 def test_pictures_and_clips_come_out_of_one_folder(with_clips):
