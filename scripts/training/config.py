@@ -137,6 +137,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         inner = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
         if len(inner) == len(value):
             return tuple(_convert(part, item, where) for part, item in zip(inner, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {
+            _convert(parts[0], key, where): _convert(parts[1], item, f"{where}.{key}") for key, item in value.items()
+        }
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)

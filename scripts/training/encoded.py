@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
-from scripts.training.layout_head import layout_targets
 from scripts.training.stage import numpy_generator
 from scripts.training.vae_stage import encode_frames, to_pixels
 from scripts.training.worlds import find_world
@@ -30,8 +29,9 @@ CHUNK = 256  # samples in a file of latents
 class PartSettings:
     """One part of the training data; every step is of one part, drawn by its share."""
 
-    world: str = "pictures"  # "pictures" or "clips"
+    world: str = "pictures"  # name in scripts/training/worlds.py
     size: int = 128  # side in pixels
+    length: int = 0  # pictures of each sample; 0 = as the world has it
     samples: int = 32768  # drawn and encoded before training; captions are always new
     seed: int = 2  # first number of the seeds of the samples
     batch_size: int = 0  # samples per process and per micro-batch; 0 = that of the loop
@@ -54,13 +54,26 @@ class EncodedPart:
     ) -> None:
         self.settings, self.run_seed, self.vae, self.folder = settings, run_seed, vae, folder
         self.world = find_world(settings.world)
-        self.log_shift = math.log(time_shift((settings.size // 16) ** 2, base_tokens, self.world.frames))
+        self.length = settings.length or self.world.length
+        self.frames = (self.length - 1) // self.world.stride + 1  # of the latents
+        self.log_shift = math.log(time_shift((settings.size // 16) ** 2, base_tokens, 4 * (self.frames - 1) + 1))
         self.latents = self.encode_all()
+
+    @property
+    def pipeline_arguments(self) -> dict[str, int]:
+        """What a pipeline is asked for to draw one."""
+        if self.world.stride == 1 and self.length > 1:
+            return {"num_views": self.length}
+        return {"num_frames": self.length}
 
     def thing(self, index: int) -> Any:
         """Sample `index` of the training set."""
         generator = numpy_generator(self.settings.seed, self.run_seed, index)
         return self.world.sample(generator, held_out=False)
+
+    def render(self, thing: Any) -> numpy.ndarray:
+        """Pictures uint8 (length, size, size, 3)."""
+        return self.world.render(thing, self.settings.size, self.length)
 
     def encode_all(self) -> Tensor:
         """Latents (samples, 4, F, H/8, W/8) of the training set, float16 on the CPU; kept in the run's folder.
@@ -87,7 +100,7 @@ class EncodedPart:
         """Eight digits that change with the VAE's encoder or the samples, so that stale latents are never read."""
         settings = self.settings
         digest = hashlib.sha256(f"{settings.world} {settings.size} {settings.seed} {self.run_seed}".encode())
-        digest.update(self.world.render(self.thing(0), settings.size).tobytes())
+        digest.update(self.render(self.thing(0)).tobytes())
         for module in (self.vae.encoder, self.vae.quant_conv):
             for value in module.state_dict().values():
                 digest.update(value.float().cpu().numpy().tobytes())
@@ -99,8 +112,8 @@ class EncodedPart:
         latents, batch = [], 16
         for start in range(0, len(indices), batch):
             samples = [self.thing(index) for index in indices[start : start + batch]]
-            pixels = to_pixels(numpy.stack([self.world.render(sample, self.settings.size) for sample in samples]))
-            posterior = encode_frames(self.vae, pixels.to(self.vae.device))
+            pixels = to_pixels(numpy.stack([self.render(sample) for sample in samples]))
+            posterior = encode_frames(self.vae, pixels.to(self.vae.device), self.world.stride)
             latents.append((posterior.mode() * self.vae.config.scaling_factor).half().cpu())
         return torch.cat(latents)
 
@@ -121,7 +134,5 @@ class EncodedPart:
                 if not self.world.is_held_out(backwards):
                     thing, latents[row] = backwards, latents[row].flip(1)
             captions.append("" if choice.random() < caption_dropout else self.world.describe(thing, choice)[0])
-            times = numpy.linspace(0, 1, self.world.latent_frames)
-            scenes = [self.world.scene_at(thing, float(time)) for time in times]
-            layouts.append(numpy.concatenate([layout_targets(scene, self.settings.size // 16) for scene in scenes]))
+            layouts.append(self.world.layout(thing, self.settings.size // 16, self.frames))
         return latents, captions, torch.from_numpy(numpy.stack(layouts))

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from scripts.training.config import LoopSettings
 from scripts.training.stage import numpy_generator
-from scripts.training.worlds import WORLDS
+from scripts.training.worlds import WORLDS, pick_world
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
 PAD, END, UNKNOWN = range(3)
@@ -49,7 +49,7 @@ class DataSettings:
 
     scenes: int = 60_000  # pool of scenes; each gets a fresh caption whenever it is drawn
     start: str = ""  # diffusers folder whose encoder to go on from: its words keep their embeddings; "" = new weights
-    clips: float = 0.0  # share of the pool that are clips; above 0 the words of clips are added to the vocabulary
+    worlds: dict[str, float] = field(default_factory=lambda: {"pictures": 1.0})  # share of the pool that each has
     keep_weight: float = 1.0  # with `start`, of the distance of picture captions' encodings from what they were
     perturbed: float = 0.25  # share of captions with strangers' wording: idle words added, fillers changed
     held_out_captions: int = 2000  # for the report
@@ -68,8 +68,7 @@ class TextStage:
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device, data = settings, device, settings.data
-        self.worlds = ("pictures", "clips") if data.clips > 0 else ("pictures",)
-        self.tokenizer = make_tokenizer(WORLDS[self.worlds[-1]].vocabulary)
+        self.tokenizer = make_tokenizer([word for name in data.worlds for word in WORLDS[name].vocabulary])
         self.vocabulary = self.tokenizer.get_vocab()
         self.fillers = frozenset(self.vocabulary[word] for word in FILLERS & self.vocabulary.keys())
         sizes = vars(settings.model)
@@ -92,7 +91,7 @@ class TextStage:
 
     def sample(self, rng: numpy.random.Generator, held_out: bool = False) -> tuple[str, Any]:
         """Name of a world, drawn by its share, and a thing of it."""
-        name = self.worlds[-1] if rng.random() < self.settings.data.clips else "pictures"
+        name = pick_world(self.settings.data.worlds, rng.random())
         return name, WORLDS[name].sample(rng, held_out=held_out)
 
     @staticmethod

@@ -4,6 +4,7 @@ Rectified flow as the official training: logit-normal time, resolution-dependent
 half of the output channels. Must not know the verifier.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.pipelines.ptdit_base import PTDiTPipelineOutput
 from ptdit_diffusers.pipelines.ptdit_sampling import choose_windows
 from scripts.training.config import LoopSettings
 from scripts.training.encoded import EncodedPart, PartSettings
@@ -24,6 +26,7 @@ from scripts.training.layout_head import LayoutHead
 from scripts.training.parts import attention_kernels
 from scripts.training.stage import numpy_generator, torch_generator
 from scripts.training.vae_stage import save_sheet
+from scripts.training.worlds import find_world
 
 
 @dataclass(kw_only=True)
@@ -84,7 +87,7 @@ class TransformerStage:
                 caption_channels=self.text_encoder.config.d_model,
                 num_windows=(latent // 2) ** 2 // (window[1] * window[2]),
             )
-        self.transformer, self.layout = transformer, LayoutHead(transformer)
+        self.transformer, self.layout = transformer, LayoutHead(transformer, len(kinds(settings.data.parts)))
         self.model = torch.nn.ModuleDict({"transformer": transformer, "layout": self.layout}).to(device)
         if settings.compile:
             transformer.compile_repeated_blocks(dynamic=False)
@@ -95,8 +98,7 @@ class TransformerStage:
             EncodedPart(part, settings.seed, self.vae, Path(settings.output_dir), settings.data.base_tokens)
             for part in settings.data.parts
         ]
-        frames = max(part.world.latent_frames for part in self.parts)
-        transformer.register_to_config(sample_frames=frames)
+        transformer.register_to_config(sample_frames=max(part.frames for part in self.parts))
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         data = self.settings.data
@@ -139,29 +141,28 @@ class TransformerStage:
         return PTDiTPipeline(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
 
     def sheet(self, path: Path) -> dict[str, float]:
-        """Held-out prompts of each part, always the same, with their texts beside: 32 pictures, 8 clips as strips."""
+        """Held-out prompts of each part, always the same, with their texts beside: 32 pictures, 8 series as strips."""
         data = self.settings.data
         pipeline = self.pipeline()
         pipeline.set_progress_bar_config(disable=True)
         for settings, part in zip(data.parts, self.parts, strict=True):
             choice = numpy_generator(self.settings.seed, 9)
-            count = 32 if part.world.frames == 1 else 8
+            count = 32 if part.length == 1 else 8
             held_out = [part.world.sample(choice, held_out=True) for _ in range(count)]
             prompts = [part.world.describe(thing, choice)[0] for thing in held_out]
             result = pipeline(
                 prompts,
                 height=settings.size,
                 width=settings.size,
-                num_frames=part.world.frames,
+                **part.pipeline_arguments,
                 num_inference_steps=data.steps,
                 guidance_scale=data.guidance,
                 generator=[torch_generator(i) for i in range(count)],
                 output_type="pt",
             )
-            frames = result.images[:, None] if result.frames is None else result.frames[:, ::2]
             name = path.with_name(f"{path.name}-{settings.world}-{settings.size}")
-            rows = frames.flatten(0, 1)[:, :, None] * 2 - 1  # (B F, 3, 1, H, W)
-            save_sheet(rows, name.with_suffix(".png"), columns=8 if result.frames is None else frames.shape[1])
+            rows, columns = strips(result)
+            save_sheet(rows[:, :, None] * 2 - 1, name.with_suffix(".png"), columns)
             name.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
         return {}
 
@@ -178,6 +179,29 @@ class TransformerStage:
         self.transformer.save_pretrained(folder / "transformer")
         self.scheduler.save_pretrained(folder / "scheduler")
         pipeline.save_config(folder)
+
+
+def strips(result: PTDiTPipelineOutput) -> tuple[Tensor, int]:
+    """Pictures (B F, 3, H, W) of a result of tensors, row by row, and how many stand in a row."""
+    if result.images is not None:
+        return result.images, 8
+    series = result.views if result.frames is None else result.frames[:, ::2]
+    return series.flatten(0, 1), series.shape[1]
+
+
+def kinds(parts: Sequence[PartSettings]) -> tuple[str, ...]:
+    """What may stand at a token in all parts.
+
+    Raises:
+        ValueError: the parts are of worlds that do not show the same kinds of things.
+    """
+    found = {find_world(part.world).kinds for part in parts}
+    if len(found) > 1:
+        names = ", ".join(sorted({part.world for part in parts}))
+        raise ValueError(
+            f"data.parts are of the worlds {names}, which show different things; train them one after another."
+        )
+    return found.pop()
 
 
 def check_sizes(asked: ModelSettings, transformer: PTDiTTransformer3DModel) -> None:

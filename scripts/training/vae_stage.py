@@ -1,4 +1,4 @@
-"""Stages "vae" and "decoder": the small causal VAE learns the drawn world's pictures, its decoder also clips.
+"""Stages "vae" and "decoder": the small causal VAE learns the drawn world's pictures, its decoder also others.
 
 "decoder" goes on from a trained VAE with its encoder frozen, so that latents stay what the transformer knows; it can
 run beside the transformer's training. Must not know text or the transformer.
@@ -18,7 +18,7 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from scripts.drawn_world import render, sample_scene
 from scripts.training.config import LoopSettings
 from scripts.training.stage import numpy_generator
-from scripts.training.worlds import WORLDS
+from scripts.training.worlds import WORLDS, World, pick_world
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,7 @@ class DataSettings:
     size: int = 128  # side in pixels
     crop: int = 64  # side of the random crops that are trained on; a quarter of the cost of a whole picture
     start: str = ""  # diffusers folder of a trained VAE to go on from with a frozen encoder; "" = train all from new
-    clips: float = 0.0  # share of the steps that are of clips; above 0, single frames are all that the encoder sees
+    worlds: dict[str, float] = field(default_factory=lambda: {"pictures": 1.0})  # share of the steps that each has
     clip_batch_size: int = 2  # clips in such a step
     whole_after: float = 0.7  # share of the steps after which whole pictures replace crops, at equal cost per step
     kl_weight: float = 1e-4  # of the mean KL divergence per latent value, against the reconstruction error
@@ -62,7 +62,7 @@ class VAEStage:
             self.model = AutoencoderKLOpenSoraPlan.from_pretrained(settings.data.start).to(device)
             self.model.encoder.requires_grad_(False)
             self.model.quant_conv.requires_grad_(False)
-            if settings.data.clips > 0:
+            if any(WORLDS[name].stride > 1 for name in settings.data.worlds):
                 see_single_frames(self.model)
         else:
             self.model = AutoencoderKLOpenSoraPlan(**asdict(settings.model)).to(device)
@@ -70,21 +70,22 @@ class VAEStage:
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         data = self.settings.data
-        clips = numpy_generator(data.world, self.settings.seed, step).random() < data.clips  # on all processes
-        world = WORLDS["clips" if clips else "pictures"]
+        roll = numpy_generator(data.world, self.settings.seed, step).random()  # the same on all processes
+        world = WORLDS[pick_world(data.worlds, roll)]
+        count = data.clip_batch_size if world.stride > 1 else batch_size // world.length
         generator = numpy_generator(data.world, self.settings.seed, rank, step)
         whole = step >= data.whole_after * self.settings.steps * self.settings.accumulation
         crop = data.size if whole else data.crop
         samples = []
-        for _ in range(max(1, (data.clip_batch_size if clips else batch_size) * data.crop**2 // crop**2)):
-            frames = world.render(world.sample(generator), data.size)
+        for _ in range(max(1, count * data.crop**2 // crop**2)):
+            frames = world.render(world.sample(generator), data.size, world.length)
             y, x = generator.integers(0, data.size - crop + 1, 2)
             samples.append(frames[:, y : y + crop, x : x + crop])
-        return {"pixels": to_pixels(numpy.stack(samples))}
+        return {"pixels": to_pixels(as_decoded(world, numpy.stack(samples)))}
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixels"]
-        posterior = encode_frames(self.model, pixels)
+        posterior = encode_frames(self.model, pixels, 4)
         reconstruction = self.model.decode(posterior.sample()).sample.float()
         error = F.l1_loss(reconstruction, pixels) + F.mse_loss(reconstruction, pixels)
         kl = (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean() / 2
@@ -94,13 +95,14 @@ class VAEStage:
     def sheet(self, path: Path) -> dict[str, float]:
         """True pictures above their reconstructions; PSNR in dB and the latents' standard deviation. Clips: strips."""
         data, numbers = self.settings.data, {}
-        for name in ("pictures", "clips") if data.clips > 0 else ("pictures",):
+        for name in sorted(data.worlds, reverse=True):
             generator, world = numpy_generator(data.world, self.settings.seed, 999, 999), WORLDS[name]
-            truth = [world.render(world.sample(generator), data.size) for _ in range(16 if name == "pictures" else 4)]
-            pixels = to_pixels(numpy.stack(truth)).to(self.model.device)
-            latents = encode_frames(self.model, pixels).mode()
+            count = 4 if world.stride > 1 else 16 // world.length
+            truth = [world.render(world.sample(generator), data.size, world.length) for _ in range(count)]
+            pixels = to_pixels(as_decoded(world, numpy.stack(truth))).to(self.model.device)
+            latents = encode_frames(self.model, pixels, 4).mode()
             reconstruction = self.model.decode(latents).sample.clamp(-1, 1)
-            columns = 8 if name == "pictures" else world.frames
+            columns = 8 if world.stride == 1 else world.length
             strips = [video.transpose(1, 2).flatten(0, 1)[:, :, None] for video in (pixels, reconstruction)]
             rows = [part for pair in zip(*(strip.split(columns) for strip in strips), strict=True) for part in pair]
             save_sheet(torch.cat(rows), path.with_name(f"{path.name}-{name}.png"), columns)
@@ -156,14 +158,19 @@ def see_single_frames(model: AutoencoderKLOpenSoraPlan) -> None:
             weight[:, :, -1] = newest
 
 
-def encode_frames(model: AutoencoderKLOpenSoraPlan, pixels: Tensor) -> DiagonalGaussianDistribution:
-    """Posterior of frames 0, 4, 8, ..., each read as a picture: (B, 3, F, H, W) -> (B, z, (F - 1) / 4 + 1, H/8, W/8).
+def encode_frames(model: AutoencoderKLOpenSoraPlan, pixels: Tensor, stride: int) -> DiagonalGaussianDistribution:
+    """Posterior of frames 0, s, 2 s, ..., each read as a picture: (B, 3, F, H, W) -> (B, z, 1 + (F - 1) / s, h, w).
 
-    This is what the encoder does after `see_single_frames`, but for its norms, at a fifth of the work.
+    With stride 4 this is what the encoder does after `see_single_frames`, but for its norms, at a fifth of the work.
     """
-    frames = pixels[:, :, ::4].transpose(1, 2)  # (B, F', 3, H, W)
+    frames = pixels[:, :, ::stride].transpose(1, 2)  # (B, F', 3, H, W)
     moments = model.encode(frames.flatten(0, 1)[:, :, None]).latent_dist.parameters
     return DiagonalGaussianDistribution(moments.squeeze(2).unflatten(0, frames.shape[:2]).transpose(1, 2))
+
+
+def as_decoded(world: World, pictures: numpy.ndarray) -> numpy.ndarray:
+    """Series (B, F, H, W, 3) as the VAE decodes them: clips stay, the pictures of others become clips of one frame."""
+    return pictures if world.stride > 1 else pictures.reshape(-1, 1, *pictures.shape[2:])
 
 
 def to_pixels(frames: numpy.ndarray) -> Tensor:

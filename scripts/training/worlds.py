@@ -1,17 +1,16 @@
-"""What there is to learn from: pictures of the drawn world and clips of it in motion, behind one set of names.
+"""What there is to learn from: pictures, clips and views, behind one set of names. Must not know any stage."""
 
-Must not know any stage.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 
-from scripts.drawn_world import VOCABULARY, Scene, describe, is_held_out, render, sample_scene
+from scripts.drawn_world import VOCABULARY, describe, is_held_out, render, sample_scene
 from scripts.drawn_world.motion import FRAMES, Clip, is_held_out_clip, render_clip, sample_clip
 from scripts.drawn_world.motion_captions import CLIP_VOCABULARY, describe_clip
+from scripts.solid_world import VIEW_VOCABULARY, describe_object, is_held_out_object, render_views, sample_object
+from scripts.training.layouts import FIGURES, FORMS, clip_layout, scene_layout, views_layout
 
 
 @dataclass(frozen=True)
@@ -19,50 +18,64 @@ class World:
     """One kind of thing to draw.
 
     Attributes:
-        frames: frames of each of them, 4n + 1.
+        length: pictures of each of them, unless a setting says otherwise.
+        stride: pictures per latent frame after the first: 4 where the VAE decodes time, 1 where it decodes pictures.
         vocabulary: words of its captions and canonical forms.
         sample: (generator, held_out) -> a thing, as `sample_scene`.
         is_held_out: whether training never sees a thing.
         describe: (thing, generator) -> caption and canonical form.
-        render: (thing, size) -> uint8 (frames, size, size, 3).
-        scene_at: (thing, time from 0 to 1) -> the figures then.
+        render: (thing, size, length) -> uint8 (length, size, size, 3).
+        kinds: what may stand at a token beside the background.
+        layout: (thing, side, latent frames) -> what stands at each token, see `scripts.training.layouts`.
         reversed: the thing with time running backwards; None where there is no time.
     """
 
-    frames: int
+    length: int
+    stride: int
     vocabulary: tuple[str, ...]
     sample: Callable[..., Any]
     is_held_out: Callable[[Any], bool]
     describe: Callable[[Any, numpy.random.Generator], tuple[str, str]]
-    render: Callable[[Any, int], numpy.ndarray]
-    scene_at: Callable[[Any, float], Scene]
+    render: Callable[[Any, int, int], numpy.ndarray]
+    kinds: tuple[str, ...]
+    layout: Callable[[Any, int, int], numpy.ndarray]
     reversed: Callable[[Any], Any] | None = None
-
-    @property
-    def latent_frames(self) -> int:
-        """Frames of the latents."""
-        return (self.frames - 1) // 4 + 1
 
 
 WORLDS: dict[str, World] = {
     "pictures": World(
-        frames=1,
+        length=1,
+        stride=1,
         vocabulary=VOCABULARY,
         sample=sample_scene,
         is_held_out=is_held_out,
         describe=describe,
-        render=lambda scene, size: render(scene, size)[None],
-        scene_at=lambda scene, time: scene,
+        render=lambda scene, size, length: render(scene, size)[None],
+        kinds=FIGURES,
+        layout=lambda scene, side, frames: scene_layout(scene, side),
     ),
     "clips": World(
-        frames=FRAMES,
+        length=FRAMES,
+        stride=4,
         vocabulary=CLIP_VOCABULARY,
         sample=sample_clip,
         is_held_out=is_held_out_clip,
         describe=describe_clip,
         render=render_clip,
-        scene_at=Clip.seen,
+        kinds=FIGURES,
+        layout=clip_layout,
         reversed=Clip.reversed,
+    ),
+    "views": World(
+        length=8,
+        stride=1,
+        vocabulary=VIEW_VOCABULARY,
+        sample=sample_object,
+        is_held_out=is_held_out_object,
+        describe=describe_object,
+        render=lambda thing, size, length: render_views(thing, length, size),
+        kinds=FORMS,
+        layout=views_layout,
     ),
 }
 
@@ -76,3 +89,20 @@ def find_world(name: str) -> World:
     if name not in WORLDS:
         raise ValueError(f"world {name!r} is not known; one of: {', '.join(WORLDS)}.")
     return WORLDS[name]
+
+
+def pick_world(shares: Mapping[str, float], roll: float) -> str:
+    """Name of the world on which a roll in [0, 1) falls, each being as wide as its share.
+
+    Raises:
+        ValueError: a name is not known, or the shares do not add up to 1.
+    """
+    for name in shares:
+        find_world(name)
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"shares {dict(shares)} add up to {sum(shares.values()):g}; they must add up to 1.")
+    for name, share in shares.items():
+        roll -= share
+        if roll < 0:
+            return name
+    return name

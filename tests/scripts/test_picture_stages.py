@@ -18,7 +18,7 @@ from scripts.drawn_world.motion import is_held_out_clip, render_clip, sample_cli
 from scripts.training import encoded, text_stage
 from scripts.training.checkpoint import checkpoints, load_checkpoint
 from scripts.training.encoded import PartSettings
-from scripts.training.layout_head import layout_targets
+from scripts.training.layouts import scene_layout
 from scripts.training.transformer_stage import DataSettings, ModelSettings, Settings, TransformerStage
 from scripts.training.vae_stage import encode_frames, see_single_frames, start_as_identity, to_pixels
 
@@ -134,7 +134,7 @@ def test_more_noise_is_drawn_where_the_shift_asks_for_it(trained):
 def test_layout_targets_name_the_figure_at_each_token_and_where_it_is():
     outer = Group("circle", "red", "large", (Thing(0.5, 0.5, 0.38, 0.0),))
     inner = Group("star", "white", "", (Thing(0.5625, 0.4375, 0.1, 0.0),))
-    targets = layout_targets(Scene((inner, outer), ((0, "inside", 1),), "gray", "plain"), 8).reshape(8, 8, 5)
+    targets = scene_layout(Scene((inner, outer), ((0, "inside", 1),), "gray", "plain"), 8).reshape(8, 8, 5)
     assert targets[0, 0].tolist() == [0, BACKGROUNDS.index("gray"), 0, 0, 0]  # a corner is background
     star = targets[3, 4]  # the token that the star is centred on; it hides the circle
     assert star[0] == 1 + SHAPES.index("star") and star[1] == BACKGROUNDS.index("white")
@@ -219,11 +219,21 @@ def with_clips(trained: Path) -> Path:
         "text": {
             **LOOP,
             "model": TEXT,
-            "data": {"scenes": 20, "held_out_captions": 2, "start": str(trained / "export"), "clips": 0.5},
+            "data": {
+                "scenes": 20,
+                "held_out_captions": 2,
+                "start": str(trained / "export"),
+                "worlds": {"clips": 0.5, "pictures": 0.5},
+            },
         },
         "decoder": {
             **LOOP,
-            "data": {"start": str(trained / "export" / "vae"), "clips": 1.0, "clip_batch_size": 1, "size": 64},
+            "data": {
+                "start": str(trained / "export" / "vae"),
+                "worlds": {"clips": 1.0},
+                "clip_batch_size": 1,
+                "size": 64,
+            },
         },
         "transformer": {
             **LOOP,
@@ -265,7 +275,9 @@ def test_moving_kernels_to_the_newest_frame_keeps_pictures_and_reads_clips_frame
 
 def test_the_text_encoder_starts_where_the_one_of_pictures_stopped(trained):
     where = {"output_dir": str(trained / "unused"), "warmup": 0}
-    data = text_stage.DataSettings(scenes=20, start=str(trained / "export"), clips=0.5, perturbed=0.0)
+    data = text_stage.DataSettings(
+        scenes=20, start=str(trained / "export"), worlds={"clips": 0.5, "pictures": 0.5}, perturbed=0.0
+    )
     settings = text_stage.Settings(steps=1, batch_size=16, model=text_stage.ModelSettings(**TEXT), data=data, **where)
     stage = text_stage.build(settings, torch.device("cpu"))
     batch = stage.batch(0, 0, 16)
@@ -324,7 +336,7 @@ def test_frames_of_a_clip_are_read_as_pictures(trained):
     vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
     pixels = to_pixels(numpy.stack([render_clip(sample_clip(numpy.random.default_rng(i)), 32) for i in range(2)]))
     with torch.no_grad():
-        latents = encode_frames(vae, pixels).mode()
+        latents = encode_frames(vae, pixels, 4).mode()
         assert latents.shape == (2, 4, 5, 4, 4)
         third = vae.encode(pixels[:, :, [8]]).latent_dist.mode()
     assert torch.allclose(latents[:, :, [2]], third, atol=1e-5)
