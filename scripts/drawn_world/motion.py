@@ -19,9 +19,9 @@ DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up"
 MOTIONS = (*DIRECTIONS, "rotates", "grows", "shrinks", "bounces", "changes")
 TURNING = tuple(shape for shape in SHAPES if shape not in ("circle", "ring"))
 SMALL_RADIUS, LARGE_RADIUS = (0.09, 0.12), (0.24, 0.29)  # before growing, after it
-TRAVEL = 0.36  # least way of a figure that moves
-HOP = (0.28, 0.42)  # height of a bounce
-TURN = (72.0, 108.0)  # degrees of a rotation: in a quarter of the clip less than half the symmetry of a star
+TRAVEL = (0.28, 0.42)  # way of a figure that moves
+HOP = (0.22, 0.3)  # height of a bounce
+TURN = (66.0, 96.0)  # degrees of a rotation: in a quarter of the clip less than half the symmetry of a star
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grows": "shrinks", "shrinks": "grows"}
 
 
@@ -39,7 +39,7 @@ class Actor:
 
     def at(self, time: float) -> Thing:
         """Where it is."""
-        share = abs(math.sin(2 * math.pi * time)) if self.motion == "bounces" else time
+        share = math.sin(math.pi * time) if self.motion == "bounces" else time
         parts = [
             first + (last - first) * share
             for first, last in zip(vars(self.start).values(), vars(self.end).values(), strict=True)
@@ -173,13 +173,14 @@ def _way(
     room: tuple[float, float, float, float],
     box: tuple[float, float, float, float],
 ) -> tuple[Thing, Thing] | None:
-    """A way of at least TRAVEL along one axis of the box."""
+    """A way along one axis of the box."""
     across = direction in ("left", "right")
     low, high = (box[0] + room[0], box[2] - room[1]) if across else (box[1] + room[2], box[3] - room[3])
-    slack = high - low - TRAVEL
-    if slack < 0:
+    way = between(rng, *TRAVEL)
+    if high - low < way:
         return None
-    first, last = low + 0.5 * slack * rng.random(), high - 0.5 * slack * rng.random()
+    first = between(rng, low, high - way)
+    last = first + way
     if direction in ("left", "up"):
         first, last = last, first
     if across:

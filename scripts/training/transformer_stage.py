@@ -75,18 +75,14 @@ class TransformerStage:
         self.text_encoder.to(device)
         self.vae = AutoencoderKLOpenSoraPlan.from_pretrained(folder / "vae").eval().requires_grad_(False).to(device)
         latent, window = settings.data.parts[0].size // 8, settings.model.window_size
+        size = {"sample_size": latent, "num_windows": (latent // 2) ** 2 // (window[1] * window[2])}
         windows = {"window_size": window, "proxy_ratio": settings.model.proxy_ratio}
-        if settings.model.start:  # windows are no weights: a model of pictures may go on with windows in time
-            transformer = PTDiTTransformer3DModel.from_pretrained(settings.model.start, **windows)
+        if settings.model.start:  # size and windows are no weights: a model of pictures may go on with windows in time
+            transformer = PTDiTTransformer3DModel.from_pretrained(settings.model.start, **windows, **size)
             check_sizes(settings.model, transformer)
         else:
             sizes = {name: value for name, value in asdict(settings.model).items() if name != "start"}
-            transformer = PTDiTTransformer3DModel(
-                **sizes,
-                sample_size=latent,
-                caption_channels=self.text_encoder.config.d_model,
-                num_windows=(latent // 2) ** 2 // (window[1] * window[2]),
-            )
+            transformer = PTDiTTransformer3DModel(**sizes, **size, caption_channels=self.text_encoder.config.d_model)
         self.transformer, self.layout = transformer, LayoutHead(transformer, len(kinds(settings.data.parts)))
         self.model = torch.nn.ModuleDict({"transformer": transformer, "layout": self.layout}).to(device)
         if settings.compile:

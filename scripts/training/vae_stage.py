@@ -62,7 +62,7 @@ class VAEStage:
             self.model = AutoencoderKLOpenSoraPlan.from_pretrained(settings.data.start).to(device)
             self.model.encoder.requires_grad_(False)
             self.model.quant_conv.requires_grad_(False)
-            if any(WORLDS[name].stride > 1 for name in settings.data.worlds):
+            if any(WORLDS[name].stride > 1 for name in settings.data.worlds) and not sees_single_frames(self.model):
                 see_single_frames(self.model)
         else:
             self.model = AutoencoderKLOpenSoraPlan(**asdict(settings.model)).to(device)
@@ -156,6 +156,11 @@ def see_single_frames(model: AutoencoderKLOpenSoraPlan) -> None:
             newest = weight.sum(2)
             weight.zero_()
             weight[:, :, -1] = newest
+
+
+def sees_single_frames(model: AutoencoderKLOpenSoraPlan) -> bool:
+    """Whether the encoder is one that `see_single_frames` made: its decoder may have learned to blend frames since."""
+    return not any(weight[:, :, :-1].any() for weight in model.encoder.parameters() if weight.ndim == 5)
 
 
 def encode_frames(model: AutoencoderKLOpenSoraPlan, pixels: Tensor, stride: int) -> DiagonalGaussianDistribution:

@@ -61,7 +61,7 @@ class Track:
         x, y = (numpy.array([getattr(figure, axis) for figure in self.figures]) for axis in "xy")
         ends = max(1, len(x) // 6)
         across, down = (float(values[-ends:].mean() - values[:ends].mean()) for values in (x, y))
-        if _hops(y) >= 2:
+        if _hops(y) >= 1:
             return "bounces"
         if max(abs(across), abs(down)) > TRAVEL:
             if abs(across) > abs(down):

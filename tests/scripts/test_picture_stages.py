@@ -15,12 +15,14 @@ from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from scripts import train
 from scripts.drawn_world import BACKGROUNDS, SHAPES, Group, Scene, Thing, is_held_out, render, sample_scene
 from scripts.drawn_world.motion import is_held_out_clip, render_clip, sample_clip
+from scripts.solid_world import Part, SolidObject, render_views
 from scripts.training import encoded, text_stage
 from scripts.training.checkpoint import checkpoints, load_checkpoint
 from scripts.training.encoded import PartSettings
-from scripts.training.layouts import scene_layout
-from scripts.training.transformer_stage import DataSettings, ModelSettings, Settings, TransformerStage
+from scripts.training.layouts import FORMS, scene_layout, views_layout
+from scripts.training.transformer_stage import DataSettings, ModelSettings, Settings, TransformerStage, kinds
 from scripts.training.vae_stage import encode_frames, see_single_frames, start_as_identity, to_pixels
+from scripts.training.worlds import pick_world
 
 LOOP = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1, "sheet_every": 0, "checkpoint_every": 0}
 TEXT = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1}
@@ -340,3 +342,87 @@ def test_frames_of_a_clip_are_read_as_pictures(trained):
         assert latents.shape == (2, 4, 5, 4, 4)
         third = vae.encode(pixels[:, :, [8]]).latent_dist.mode()
     assert torch.allclose(latents[:, :, [2]], third, atol=1e-5)
+
+
+# --- views, from weights of clips ------------------------------------------------------------------------------------
+
+
+def test_views_go_on_from_clips_and_are_drawn_by_the_pipeline(with_clips):
+    folder, before = with_clips / "views", with_clips / "export"
+    export = str(folder / "export")
+    parts = [
+        {"world": "views", "size": 48, "length": 4, "samples": 4, "share": 4.0},
+        {"world": "views", "size": 48, "length": 6, "samples": 2, "batch_size": 1},
+    ]
+    sections = {
+        "text": {
+            **LOOP,
+            "model": TEXT,
+            "data": {
+                "scenes": 20,
+                "held_out_captions": 2,
+                "start": str(before),
+                "worlds": {"views": 0.8, "pictures": 0.2},
+            },
+        },
+        "decoder": {**LOOP, "data": {"start": str(before / "vae"), "worlds": {"views": 1.0}, "size": 64}},
+        "transformer": {
+            **LOOP,
+            "model": {**TRANSFORMER, "start": str(before / "transformer"), "window_size": [4, 1, 1]},
+            "data": {"components": export, "parts": parts, "steps": 2, "layout_weight": 0.2},
+        },
+    }
+    for stage, section in sections.items():
+        section.update({"output_dir": str(folder / stage), "export_dir": export})
+    folder.mkdir()
+    run_stages(sections, folder)
+    pipe = PTDiTPipeline.from_pretrained(export)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.default_size() == (48, 48) and pipe.transformer.config.sample_frames == 6
+    assert pipe.transformer.config.num_windows == 9
+    assert {"turntable", "torus"} <= pipe.tokenizer.get_vocab().keys()
+    views = pipe("a red ball with a white dot", num_views=4, num_inference_steps=1).views[0]
+    assert len(views) == 4 and views[0].size == (48, 48)
+    names = {path.name for path in (folder / "transformer" / "sheets").glob("*.png")}
+    assert names == {"step-00000002-views-48.png"}
+
+
+def test_views_are_encoded_one_by_one_and_never_turned_round(trained):
+    vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
+    settings = PartSettings(world="views", size=48, length=4, samples=2)
+    part = encoded.EncodedPart(settings, 0, vae, trained / "views", base_tokens=9)
+    assert part.pipeline_arguments == {"num_views": 4} and part.log_shift == pytest.approx(numpy.log(2))
+    pixels = to_pixels(render_views(part.thing(1), 4, 48)[:, None])  # four pictures
+    with torch.no_grad():
+        alone = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    assert torch.allclose(part.latents[1].float(), alone.squeeze(2).transpose(0, 1), atol=5e-3)
+    latents, _, layouts = part.draw(numpy.random.default_rng(0), 20, 0.0)
+    assert all(any(torch.equal(row, stored.float()) for stored in part.latents) for row in latents)
+    assert layouts.shape == (20, 4 * 3 * 3, 5)
+
+
+def test_the_layout_of_views_names_solids_and_turns():
+    part = Part("ball", "red", "stripe", "white")
+    targets = views_layout(SolidObject((part,), "", "", 15.0, "gray"), 6, 4).reshape(4, 6, 6, 5)
+    assert targets[0, 0, 0, :2].tolist() == [0, BACKGROUNDS.index("gray")]  # a corner is background
+    assert (targets[:, 3, 2:4, 0] == 1 + FORMS.index("ball")).all()
+    seen = [set(view[view[..., 0] > 0][:, 1].astype(int)) for view in targets]
+    assert seen[2] == {BACKGROUNDS.index("red")} and BACKGROUNDS.index("white") in seen[0]  # the back has no stripe
+    cosines, sines = targets[:, 3, 3, 2], targets[:, 3, 3, 3]
+    assert numpy.allclose(cosines, [1, 0, -1, 0], atol=1e-6) and numpy.allclose(sines, [0, 1, 0, -1], atol=1e-6)
+    assert numpy.allclose(targets[..., 4], 0.5)
+
+
+def test_worlds_are_picked_by_their_shares():
+    shares = {"views": 0.25, "clips": 0.5, "pictures": 0.25}
+    picked = [pick_world(shares, roll) for roll in (0.0, 0.24, 0.26, 0.74, 0.76, 0.999)]
+    assert picked == ["views", "views", "clips", "clips", "pictures", "pictures"]
+    with pytest.raises(ValueError, match="add up to 0.75"):
+        pick_world({"views": 0.75}, 0.5)
+    with pytest.raises(ValueError, match="'films' is not known; one of: pictures, clips, views"):
+        pick_world({"films": 1.0}, 0.5)
+
+
+def test_parts_that_show_different_things_are_refused():
+    with pytest.raises(ValueError, match="clips, views, which show different things"):
+        kinds((PartSettings(world="views"), PartSettings(world="clips")))
