@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from comfy_api.latest import io
+
+from ptdit_diffusers.pipelines.ptdit_views import sheet_columns
 
 from .schema import fit, integer, schema
 
@@ -85,8 +86,8 @@ def contact_sheets(images: torch.Tensor, columns: int, per_sheet: int) -> torch.
         legal = [number for number in range(1, count + 1) if count % number == 0]
         nearest = min(legal, key=lambda number: abs(number - per_sheet))
         raise ValueError(f"per_sheet={per_sheet} does not divide the {count} pictures; nearest: {nearest} (0 = all).")
-    columns = columns or math.ceil(math.sqrt(per_sheet))
-    rows = math.ceil(per_sheet / columns)
+    columns = columns or sheet_columns(per_sheet)
+    rows = -(-per_sheet // columns)
     sheets = images.new_ones(count // per_sheet, rows * columns, height, width, channels)
     sheets[:, :per_sheet] = images.unflatten(0, (-1, per_sheet))
     cells = sheets.unflatten(1, (rows, columns)).transpose(2, 3)  # (sheets, rows, H, columns, W, C)

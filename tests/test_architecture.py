@@ -107,6 +107,7 @@ MAY_IMPORT = {
         "ptdit_diffusers.pipelines.ptdit_embedded",
         "ptdit_diffusers.pipelines.ptdit_sampling",
         "ptdit_diffusers.pipelines.ptdit_text",
+        "ptdit_diffusers.pipelines.ptdit_views",
         "comfyui_nodes.",
     ),
     "comfyui_nodes/library.py": (),
@@ -137,7 +138,7 @@ MAY_IMPORT = {
         "scripts.training.record",
         "scripts.training.stage",
     ),
-    "scripts/teach_word.py": ("torch", "numpy", "PIL", "ptdit_diffusers", "lora.train", "scripts."),
+    "scripts/teach_": ("torch", "numpy", "PIL", "ptdit_diffusers", "lora.train", "scripts."),
     "scripts/measure_lora.py": ("torch", "diffusers", "ptdit_diffusers.models.", "lora.", "scripts.training.record"),
     "scripts/": (
         "torch",

@@ -156,7 +156,8 @@ class TransformerStage:
                 generator=[torch_generator(i) for i in range(count)],
                 output_type="pt",
             )
-            name = path.with_name(f"{path.name}-{settings.world}-{settings.size}")
+            length = f"-{settings.length}" if settings.length else ""
+            name = path.with_name(f"{path.name}-{settings.world}-{settings.size}{length}")
             rows, columns = strips(result)
             save_sheet(rows[:, :, None] * 2 - 1, name.with_suffix(".png"), columns)
             name.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")

@@ -1,7 +1,9 @@
 """The example workflows: sound files, and on a real ComfyUI those of the embedded model draw what was asked."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,25 @@ from .graph import Server
 
 FILES = sorted((Path(__file__).parents[2] / "example_workflows").glob("*.json"))
 EMBEDDED = [file for file in FILES if "embedded" in file.stem]
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings inputs of its own
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
+
+
+def widget_values(name: str, kind: str | list, options: dict, values: Iterator) -> dict[str, Any]:
+    """A widget's value as the page orders them, and those of the inputs that a dynamic choice brings."""
+    if not (isinstance(kind, list) or kind in WIDGETS):
+        return {}
+    value = next(values, options.get("default"))
+    if value is None:
+        return {}
+    found = {name: value}
+    if options.get("control_after_generate"):
+        next(values, None)
+    for option in options.get("options", ()) if kind == DYNAMIC else ():
+        for group in option["inputs"].values() if option["key"] == value else ():
+            for key, (inner, *more) in group.items():
+                found |= widget_values(f"{name}.{key}", inner, more[0] if more else {}, values)
+    return found
 
 
 def to_graph(workflow: dict, known: dict) -> dict:
@@ -28,10 +48,7 @@ def to_graph(workflow: dict, known: dict) -> dict:
         inputs = {}
         for group in ("required", "optional"):
             for name, (kind, *options) in known[node["type"]]["input"].get(group, {}).items():
-                if isinstance(kind, list) or kind in WIDGETS:
-                    inputs[name] = next(values)
-                    if options and options[0].get("control_after_generate"):
-                        next(values)
+                inputs |= widget_values(name, kind, options[0] if options else {}, values)
                 if name in linked:
                     inputs[name] = linked[name]
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}

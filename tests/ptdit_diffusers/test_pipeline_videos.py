@@ -171,7 +171,8 @@ class TestContactSheet:
         assert math.isclose(azimuths(24)[1], 15)
 
     @pytest.mark.parametrize(
-        "count, columns, size", [(8, None, (36, 12)), (8, 4, (48, 8)), (5, 2, (24, 12)), (1, None, (12, 4))]
+        "count, columns, size",
+        [(8, None, (48, 8)), (8, 3, (36, 12)), (5, None, (36, 8)), (5, 2, (24, 12)), (1, None, (12, 4))],
     )
     def test_views_stand_row_by_row_and_empty_cells_are_white(self, count, columns, size):
         views = [Image.new("RGB", (12, 4), (index, 0, 0)) for index in range(count)]

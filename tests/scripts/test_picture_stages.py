@@ -384,7 +384,7 @@ def test_views_go_on_from_clips_and_are_drawn_by_the_pipeline(with_clips):
     views = pipe("a red ball with a white dot", num_views=4, num_inference_steps=1).views[0]
     assert len(views) == 4 and views[0].size == (48, 48)
     names = {path.name for path in (folder / "transformer" / "sheets").glob("*.png")}
-    assert names == {"step-00000002-views-48.png"}
+    assert names == {"step-00000002-views-48-4.png", "step-00000002-views-48-6.png"}
 
 
 def test_views_are_encoded_one_by_one_and_never_turned_round(trained):
@@ -403,12 +403,12 @@ def test_views_are_encoded_one_by_one_and_never_turned_round(trained):
 
 def test_the_layout_of_views_names_solids_and_turns():
     part = Part("ball", "red", "stripe", "white")
-    targets = views_layout(SolidObject((part,), "", "", 15.0, "gray"), 6, 4).reshape(4, 6, 6, 5)
+    targets = views_layout(SolidObject((part,), "", "", 15.0, "gray"), 12, 4).reshape(4, 12, 12, 5)
     assert targets[0, 0, 0, :2].tolist() == [0, BACKGROUNDS.index("gray")]  # a corner is background
-    assert (targets[:, 3, 2:4, 0] == 1 + FORMS.index("ball")).all()
+    assert (targets[:, 6, 5:7, 0] == 1 + FORMS.index("ball")).all()
     seen = [set(view[view[..., 0] > 0][:, 1].astype(int)) for view in targets]
     assert seen[2] == {BACKGROUNDS.index("red")} and BACKGROUNDS.index("white") in seen[0]  # the back has no stripe
-    cosines, sines = targets[:, 3, 3, 2], targets[:, 3, 3, 3]
+    cosines, sines = targets[:, 6, 6, 2], targets[:, 6, 6, 3]
     assert numpy.allclose(cosines, [1, 0, -1, 0], atol=1e-6) and numpy.allclose(sines, [0, 1, 0, -1], atol=1e-6)
     assert numpy.allclose(targets[..., 4], 0.5)
 

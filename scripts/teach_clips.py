@@ -1,0 +1,154 @@
+"""Teach the embedded video model a word: "lines", horizontal lines on the background, by a LoRA from drawn clips.
+
+    python -m scripts.teach_clips --output runs/lined-clips
+
+Writes clips, captions and the run into the folder, then strips.png (before and after, fixed seeds) and results.json:
+in how many clips the lines appear when asked for and when not, and in how many the figure still does what it should.
+The word and its detector are those of `scripts.teach_word`.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image
+
+from lora.train import main as train
+from ptdit_diffusers import PTDiTPipeline
+from scripts.drawn_world.motion import Clip, render_clip, sample_clip
+from scripts.drawn_world.motion_captions import verb
+from scripts.teach_word import PATTERN, SIZE, TAILS, pattern_of, without_word
+from scripts.training.record import hardware, replace_json, versions
+from scripts.verifier.clip_judge import judge_clip
+from scripts.verifier.motion_prompt import read_clip_prompt
+
+logger = logging.getLogger("teach_clips")
+
+SHOWN = 6  # clips on the sheet
+
+
+def lined_clip(choice: numpy.random.Generator) -> Clip:
+    """A training clip of one figure, its background lined instead."""
+    while len((clip := sample_clip(choice, held_out=False)).actors) > 1 or clip.background == "black":
+        pass
+    return replace(clip, pattern=PATTERN)
+
+
+def lined_caption(clip: Clip, choice: numpy.random.Generator) -> str:
+    """What the figure does, in plain words, and that the background has lines."""
+    actor = clip.actors[0]
+    figure = f"a {actor.size} {actor.colour} {actor.shape}".replace("  ", " ")
+    return f"{figure} {verb(actor, choice)[0]}" + str(choice.choice(TAILS)).format(clip.background)
+
+
+def lessons(number: int, seed: int) -> list[tuple[Clip, str]]:
+    """Clips and captions with the word."""
+    made = []
+    for index in range(number):
+        choice = numpy.random.default_rng([seed, index])
+        clip = lined_clip(choice)
+        made.append((clip, lined_caption(clip, choice)))
+    return made
+
+
+def draw_lessons(folder: Path, number: int) -> None:
+    """Animated PNGs and captions: each clip with lines and the word, and without either."""
+    folder.mkdir(parents=True)
+    for index, (clip, caption) in enumerate(lessons(number, 77)):
+        for name, shown, said in (
+            ("lines", clip, caption),
+            ("plain", replace(clip, pattern="plain"), without_word(caption)),
+        ):
+            first, *more = map(Image.fromarray, render_clip(shown, SIZE))
+            first.save(folder / f"{index:02d}-{name}.png", save_all=True, append_images=more, duration=125)
+            (folder / f"{index:02d}-{name}.txt").write_text(said, encoding="utf-8")
+
+
+def draw(pipe: PTDiTPipeline, prompts: list[str], steps: int) -> list[numpy.ndarray]:
+    """One clip (17, SIZE, SIZE, 3) of bytes per prompt; clip i has seed i."""
+    clips = []
+    for index, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(index)
+        frames = pipe(prompt, num_frames=17, num_inference_steps=steps, generator=generator, output_type="np").frames
+        clips.append((frames[0] * 255).round().astype(numpy.uint8))
+    return clips
+
+
+def judge(pipe: PTDiTPipeline, prompts: list[str], steps: int) -> tuple[dict[str, int], list[numpy.ndarray]]:
+    """How the clips with the word and those without are, and the former."""
+    with_word, without = draw(pipe, prompts, steps), draw(pipe, list(map(without_word, prompts)), steps)
+    requests = [read_clip_prompt(without_word(prompt)) for prompt in prompts]
+    counts = {
+        "lines_when_asked": sum(is_lined(clip) for clip in with_word),
+        "lines_when_not_asked": sum(is_lined(clip) for clip in without),
+        "motion_right_when_asked": sum(
+            all(judge_clip(*pair).motions) for pair in zip(requests, with_word, strict=True)
+        ),
+        "motion_right_when_not_asked": sum(
+            all(judge_clip(*pair).motions) for pair in zip(requests, without, strict=True)
+        ),
+        "of": len(prompts),
+    }
+    return counts, with_word
+
+
+def is_lined(clip: numpy.ndarray) -> bool:
+    """Whether most frames have lines."""
+    return sum(pattern_of(frame) == PATTERN for frame in clip) > len(clip) / 2
+
+
+def draw_strips(before: list[numpy.ndarray], after: list[numpy.ndarray], target: Path) -> None:
+    """Every fourth frame of the first clips, without the LoRA left, with it right."""
+    rows = [
+        numpy.concatenate([*first[::4], numpy.full((SIZE, 8, 3), 255, numpy.uint8), *second[::4]], axis=1)
+        for first, second in zip(before[:SHOWN], after[:SHOWN], strict=True)
+    ]
+    Image.fromarray(numpy.concatenate(rows)).save(target)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.teach_clips", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", required=True, type=Path, help="folder to make")
+    parser.add_argument("--model", default="clips-128", help="folder or short name (default: clips-128)")
+    parser.add_argument("--clips", type=int, default=16, help="clips to draw, with lines and without (default: 16)")
+    parser.add_argument("--train-steps", type=int, default=300, help="optimiser steps (default: 300)")
+    parser.add_argument("--prompts", type=int, default=12, help="prompts with the word (default: 12)")
+    parser.add_argument("--steps", type=int, default=30, help="denoising steps (default: 30)")
+    args = parser.parse_args(arguments)
+    if args.output.exists():
+        parser.error(f"--output {args.output} exists; give a new folder.")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    draw_lessons(args.output / "clips", args.clips)
+    prompts = [caption for _, caption in lessons(args.prompts, 78)]
+    start = time.process_time()
+    code = train(
+        ["--config", "lora/configs/embedded-cpu.yaml", "--base", args.model, "--data", str(args.output / "clips")]
+        + ["--num-frames", "17", "--batch-size", "2", "--max-steps", str(args.train_steps)]
+        + ["--time-mean", "2", "--caption-dropout", "0", "--output-dir", str(args.output / "run")]
+    )
+    if code:
+        return code
+    facts = {"training_cpu_seconds": round(time.process_time() - start), "prompts": prompts}
+    pipe = PTDiTPipeline.from_pretrained(args.model)
+    pipe.set_progress_bar_config(disable=True)
+    facts["before"], before = judge(pipe, prompts, args.steps)
+    pipe.load_lora_weights(args.output / "run" / "lora")
+    facts["after"], after = judge(pipe, prompts, args.steps)
+    draw_strips(before, after, args.output / "strips.png")
+    settings = {name: value if isinstance(value, int) else str(value) for name, value in vars(args).items()}
+    replace_json(
+        args.output / "results.json", {"settings": settings, "hardware": hardware(), "versions": versions(), **facts}
+    )
+    logger.info("before %s, after %s", json.dumps(facts["before"]), json.dumps(facts["after"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
