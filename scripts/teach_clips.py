@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
     parser.add_argument("--model", default="clips-128", help="folder or short name (default: clips-128)")
     parser.add_argument("--clips", type=int, default=16, help="clips to draw, with lines and without (default: 16)")
-    parser.add_argument("--train-steps", type=int, default=300, help="optimiser steps (default: 300)")
+    parser.add_argument("--train-steps", type=int, default=150, help="optimiser steps (default: 150)")
     parser.add_argument("--prompts", type=int, default=12, help="prompts with the word (default: 12)")
     parser.add_argument("--steps", type=int, default=30, help="denoising steps (default: 30)")
     args = parser.parse_args(arguments)
