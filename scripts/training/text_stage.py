@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from scripts.training.config import LoopSettings
 from scripts.training.stage import numpy_generator
-from scripts.training.worlds import WORLDS, pick_world
+from scripts.training.worlds import WORLDS, find_world, pick_world
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
 PAD, END, UNKNOWN = range(3)
@@ -68,7 +68,7 @@ class TextStage:
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device, data = settings, device, settings.data
-        self.tokenizer = make_tokenizer([word for name in data.worlds for word in WORLDS[name].vocabulary])
+        self.tokenizer = make_tokenizer([word for name in data.worlds for word in find_world(name).vocabulary])
         self.vocabulary = self.tokenizer.get_vocab()
         self.fillers = frozenset(self.vocabulary[word] for word in FILLERS & self.vocabulary.keys())
         sizes = vars(settings.model)

@@ -18,7 +18,7 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from scripts.drawn_world import render, sample_scene
 from scripts.training.config import LoopSettings
 from scripts.training.stage import numpy_generator
-from scripts.training.worlds import WORLDS, World, pick_world
+from scripts.training.worlds import WORLDS, World, find_world, pick_world
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,9 @@ class VAEStage:
             self.model = AutoencoderKLOpenSoraPlan.from_pretrained(settings.data.start).to(device)
             self.model.encoder.requires_grad_(False)
             self.model.quant_conv.requires_grad_(False)
-            if any(WORLDS[name].stride > 1 for name in settings.data.worlds) and not sees_single_frames(self.model):
+            if any(find_world(name).stride > 1 for name in settings.data.worlds) and not sees_single_frames(
+                self.model
+            ):
                 see_single_frames(self.model)
         else:
             self.model = AutoencoderKLOpenSoraPlan(**asdict(settings.model)).to(device)
