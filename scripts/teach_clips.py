@@ -26,7 +26,7 @@ from scripts.drawn_world.motion_captions import verb
 from scripts.teach_word import PATTERN, SIZE, TAILS, pattern_of, without_word
 from scripts.training.record import hardware, replace_json, versions
 from scripts.verifier.clip_judge import judge_clip
-from scripts.verifier.motion_prompt import read_clip_prompt
+from scripts.verifier.motion_prompt import ClipRequest, read_clip_prompt
 
 logger = logging.getLogger("teach_clips")
 
@@ -87,15 +87,16 @@ def judge(pipe: PTDiTPipeline, prompts: list[str], steps: int) -> tuple[dict[str
     counts = {
         "lines_when_asked": sum(is_lined(clip) for clip in with_word),
         "lines_when_not_asked": sum(is_lined(clip) for clip in without),
-        "motion_right_when_asked": sum(
-            all(judge_clip(*pair).motions) for pair in zip(requests, with_word, strict=True)
-        ),
-        "motion_right_when_not_asked": sum(
-            all(judge_clip(*pair).motions) for pair in zip(requests, without, strict=True)
-        ),
+        "motion_right_when_asked": sum(map(moves_right, requests, with_word)),
+        "motion_right_when_not_asked": sum(map(moves_right, requests, without)),
         "of": len(prompts),
     }
     return counts, with_word
+
+
+def moves_right(request: ClipRequest, clip: numpy.ndarray) -> bool:
+    """Whether every figure does what was asked."""
+    return all(judge_clip(request, clip).motions)
 
 
 def is_lined(clip: numpy.ndarray) -> bool:

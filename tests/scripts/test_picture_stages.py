@@ -32,7 +32,12 @@ TRANSFORMER = {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers":
 
 
 def run_stages(sections: dict[str, dict], folder: Path) -> Path:
-    """Train every section in `folder`, in order, through the real script."""
+    """Train every section in `folder`, in order, through the real script; components go to `export` unless said."""
+    folder.mkdir(exist_ok=True)
+    for stage, section in sections.items():
+        section.update(
+            {"output_dir": str(folder / stage), "export_dir": section.get("export_dir", str(folder / "export"))}
+        )
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(sections), encoding="utf-8")
     for stage in sections:
@@ -55,8 +60,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "decoder": {**LOOP, "data": {"start": str(folder / "export" / "vae")}, "export_dir": str(folder / "decoder")},
     }
-    for stage, section in sections.items():
-        section.update({"output_dir": str(folder / stage), "export_dir": section.get("export_dir", export)})
     return run_stages(sections, folder)
 
 
@@ -243,9 +246,6 @@ def with_clips(trained: Path) -> Path:
             "data": {"components": export, "parts": parts, "steps": 2},
         },
     }
-    for stage, section in sections.items():
-        section.update({"output_dir": str(folder / stage), "export_dir": export})
-    folder.mkdir()
     return run_stages(sections, folder)
 
 
@@ -372,9 +372,6 @@ def test_views_go_on_from_clips_and_are_drawn_by_the_pipeline(with_clips):
             "data": {"components": export, "parts": parts, "steps": 2, "layout_weight": 0.2},
         },
     }
-    for stage, section in sections.items():
-        section.update({"output_dir": str(folder / stage), "export_dir": export})
-    folder.mkdir()
     run_stages(sections, folder)
     pipe = PTDiTPipeline.from_pretrained(export)
     pipe.set_progress_bar_config(disable=True)
