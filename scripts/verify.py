@@ -8,14 +8,10 @@ Exit code 0: right; 1: wrong (the truth check misses 99 %, or the picture is not
 """
 
 import argparse
-import json
-import platform
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy
@@ -25,7 +21,7 @@ from scripts.drawn_world import describe, held_out_list, sample_scene
 from scripts.verifier.judge import judge, request_of_scene
 from scripts.verifier.picture import read_picture
 from scripts.verifier.prompt import read_prompt
-from scripts.verifier.report import add_up, sheet, table
+from scripts.verifier.report import ROWS, add_up, table, write_results, write_sheets
 from scripts.verifier.truth import DISTURBANCES, noticed, truth
 
 LIMIT = 0.99  # share of colours, shapes and relations that the verifier must read right as drawn
@@ -104,11 +100,6 @@ def generate(args: argparse.Namespace, prompts: list[str], output: str, **size: 
         sys.stderr.write(f"{start + len(batch)} of {len(prompts)} {output}\n")
 
 
-def versions() -> dict[str, str]:
-    packages = ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
-
-
 def check_model(args: argparse.Namespace) -> int:
     """Has a model draw held-out prompts, judges the pictures and writes results, table, sheets and pictures."""
     output = Path(args.output)
@@ -128,25 +119,11 @@ def check_model(args: argparse.Namespace) -> int:
         found = {"asked": asdict(request), "found": shown, "verdict": asdict(verdict)}
         right = {"all_right": verdict.all_right}
         records.append({key: task[key] for key in ("number", "prompt", "canonical")} | right | found)
-    tally = add_up(verdicts)
     names = ("model", "prompts", "seed", "steps", "guidance", "batch")
-    summary = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - start, 1),
-        "settings": {name: getattr(args, name) for name in names},
-        "versions": versions(),
-        "table": {row: {"right": right, "asked": asked} for row, (right, asked) in tally.items()},
-        "held_out": held_out_list(),
-        "pictures": records,
-    }
-    (output / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    settings = ", ".join(f"{name} {value}" for name, value in summary["settings"].items())
-    text = f"{settings}\n{summary['date']}\n\n{table(tally)}"
-    (output / "table.txt").write_text(text, encoding="utf-8")
-    for number, first in enumerate(range(0, min(len(tasks), args.sheets * PER_SHEET), PER_SHEET)):
-        part = slice(first, first + PER_SHEET)
-        page = sheet(pictures[part], [task["prompt"] for task in tasks[part]], verdicts[part])
-        page.save(output / f"sheet_{number + 1:02d}.png")
+    settings = {name: getattr(args, name) for name in names}
+    rest = {"held_out": held_out_list(), "pictures": records}
+    text = write_results(output, settings, time.time() - start, add_up(verdicts), ROWS, rest)
+    write_sheets(output, args.sheets, PER_SHEET, pictures, [task["prompt"] for task in tasks], verdicts)
     sys.stdout.write(text)
     return 0
 

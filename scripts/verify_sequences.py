@@ -9,20 +9,18 @@ Exit code 0: done, and the judge is right; 1: it misses its limit on true pictur
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy
 from PIL import Image
 
-from scripts.verifier.report import add_up_answers, sheet, table
+from scripts.verifier.report import add_up_answers, table, write_results, write_sheets
 from scripts.verifier.sequences import LEAST, SERIES, Series, Spoiler, Task, soft
-from scripts.verify import generate, versions
+from scripts.verify import generate
 
 PER_SHEET, SHOWN = 20, 9  # strips on a sheet, pictures of a strip on it at most
 
@@ -98,25 +96,11 @@ def check_model(series: Series, args: argparse.Namespace) -> int:
         for name in (series.measured, f"{series.measured}, true pictures")
     }
     names = ("world", "model", "prompts", "length", "size", "seed", "steps", "guidance", "batch")
-    summary = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - start, 1),
-        "settings": {name: getattr(args, name) for name in names},
-        "versions": versions(),
-        "table": {row: {"right": right, "asked": asked} for row, (right, asked) in tally.items()},
-        "means": means,
-        "held_out": sorted(" ".join(combination) for combination in series.held_out),
-        "series": records,
-    }
-    (output / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    settings = ", ".join(f"{name} {value}" for name, value in summary["settings"].items())
-    text = f"{settings}\n{summary['date']}\n\n{table(tally, series.rows)}"
-    text += "".join(f"mean {name}: {value:.3f}\n" for name, value in means.items())
-    (output / "table.txt").write_text(text, encoding="utf-8")
-    for number, first in enumerate(range(0, min(len(tasks), args.sheets * PER_SHEET), PER_SHEET)):
-        part = slice(first, first + PER_SHEET)
-        page = sheet(shown[part], [task.prompt for task in tasks[part]], verdicts[part], columns=2)
-        page.save(output / f"sheet_{number + 1:02d}.png")
+    settings = {name: getattr(args, name) for name in names}
+    held_out = sorted(" ".join(combination) for combination in series.held_out)
+    rest = {"means": means, "held_out": held_out, "series": records}
+    text = write_results(output, settings, time.time() - start, tally, series.rows, rest)
+    write_sheets(output, args.sheets, PER_SHEET, shown, [task.prompt for task in tasks], verdicts, columns=2)
     sys.stdout.write(text)
     return 0
 

@@ -13,8 +13,9 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 @dataclass(frozen=True)
 class ClipVerdict:
-    """Per asked figure: colour, shape, motion right; and for the clip: figures too many, flicker in bytes."""
+    """Per figure: the motion asked for; colour, shape, motion right. Per clip: figures too many, flicker in bytes."""
 
+    asked: tuple[str, ...]
     colours: tuple[bool, ...]
     shapes: tuple[bool, ...]
     motions: tuple[bool, ...]
@@ -54,7 +55,8 @@ def judge_clip(request: ClipRequest, frames: numpy.ndarray) -> ClipVerdict:
         for asked, track in zip(wanted, best, strict=True)
     )
     motions = tuple(_moves_right(asked, track, best) for asked, track in zip(wanted, best, strict=True))
-    return ClipVerdict(colours, shapes, motions, max(0, len(tracks) - len(wanted)), flicker(frames, tracks))
+    asked = tuple(each.motion for each in wanted)
+    return ClipVerdict(asked, colours, shapes, motions, max(0, len(tracks) - len(wanted)), flicker(frames, tracks))
 
 
 def figure_colour(asked: Moving, track: Track) -> bool:

@@ -1,12 +1,17 @@
-"""Adds up verdicts and shows them: tables with intervals, and sheets of pictures with their prompts.
+"""Adds up verdicts, shows them in tables with intervals and sheets of pictures with prompts, and writes these files.
 
 Owns rates and layout; knows nothing of how pictures are read or made.
 """
 
+import json
+import platform
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
 from math import sqrt
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy
 from PIL import Image, ImageDraw, ImageFont
@@ -136,3 +141,53 @@ def sheet(
             colour = "black" if number < len(said) else "#c81e1e"
             pen.text((left - 2, top + height + 4 + line * number), text, fill=colour, font=font)
     return canvas
+
+
+def write_results(
+    folder: Path,
+    settings: Mapping[str, Any],
+    seconds: float,
+    tally: Mapping[str, tuple[int, int]],
+    of: Mapping[str, str],
+    rest: Mapping[str, Any],
+) -> str:
+    """Write results.json and table.txt of a judged model; returns the text of the table.
+
+    Args:
+        folder: To write to; exists.
+        settings: Of the command.
+        seconds: That making and judging took.
+        tally: (right, asked) for each row of the table.
+        of: What each row is a share of.
+        rest: Further entries of results.json; numbers under "means" stand below the table.
+    """
+    packages = ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")
+    summary = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "settings": dict(settings),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "table": {row: {"right": right, "asked": asked} for row, (right, asked) in tally.items()},
+        **rest,
+    }
+    (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    said = ", ".join(f"{name} {value}" for name, value in settings.items())
+    means = "".join(f"mean {name}: {value:.3f}\n" for name, value in rest.get("means", {}).items())
+    text = f"{said}\n{summary['date']}\n\n{table(tally, of)}{means}"
+    (folder / "table.txt").write_text(text, encoding="utf-8")
+    return text
+
+
+def write_sheets(
+    folder: Path,
+    number: int,
+    each: int,
+    pictures: Sequence[numpy.ndarray],
+    prompts: Sequence[str],
+    verdicts: Sequence[Judged],
+    columns: int = 6,
+) -> None:
+    """Write sheet_01.png and so on: at most `number` sheets of `each` pictures, the first ones, not chosen."""
+    for page in range(min(number, -(-len(pictures) // each))):
+        part = slice(page * each, (page + 1) * each)
+        sheet(pictures[part], prompts[part], verdicts[part], columns).save(folder / f"sheet_{page + 1:02d}.png")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 from scipy import ndimage
 
-from scripts.drawn_world.motion import FRAMES, HELD_OUT_MOTIONS, render_clip, sample_clip
+from scripts.drawn_world.motion import FRAMES, HELD_OUT_MOTIONS, MOTIONS, render_clip, sample_clip
 from scripts.drawn_world.motion_captions import describe_clip
 from scripts.solid_world import HELD_OUT_SOLIDS, describe_object, render_views, sample_object
 from scripts.verifier.clip_judge import ClipVerdict, judge_clip
@@ -21,6 +21,7 @@ from scripts.verifier.views_prompt import read_views_prompt
 
 Spoiler = Callable[[numpy.ndarray, numpy.random.Generator], numpy.ndarray]
 Answers = dict[str, list[bool | None]]
+ASKED = (*MOTIONS, "stays", "cross")  # what a prompt may ask a figure to do
 LEAST = 0.97  # share that a judge must get right on true pictures
 
 
@@ -118,6 +119,12 @@ def _clip_answers(verdict: ClipVerdict) -> Answers:
         "right shapes": list(verdict.shapes),
         "no figure too many": [verdict.surplus == 0],
         "everything right": [verdict.right],
+        **{
+            f"motion: {name}": [
+                right for asked, right in zip(verdict.asked, verdict.motions, strict=True) if asked == name
+            ]
+            for name in ASKED
+        },
     }
 
 
@@ -149,6 +156,7 @@ SERIES: dict[str, Series] = {
             "right shapes": "figures asked for",
             "no figure too many": "clips",
             "everything right": "clips",
+            **{f"motion: {name}": "figures asked for it" for name in ASKED},
         },
         judged=("asked motions", "right colours", "right shapes"),
         measured="flicker, bytes",
