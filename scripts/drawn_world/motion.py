@@ -21,7 +21,7 @@ TURNING = tuple(shape for shape in SHAPES if shape not in ("circle", "ring"))
 SMALL_RADIUS, LARGE_RADIUS = (0.09, 0.12), (0.24, 0.29)  # before growing, after it
 TRAVEL = (0.28, 0.42)  # way of a figure that moves
 HOP = (0.22, 0.3)  # height of a bounce
-TURN = (66.0, 96.0)  # degrees of a rotation: in a quarter of the clip less than half the symmetry of a star
+TURN = (66.0, 96.0)  # degrees of a rotation, clockwise: in a quarter of the clip less than half a star's symmetry
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grows": "shrinks", "shrinks": "grows"}
 
 
@@ -62,8 +62,13 @@ class Clip:
     background: str
     pattern: str
 
-    def reversed(self) -> "Clip":
-        """The clip from its end to its start: what moved left moves right, what grew shrinks."""
+    def reversed(self) -> "Clip | None":
+        """The clip from its end to its start: what moved left moves right, what grew shrinks.
+
+        None where a figure rotates: figures rotate clockwise.
+        """
+        if any(actor.motion == "rotates" for actor in self.actors):
+            return None
         return replace(self, actors=tuple(actor.reversed() for actor in self.actors))
 
     @property
@@ -155,8 +160,7 @@ def _act(
         big = replace(little, radius=largest)
         return (little, big) if motion == "grows" else (big, little)
     if motion == "rotates":
-        turn = between(rng, *TURN) * (1 if rng.random() < 0.5 else -1)
-        return start, replace(start, angle=angle + turn)
+        return start, replace(start, angle=angle + between(rng, *TURN))
     if motion == "bounces":
         low = box[3] - room[3] - 0.03 * rng.random()
         top = low - between(rng, *HOP)

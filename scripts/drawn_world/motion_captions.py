@@ -46,8 +46,8 @@ def _together(clip: Clip, first: Phrase, second: Phrase, rng: np.random.Generato
     """(text, name of the form) for two figures."""
     one, two = (verb(actor, rng) for actor in clip.actors)
     roll = rng.random()
-    if clip.crossing and roll < 0.5:
-        a, b = (first.full, second.full) if rng.random() < 0.5 else (second.full, first.full)
+    if clip.crossing and roll < 0.5 and clip.actors[0].motion in ("left", "right"):
+        a, b = (first.full, second.full) if clip.actors[0].motion == "right" else (second.full, first.full)
         return pick(rng, m.CROSSINGS).format(a=a, b=b), "crossing"
     if roll < 0.75:
         a, b = (first, one), (second, two)
@@ -63,7 +63,8 @@ def describe_clip(clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
     """(caption, canonical form) of the clip; draws its wording from rng.
 
     The canonical form is "<count> <size> <colour> <shape> <motion> [<new colour>]" per figure, joined by " ; ", and
-    ends as that of a scene. Figures that cross are said as "cross" when the caption does not say which way.
+    ends as that of a scene. Figures are said to "cross" when the caption does not say which way; the one that is named
+    first then moves right and the other left.
     """
     scene = clip.scene(0)
     phrases = [phrase_of(group, scene.groups, rng) for group in scene.groups]

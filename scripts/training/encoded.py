@@ -58,6 +58,7 @@ class EncodedPart:
         self.frames = (self.length - 1) // self.world.stride + 1  # of the latents
         self.log_shift = math.log(time_shift((settings.size // 16) ** 2, base_tokens, 4 * (self.frames - 1) + 1))
         self.latents = self.encode_all()
+        self.chances = self.weigh_all()
 
     @property
     def pipeline_arguments(self) -> dict[str, int]:
@@ -117,6 +118,13 @@ class EncodedPart:
             latents.append((posterior.mode() * self.vae.config.scaling_factor).half().cpu())
         return torch.cat(latents)
 
+    def weigh_all(self) -> numpy.ndarray | None:
+        """Chance of each sample to be drawn; None where all have the same."""
+        if self.world.weight is None:
+            return None
+        weights = numpy.array([self.world.weight(self.thing(index)) for index in range(self.settings.samples)])
+        return weights / weights.sum()
+
     def draw(
         self, choice: numpy.random.Generator, batch_size: int, caption_dropout: float
     ) -> tuple[Tensor, list[str], Tensor]:
@@ -124,14 +132,14 @@ class EncodedPart:
 
         Half of what has a direction in time is taken backwards; the latents, being those of single frames, follow.
         """
-        indices = choice.integers(0, self.settings.samples, batch_size)
+        indices = choice.choice(self.settings.samples, batch_size, p=self.chances)
         latents = self.latents[torch.from_numpy(indices)].float()
         captions, layouts = [], []
         for row, index in enumerate(indices):
             thing = self.thing(int(index))
             if self.world.reversed and choice.random() < 0.5:
                 backwards = self.world.reversed(thing)
-                if not self.world.is_held_out(backwards):
+                if backwards and not self.world.is_held_out(backwards):
                     thing, latents[row] = backwards, latents[row].flip(1)
             captions.append("" if choice.random() < caption_dropout else self.world.describe(thing, choice)[0])
             layouts.append(self.world.layout(thing, self.settings.size // 16, self.frames))

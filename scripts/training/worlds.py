@@ -27,7 +27,8 @@ class World:
         render: (thing, size, length) -> uint8 (length, size, size, 3).
         kinds: what may stand at a token beside the background.
         layout: (thing, side, latent frames) -> what stands at each token, see `scripts.training.layouts`.
-        reversed: the thing with time running backwards; None where there is no time.
+        reversed: thing -> itself with time running backwards, or None; None where there is no time.
+        weight: thing -> how often training takes it, against others; None where all are taken alike.
     """
 
     length: int
@@ -40,6 +41,7 @@ class World:
     kinds: tuple[str, ...]
     layout: Callable[[Any, int, int], numpy.ndarray]
     reversed: Callable[[Any], Any] | None = None
+    weight: Callable[[Any], float] | None = None
 
 
 WORLDS: dict[str, World] = {
@@ -65,6 +67,7 @@ WORLDS: dict[str, World] = {
         kinds=FIGURES,
         layout=clip_layout,
         reversed=Clip.reversed,
+        weight=lambda clip: 3.0 if clip.crossing or clip.actors[0].motion == "rotates" else 1.0,  # what is hardest
     ),
     "views": World(
         length=8,
