@@ -67,7 +67,9 @@ WORLDS: dict[str, World] = {
         kinds=FIGURES,
         layout=clip_layout,
         reversed=Clip.reversed,
-        weight=lambda clip: 3.0 if clip.crossing or clip.actors[0].motion == "rotates" else 1.0,  # what is hardest
+        weight=lambda clip: (
+            5.0 if clip.actors[0].motion == "rotates" else 3.0 if clip.crossing else 1.0
+        ),  # the hardest
     ),
     "views": World(
         length=8,

@@ -112,19 +112,15 @@ class Series:
 
 
 def _clip_answers(verdict: ClipVerdict) -> Answers:
+    moves = [(asked, right) for asked, right in zip(verdict.asked, verdict.motions, strict=True) if asked]
     return {
-        "asked motions": list(verdict.motions),
+        "asked motions": [right for _, right in moves],
         "right figure and colour": list(verdict.objects),
         "right colours": list(verdict.colours),
         "right shapes": list(verdict.shapes),
         "no figure too many": [verdict.surplus == 0],
         "everything right": [verdict.right],
-        **{
-            f"motion: {name}": [
-                right for asked, right in zip(verdict.asked, verdict.motions, strict=True) if asked == name
-            ]
-            for name in ASKED
-        },
+        **{f"motion: {name}": [right for asked, right in moves if asked == name] for name in ASKED},
     }
 
 
@@ -150,7 +146,7 @@ SERIES: dict[str, Series] = {
         length=FRAMES,
         prompts=300,
         rows={
-            "asked motions": "figures asked for",
+            "asked motions": "figures whose motion is said",
             "right figure and colour": "figures asked for",
             "right colours": "figures asked for",
             "right shapes": "figures asked for",

@@ -7,6 +7,7 @@ from scripts.drawn_world.motion import OPPOSITE, render_clip, sample_clip
 from scripts.drawn_world.motion_captions import describe_clip
 from scripts.verifier.clip_judge import judge_clip
 from scripts.verifier.motion_prompt import read_clip_prompt
+from scripts.verifier.sequences import SERIES
 from scripts.verifier.tracking import outline_signature, rotation_between
 
 
@@ -35,6 +36,17 @@ def test_a_true_clip_is_right_and_does_not_flicker(index):
     clip, caption, _ = clip_and_caption(index)
     verdict = judge_clip(read_clip_prompt(caption), render_clip(clip, frames=9))
     assert verdict.right and verdict.flicker == 0, (caption, verdict)
+
+
+def test_motions_are_counted_one_by_one_and_only_where_they_are_said():
+    answers = SERIES["clips"].answers
+    verdict = judge_clip(
+        read_clip_prompt("a red star and a blue ring that moves left"), np.zeros((3, 32, 32, 3), np.uint8)
+    )
+    assert verdict.asked == ("", "left")
+    assert answers(verdict)["asked motions"] == answers(verdict)["motion: left"] == [False]
+    assert answers(verdict)["motion: stays"] == []
+    assert set(answers(verdict)) == set(SERIES["clips"].rows)
 
 
 def test_a_clip_played_backwards_is_wrong_where_it_should_be():
