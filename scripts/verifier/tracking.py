@@ -13,6 +13,7 @@ import numpy
 from scripts.verifier.picture import Figure, read_picture
 
 LOST = 6  # frames after which a figure that is seen again is another; in between its colour may be the background's
+TWICE = 2  # frames for which a figure that changes its colour may be seen as two parts
 JUMP = 0.16  # a figure does not move further than this from one frame to the next
 TRAVEL = 0.2  # less than this is no way
 GROWTH = 1.35  # ratio of radii; less is no growth
@@ -149,8 +150,26 @@ def follow(frames: numpy.ndarray) -> list[Track]:
             open_tracks[t].outlines.append(outlines[f])
         new = set(range(len(outlines))) - taken_figures
         tracks += [Track([number], [reading.figures[f]], [outlines[f]]) for f in sorted(new)]
-    tracks = [track for track in tracks if 3 * len(track.frames) >= len(readings)]
+    tracks = [track for track in _joined(tracks) if 3 * len(track.frames) >= len(readings)]
     return sorted(tracks, key=lambda track: -len(track.frames))
+
+
+def _joined(tracks: list[Track]) -> list[Track]:
+    """Makes one of tracks of which the second begins where and when the first ends: a colour on its way to another."""
+    joined: list[Track] = []
+    for track in sorted(tracks, key=lambda track: track.frames[0]):
+        for first in joined:
+            both = first.frames[-1] - track.frames[0] + 1
+            if not 0 < both <= TWICE or both >= min(len(first.frames), len(track.frames)):
+                continue
+            before, after = first.figures[-1 - both], track.figures[both]  # the last and the first that is whole
+            if numpy.hypot(before.x - after.x, before.y - after.y) < JUMP / 2:
+                first.frames[-both:], first.figures[-both:] = track.frames[both:], track.figures[both:]
+                first.outlines[-both:] = track.outlines[both:]
+                break
+        else:
+            joined.append(track)
+    return joined
 
 
 def _step(track: Track, figure: Figure) -> float:

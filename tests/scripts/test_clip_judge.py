@@ -49,6 +49,13 @@ def test_motions_are_counted_one_by_one_and_only_where_they_are_said():
     assert set(answers(verdict)) == set(SERIES["clips"].rows)
 
 
+@pytest.mark.parametrize("number", [9, 83])  # its colour on the way, a figure is seen twice for a frame or two
+def test_a_figure_that_changes_its_colour_stays_one(number):
+    task = SERIES["clips"].task(number, 0, None)
+    verdict = judge_clip(read_clip_prompt(task.prompt), render_clip(task.scene))
+    assert verdict.asked == ("changes",) and verdict.right, (task.prompt, verdict)
+
+
 def test_a_clip_played_backwards_is_wrong_where_it_should_be():
     reversible = (*OPPOSITE, "grows", "shrinks", "changes")
     chosen = [i for i in range(60) if len((clip := clip_and_caption(i)[0]).actors) == 1
