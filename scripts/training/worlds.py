@@ -44,6 +44,14 @@ class World:
     weight: Callable[[Any], float] | None = None
 
 
+def clip_weight(clip: Clip) -> float:
+    """How often training takes a clip: rotations, ways to the sides and figures that cross are the hardest."""
+    motion = clip.actors[0].motion
+    if motion == "rotates":
+        return 4.0
+    return (2.0 if motion in ("left", "right") else 1.0) * (2.0 if clip.crossing else 1.0)
+
+
 WORLDS: dict[str, World] = {
     "pictures": World(
         length=1,
@@ -67,9 +75,7 @@ WORLDS: dict[str, World] = {
         kinds=FIGURES,
         layout=clip_layout,
         reversed=Clip.reversed,
-        weight=lambda clip: (
-            5.0 if clip.actors[0].motion == "rotates" else 3.0 if clip.crossing else 1.0
-        ),  # the hardest
+        weight=clip_weight,
     ),
     "views": World(
         length=8,

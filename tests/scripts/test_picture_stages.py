@@ -290,17 +290,19 @@ def test_the_text_encoder_starts_where_the_one_of_pictures_stopped(trained):
     assert float(stage.loss(batch)[1]["moved"]) > 1e-3
 
 
-def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_clips):
+def part_of_clips(folder):
     settings = Settings(
-        output_dir=str(with_clips / "transformer"),
+        output_dir=str(folder / "transformer"),
         steps=2,
         batch_size=4,
         warmup=0,
-        data=DataSettings(
-            components=str(with_clips / "export"), parts=(PartSettings(world="clips", size=32, samples=4),)
-        ),
+        data=DataSettings(components=str(folder / "export"), parts=(PartSettings(world="clips", size=32, samples=4),)),
     )
-    part = TransformerStage(settings, torch.device("cpu")).parts[0]
+    return TransformerStage(settings, torch.device("cpu")).parts[0]
+
+
+def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_clips):
+    part = part_of_clips(with_clips)
     described = []
     part.world = replace(part.world, describe=lambda clip, rng: described.append(clip) or ("", ""))
     latents, _, layouts = part.draw(numpy.random.default_rng(0), 200, 0.0)
@@ -315,6 +317,16 @@ def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_cl
         assert torch.equal(latents[row], expected.flip(1) if turned else expected)
         assert not is_held_out_clip(clip)
     assert 40 < backwards < 140
+
+
+def test_what_is_harder_is_drawn_more_often(with_clips):
+    part = part_of_clips(with_clips)
+    part.world = replace(part.world, weight=lambda clip: 3.0 if clip == part.thing(2) else 1.0)
+    part.chances = part.weigh_all()
+    described = []
+    part.world = replace(part.world, reversed=None, describe=lambda clip, rng: described.append(clip) or ("", ""))
+    part.draw(numpy.random.default_rng(0), 600, 0.0)
+    assert 250 < described.count(part.thing(2)) < 350  # three of six
 
 
 def test_latents_are_encoded_once_and_more_samples_add_files(trained, monkeypatch):
