@@ -21,6 +21,9 @@ from accelerate import Accelerator
 from scripts.training.checkpoint import checkpoints
 from scripts.training.config import load_settings
 from scripts.training.loop import Run, train
+from scripts.training.parts import multiplies_bf16
+
+logger = logging.getLogger(__name__)
 
 STAGES = {  # stage -> module with `Settings` and `build`
     "text": "scripts.training.text_stage",
@@ -46,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision, gradient_accumulation_steps=settings.accumulation
     )
+    if settings.mixed_precision == "bf16" and not multiplies_bf16(accelerator.device):
+        logger.warning("This CPU does not multiply bfloat16: --set mixed_precision=no is several times faster.")
     torch.manual_seed(settings.seed)  # the initial weights are the same on every process
     stage = module.build(settings, accelerator.device)
     if flags.export_only:

@@ -6,12 +6,14 @@ Must not know any stage.
 import math
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
 from scripts.training.config import LoopSettings
@@ -52,6 +54,31 @@ def attention_kernels(device: torch.device) -> AbstractContextManager:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16 products; a CPU without them takes some ten times as long."""
+    if device.type != "cpu":
+        return True
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+class InFloat32(TorchFunctionMode):
+    """Float32 wherever bfloat16 is asked for."""
+
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Call `func`, or `Tensor.float` in place of `Tensor.bfloat16`."""
+        return (torch.Tensor.float if func is torch.Tensor.bfloat16 else func)(*args, **(kwargs or {}))
+
+
+class Float32Muon(torch.optim.Muon):
+    """Muon that orthogonalises in float32, for CPUs that do not multiply bfloat16."""
+
+    def step(self, closure: Callable | None = None) -> Any:
+        """As Muon's."""
+        with InFloat32():
+            return super().step(closure)
+
+
 def make_optimizers(model: nn.Module, settings: LoopSettings) -> list[torch.optim.Optimizer]:
     """AdamW for the trained parameters, and Muon (arXiv 2502.16982) for the matrices that `settings.muon` names.
 
@@ -70,9 +97,8 @@ def make_optimizers(model: nn.Module, settings: LoopSettings) -> list[torch.opti
     optimizers = [torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)]
     if orthogonal:
         matrices, decay = list(orthogonal.values()), settings.weight_decay
-        optimizers.append(
-            torch.optim.Muon(matrices, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        )
+        kind = torch.optim.Muon if multiplies_bf16(matrices[0].device) else Float32Muon
+        optimizers.append(kind(matrices, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

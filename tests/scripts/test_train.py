@@ -14,6 +14,7 @@ import numpy
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from scripts import train
@@ -21,7 +22,7 @@ from scripts.drawn_world import VOCABULARY, describe, sample_scene
 from scripts.training import text_stage
 from scripts.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from scripts.training.config import LoopSettings, load_settings
-from scripts.training.parts import learning_rate, make_optimizers, stop_signals
+from scripts.training.parts import Float32Muon, learning_rate, make_optimizers, stop_signals
 from scripts.training.stage import numpy_generator, torch_generator
 
 ROOT = Path(__file__).parents[2]
@@ -94,12 +95,38 @@ def test_muon_takes_the_named_matrices_and_adamw_the_rest() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Embedding(4, 8))
     settings = LoopSettings(output_dir="", steps=1, warmup=0, batch_size=1, muon="^0")
     adamw, muon = make_optimizers(model, settings)
-    assert [type(each) for each in (adamw, muon)] == [torch.optim.AdamW, torch.optim.Muon]
+    assert isinstance(adamw, torch.optim.AdamW) and isinstance(muon, torch.optim.Muon)
     assert [[tuple(p.shape) for p in group["params"]] for group in adamw.param_groups] == [[(4, 8)], [(8,)]]
     assert [tuple(p.shape) for p in muon.param_groups[0]["params"]] == [(8, 8)]
     assert [type(each) for each in make_optimizers(model, replace(settings, muon=""))] == [torch.optim.AdamW]
     with pytest.raises(ValueError, match="muon='attention' matches no matrix"):
         make_optimizers(model, replace(settings, muon="attention"))
+
+
+def test_muon_is_the_same_but_for_rounding_on_a_cpu_that_does_not_multiply_bfloat16(monkeypatch) -> None:
+    settings = LoopSettings(output_dir="", steps=1, warmup=0, batch_size=1, muon="^0")
+    weights = []
+    for able in (True, False):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda able=able: {"avx512_bf16": able})
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 24, bias=False), torch.nn.Embedding(2, 2))
+        before = model[0].weight.detach().clone()
+        _, muon = make_optimizers(model, settings)
+        assert type(muon) is (torch.optim.Muon if able else Float32Muon)
+        model[0](torch.randn(40, 8)).pow(4).sum().backward()
+        muon.step()
+        weights.append(model[0].weight.detach() - before)
+    assert not torch.equal(*weights)
+    assert (weights[0] - weights[1]).norm() < 0.02 * weights[1].norm()
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_slow_bfloat16_is_said(tiny: Path, monkeypatch, caplog, able: bool) -> None:
+    AcceleratorState._reset_state(True)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": able})
+    assert run_script(tiny, "--set", "mixed_precision=bf16") == 0
+    AcceleratorState._reset_state(True)
+    assert ("mixed_precision=no is several times faster" in caplog.text) == (not able)
 
 
 def test_a_run_writes_log_curve_sheets_record_and_a_loadable_export(tiny: Path, tmp_path: Path) -> None:
