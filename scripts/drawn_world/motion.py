@@ -20,8 +20,8 @@ MOTIONS = (*DIRECTIONS, "rotates", "grows", "shrinks", "bounces", "changes")
 TURNING = tuple(shape for shape in SHAPES if shape not in ("circle", "ring"))
 SMALL_RADIUS, LARGE_RADIUS = (0.09, 0.12), (0.24, 0.29)  # before growing, after it
 TRAVEL = (0.28, 0.42)  # way of a figure that moves
-HOP = (0.22, 0.3)  # height of a bounce
-TURN = (66.0, 96.0)  # degrees of a rotation, clockwise: in a quarter of the clip less than half a star's symmetry
+HOP = (0.19, 0.24)  # height of a bounce
+TURN = (84.0, 96.0)  # degrees of a rotation, clockwise: in a quarter of the clip less than half a star's symmetry
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "grows": "shrinks", "shrinks": "grows"}
 
 
