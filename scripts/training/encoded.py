@@ -58,7 +58,6 @@ class EncodedPart:
         self.frames = (self.length - 1) // self.world.stride + 1  # of the latents
         self.log_shift = math.log(time_shift((settings.size // 16) ** 2, base_tokens, 4 * (self.frames - 1) + 1))
         self.latents = self.encode_all()
-        self.chances = self.weigh_all()
 
     @property
     def pipeline_arguments(self) -> dict[str, int]:
@@ -68,13 +67,16 @@ class EncodedPart:
         return {"num_frames": self.length}
 
     def thing(self, index: int) -> Any:
-        """Sample `index` of the training set."""
+        """Sample `index` of the training set; what the world takes seldom is often drawn anew."""
         generator = numpy_generator(self.settings.seed, self.run_seed, index)
-        return self.world.sample(generator, held_out=False)
+        while True:
+            thing = self.world.sample(generator, held_out=False)
+            if self.world.chance is None or generator.random() < self.world.chance(thing):
+                return thing
 
     def render(self, thing: Any) -> numpy.ndarray:
-        """Pictures uint8 (length, size, size, 3)."""
-        return self.world.render(thing, self.settings.size, self.length)
+        """The pictures that the encoder reads, evenly spread in time: uint8 (latent frames, size, size, 3)."""
+        return self.world.render(thing, self.settings.size, self.frames)
 
     def encode_all(self) -> Tensor:
         """Latents (samples, 4, F, H/8, W/8) of the training set, float16 on the CPU; kept in the run's folder.
@@ -114,25 +116,18 @@ class EncodedPart:
         for start in range(0, len(indices), batch):
             samples = [self.thing(index) for index in indices[start : start + batch]]
             pixels = to_pixels(numpy.stack([self.render(sample) for sample in samples]))
-            posterior = encode_frames(self.vae, pixels.to(self.vae.device), self.world.stride)
+            posterior = encode_frames(self.vae, pixels.to(self.vae.device), 1)
             latents.append((posterior.mode() * self.vae.config.scaling_factor).half().cpu())
         return torch.cat(latents)
-
-    def weigh_all(self) -> numpy.ndarray | None:
-        """Chance of each sample to be drawn; None where all have the same."""
-        if self.world.weight is None:
-            return None
-        weights = numpy.array([self.world.weight(self.thing(index)) for index in range(self.settings.samples)])
-        return weights / weights.sum()
 
     def draw(
         self, choice: numpy.random.Generator, batch_size: int, caption_dropout: float
     ) -> tuple[Tensor, list[str], Tensor]:
-        """Latents (B, 4, F, H/8, W/8), captions, and layouts (B, F * tokens, 5) of random samples.
+        """Latents (B, 4, F, H/8, W/8), captions, and layouts (B, F * tokens, 2 + numbers) of random samples.
 
         Half of what has a direction in time is taken backwards; the latents, being those of single frames, follow.
         """
-        indices = choice.choice(self.settings.samples, batch_size, p=self.chances)
+        indices = choice.integers(self.settings.samples, size=batch_size)
         latents = self.latents[torch.from_numpy(indices)].float()
         captions, layouts = [], []
         for row, index in enumerate(indices):

@@ -17,13 +17,14 @@ class LayoutHead(torch.nn.Module):
     Args:
         transformer: Whose middle block is read.
         kinds: How many kinds of things there are beside the background.
+        numbers: How many numbers the layout has of each token.
     """
 
-    def __init__(self, transformer: PTDiTTransformer3DModel, kinds: int) -> None:
+    def __init__(self, transformer: PTDiTTransformer3DModel, kinds: int, numbers: int) -> None:
         super().__init__()
         blocks = transformer.transformer_blocks
         width = transformer.proj_out.in_features
-        self.sizes = [kinds + 1, len(BACKGROUNDS), 3]
+        self.sizes = [kinds + 1, len(BACKGROUNDS), numbers]
         self.read = torch.nn.Sequential(
             torch.nn.LayerNorm(width),
             torch.nn.Linear(width, width),
@@ -40,7 +41,7 @@ class LayoutHead(torch.nn.Module):
         """Cross entropies of kind and colour plus the error of the numbers, and the share of right kinds on figures.
 
         Args:
-            targets: (B, N, 5), see `scripts.training.layouts`.
+            targets: (B, N, 2 + numbers), see `scripts.training.layouts`.
         """
         kinds, colours, numbers = self.read(self.tokens).float().split(self.sizes, dim=-1)
         kind, colour = targets[..., 0].long(), targets[..., 1].long()

@@ -1,8 +1,11 @@
 """What stands at each token of a thing to draw: targets of the layout head. Must not know any network.
 
-Targets are float32 (F * side * side, 5), tokens in the order of the transformer. Columns: kind (0 = background, else
-1 + index among the kinds of the world), colour (index in BACKGROUNDS), and three numbers that count for kinds above 0.
+Targets are float32 (F * side * side, 2 + numbers), tokens in the order of the transformer. Columns: kind (0 =
+background, else 1 + index among the kinds of the world), colour (index in BACKGROUNDS), and numbers that count for
+kinds above 0.
 """
+
+import math
 
 import numpy
 
@@ -13,16 +16,20 @@ from scripts.solid_world.render import azimuths, pixel_centres, trace
 from scripts.solid_world.solids import SOLIDS
 
 FIGURES, FORMS = tuple(SHAPES), tuple(SOLIDS)  # the kinds of the drawn world and of the solid world
+FIGURE_NUMBERS, FORM_NUMBERS = 5, 3
+ALIKE = {"circle": 0, "square": 4, "triangle": 3, "star": 5, "heart": 1, "ring": 0, "cross": 4, "crescent": 1}
+"""At how many angles a figure looks the same; 0: at all."""
 
 
 def scene_layout(scene: Scene, side: int) -> numpy.ndarray:
     """Targets of a picture of side x side tokens. A smaller figure hides a larger one around it.
 
-    The three numbers are the centre's distance right and down and the radius, in tokens.
+    The numbers are the centre's distance right and down and the radius, in tokens, and cosine and sine of the angle
+    times the number of angles at which the figure looks the same: equal for equal looks.
     """
     centres = (numpy.arange(side) + 0.5) / side
     x, y = (axis.ravel() for axis in numpy.meshgrid(centres, centres))
-    targets = numpy.zeros((side * side, 5), dtype=numpy.float32)
+    targets = numpy.zeros((side * side, 2 + FIGURE_NUMBERS), dtype=numpy.float32)
     targets[:, 1] = BACKGROUNDS.index(scene.background)
     figures = [(thing, group) for group in scene.groups for thing in group.things]
     for thing, group in sorted(figures, key=lambda item: -item[0].radius):
@@ -32,6 +39,8 @@ def scene_layout(scene: Scene, side: int) -> numpy.ndarray:
         targets[here, 2] = (thing.x - x[here]) * side
         targets[here, 3] = (thing.y - y[here]) * side
         targets[here, 4] = thing.radius * side
+        turn = math.radians(thing.angle) * ALIKE[group.shape]
+        targets[here, 5:] = math.cos(turn), math.sin(turn)
     return targets
 
 
@@ -42,7 +51,7 @@ def clip_layout(clip: Clip, side: int, frames: int) -> numpy.ndarray:
 
 
 def views_layout(thing: SolidObject, side: int, views: int) -> numpy.ndarray:
-    """Targets of views of an object; the three numbers are cosine and sine of the azimuth and the elevation / 30."""
+    """Targets of views of an object; the numbers are cosine and sine of the azimuth and the elevation / 30."""
     seen = trace(thing, azimuths(views), *pixel_centres(side), shadow=False).colour.ravel()  # 2 * part, 1 + on a mark
     turn = numpy.deg2rad(numpy.repeat(azimuths(views), side * side))
     tones = [

@@ -83,7 +83,9 @@ class TransformerStage:
         else:
             sizes = {name: value for name, value in asdict(settings.model).items() if name != "start"}
             transformer = PTDiTTransformer3DModel(**sizes, **size, caption_channels=self.text_encoder.config.d_model)
-        self.transformer, self.layout = transformer, LayoutHead(transformer, len(kinds(settings.data.parts)))
+        shown = kinds(settings.data.parts)
+        numbers = find_world(settings.data.parts[0].world).numbers  # worlds that show the same kinds have the same
+        self.transformer, self.layout = transformer, LayoutHead(transformer, len(shown), numbers)
         self.model = torch.nn.ModuleDict({"transformer": transformer, "layout": self.layout}).to(device)
         if settings.compile:
             transformer.compile_repeated_blocks(dynamic=False)

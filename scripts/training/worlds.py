@@ -10,7 +10,15 @@ from scripts.drawn_world import VOCABULARY, describe, is_held_out, render, sampl
 from scripts.drawn_world.motion import FRAMES, Clip, is_held_out_clip, render_clip, sample_clip
 from scripts.drawn_world.motion_captions import CLIP_VOCABULARY, describe_clip
 from scripts.solid_world import VIEW_VOCABULARY, describe_object, is_held_out_object, render_views, sample_object
-from scripts.training.layouts import FIGURES, FORMS, clip_layout, scene_layout, views_layout
+from scripts.training.layouts import (
+    FIGURE_NUMBERS,
+    FIGURES,
+    FORM_NUMBERS,
+    FORMS,
+    clip_layout,
+    scene_layout,
+    views_layout,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class World:
         kinds: what may stand at a token beside the background.
         layout: (thing, side, latent frames) -> what stands at each token, see `scripts.training.layouts`.
         reversed: thing -> itself with time running backwards, or None; None where there is no time.
-        weight: thing -> how often training takes it, against others; None where all are taken alike.
+        numbers: how many numbers the layout has of each token, behind kind and colour.
+        chance: thing -> chance in (0, 1] that training takes one that was drawn; None where it takes all.
     """
 
     length: int
@@ -40,16 +49,20 @@ class World:
     render: Callable[[Any, int, int], numpy.ndarray]
     kinds: tuple[str, ...]
     layout: Callable[[Any, int, int], numpy.ndarray]
+    numbers: int
     reversed: Callable[[Any], Any] | None = None
-    weight: Callable[[Any], float] | None = None
+    chance: Callable[[Any], float] | None = None
 
 
-def clip_weight(clip: Clip) -> float:
-    """How often training takes a clip: rotations, ways to the sides and figures that cross are the hardest."""
+def clip_chance(clip: Clip) -> float:
+    """Chance that training takes a clip: what is hard is taken more often than what is easy.
+
+    Hardest are rotations, then figures that cross sideways, single ways to the sides and bounces.
+    """
     motion = clip.actors[0].motion
-    if motion == "rotates":
-        return 4.0
-    return (2.0 if motion in ("left", "right") else 1.0) * (2.0 if clip.crossing else 1.0)
+    if motion in ("left", "right"):
+        return 1.0 if clip.crossing else 0.5
+    return {"rotates": 0.8, "bounces": 0.5, "changes": 0.4, "up": 0.2, "down": 0.2}.get(motion, 0.12)
 
 
 WORLDS: dict[str, World] = {
@@ -63,6 +76,7 @@ WORLDS: dict[str, World] = {
         render=lambda scene, size, length: render(scene, size)[None],
         kinds=FIGURES,
         layout=lambda scene, side, frames: scene_layout(scene, side),
+        numbers=FIGURE_NUMBERS,
     ),
     "clips": World(
         length=FRAMES,
@@ -74,8 +88,9 @@ WORLDS: dict[str, World] = {
         render=render_clip,
         kinds=FIGURES,
         layout=clip_layout,
+        numbers=FIGURE_NUMBERS,
         reversed=Clip.reversed,
-        weight=clip_weight,
+        chance=clip_chance,
     ),
     "views": World(
         length=8,
@@ -87,6 +102,7 @@ WORLDS: dict[str, World] = {
         render=lambda thing, size, length: render_views(thing, length, size),
         kinds=FORMS,
         layout=views_layout,
+        numbers=FORM_NUMBERS,
     ),
 }
 

@@ -22,7 +22,7 @@ from scripts.training.encoded import PartSettings
 from scripts.training.layouts import FORMS, scene_layout, views_layout
 from scripts.training.transformer_stage import DataSettings, ModelSettings, Settings, TransformerStage, kinds
 from scripts.training.vae_stage import encode_frames, see_single_frames, start_as_identity, to_pixels
-from scripts.training.worlds import pick_world
+from scripts.training.worlds import clip_chance, pick_world
 
 LOOP = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1, "sheet_every": 0, "checkpoint_every": 0}
 TEXT = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1}
@@ -138,15 +138,27 @@ def test_more_noise_is_drawn_where_the_shift_asks_for_it(trained):
 
 def test_layout_targets_name_the_figure_at_each_token_and_where_it_is():
     outer = Group("circle", "red", "large", (Thing(0.5, 0.5, 0.38, 0.0),))
-    inner = Group("star", "white", "", (Thing(0.5625, 0.4375, 0.1, 0.0),))
-    targets = scene_layout(Scene((inner, outer), ((0, "inside", 1),), "gray", "plain"), 8).reshape(8, 8, 5)
-    assert targets[0, 0].tolist() == [0, BACKGROUNDS.index("gray"), 0, 0, 0]  # a corner is background
+    inner = Group("star", "white", "", (Thing(0.5625, 0.4375, 0.1, 18.0),))
+    targets = scene_layout(Scene((inner, outer), ((0, "inside", 1),), "gray", "plain"), 8).reshape(8, 8, 7)
+    assert targets[0, 0].tolist() == [0, BACKGROUNDS.index("gray"), 0, 0, 0, 0, 0]  # a corner is background
     star = targets[3, 4]  # the token that the star is centred on; it hides the circle
     assert star[0] == 1 + SHAPES.index("star") and star[1] == BACKGROUNDS.index("white")
-    assert numpy.allclose(star[2:], [0, 0, 0.8], atol=1e-6)
+    assert numpy.allclose(star[2:], [0, 0, 0.8, 0, 1], atol=1e-6)  # a quarter of the way to its next equal look
     circle = targets[4, 1]
     assert circle[0] == 1 + SHAPES.index("circle")
-    assert numpy.allclose(circle[2:], [2.5, -0.5, 3.04], atol=1e-6)  # right, up, radius in tokens
+    assert numpy.allclose(circle[2:], [2.5, -0.5, 3.04, 1, 0], atol=1e-6)  # right, up, radius in tokens, no angle
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_figures_that_look_the_same_have_the_same_layout_and_others_do_not(shape):
+    def look(angle):
+        scene = Scene((Group(shape, "red", "", (Thing(0.5, 0.5, 0.3, angle),)),), (), "gray", "plain")
+        return render(scene, 64).astype(int), scene_layout(scene, 4)
+
+    for angle in range(0, 360, 6):
+        (first, targets), (other, turned) = look(3.0), look(3.0 + angle)
+        same = numpy.abs(first - other).mean() < 0.25
+        assert same == numpy.allclose(targets, turned, atol=1e-4), f"{shape} turned by {angle} degrees"
 
 
 def test_going_on_from_a_transformer_keeps_its_weights_and_the_layout_head_is_not_exported(trained):
@@ -306,7 +318,7 @@ def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_cl
     described = []
     part.world = replace(part.world, describe=lambda clip, rng: described.append(clip) or ("", ""))
     latents, _, layouts = part.draw(numpy.random.default_rng(0), 200, 0.0)
-    assert layouts.shape == (200, 5 * 2 * 2, 5)
+    assert layouts.shape == (200, 5 * 2 * 2, 7)
     forward = [part.thing(index) for index in range(4)]
     backwards = 0
     for row, clip in enumerate(described):
@@ -319,14 +331,23 @@ def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_cl
     assert 40 < backwards < 140
 
 
-def test_what_is_harder_is_drawn_more_often(with_clips):
+def test_what_is_easy_is_taken_seldom(with_clips):
     part = part_of_clips(with_clips)
-    part.world = replace(part.world, weight=lambda clip: 3.0 if clip == part.thing(2) else 1.0)
-    part.chances = part.weigh_all()
-    described = []
-    part.world = replace(part.world, reversed=None, describe=lambda clip, rng: described.append(clip) or ("", ""))
-    part.draw(numpy.random.default_rng(0), 600, 0.0)
-    assert 250 < described.count(part.thing(2)) < 350  # three of six
+    assert all(clip_chance(part.thing(index)) > 0 for index in range(50))
+    crossing = [part.thing(index).crossing for index in range(400)]
+    part.world = replace(part.world, chance=lambda clip: 0.25 if clip.crossing else 1.0)
+    seldom = [part.thing(index).crossing for index in range(400)]
+    part.world = replace(part.world, chance=None)
+    drawn = [part.thing(index).crossing for index in range(400)]
+    assert sum(crossing) > 1.3 * sum(drawn) > 2.6 * sum(seldom) > 0
+
+
+def test_clips_are_encoded_from_the_frames_that_the_encoder_reads(with_clips):
+    part = part_of_clips(with_clips)
+    whole = to_pixels(part.world.render(part.thing(1), 32, part.length)[None])
+    with torch.no_grad():
+        read = encode_frames(part.vae, whole, part.world.stride).mode() * part.vae.config.scaling_factor
+    assert torch.allclose(part.latents[1].float(), read[0], atol=5e-3)
 
 
 def test_latents_are_encoded_once_and_more_samples_add_files(trained, monkeypatch):
