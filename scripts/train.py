@@ -2,7 +2,9 @@
 
     accelerate launch -m scripts.train --config scripts/configs/shapes.yaml --stage text
     python -m scripts.train --config scripts/configs/shapes.yaml --stage vae --max-minutes 30
+    torchrun --nproc_per_node 2 -m scripts.train --config scripts/configs/clips.yaml --stage transformer
 
+The last starts two processes, also on the cores of a CPU (OMP_NUM_THREADS=1 for one core each).
 Stages in order: text (T5 encoder and tokenizer), vae, transformer, decoder (the VAE's, its encoder frozen).
 Call it again to resume.
 """
