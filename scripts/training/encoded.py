@@ -5,7 +5,9 @@ Must not know the transformer.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from scripts.training.vae_stage import encode_frames, to_pixels
 from scripts.training.worlds import find_world
 
 CHUNK = 256  # samples in a file of latents
+HELD_OUT, HELD_OUT_SEED = 64, 2**31  # things for the loss on what training never sees; apart from every sample's seed
 
 
 @dataclass(kw_only=True)
@@ -94,7 +97,7 @@ class EncodedPart:
         mine = missing[state.process_index :: state.num_processes]
         for chunk in tqdm(mine, desc=f"encoding {self.settings.world}", unit=f" x {CHUNK}"):
             temporary = files[chunk].with_suffix(".tmp")
-            save_file({"latents": self.encode(chunk)}, temporary)
+            save_file({"latents": self.encode([self.thing(index) for index in chunk])}, temporary)
             temporary.replace(files[chunk])
         state.wait_for_everyone()
         return torch.cat([load_file(file)["latents"] for file in files.values()])
@@ -110,15 +113,21 @@ class EncodedPart:
         return digest.hexdigest()[:8]
 
     @torch.no_grad()
-    def encode(self, indices: range) -> Tensor:
-        """Scaled posterior means of samples."""
+    def encode(self, things: Sequence[Any]) -> Tensor:
+        """Scaled posterior means of things, float16."""
         latents, batch = [], 16
-        for start in range(0, len(indices), batch):
-            samples = [self.thing(index) for index in indices[start : start + batch]]
-            pixels = to_pixels(numpy.stack([self.render(sample) for sample in samples]))
+        for start in range(0, len(things), batch):
+            pixels = to_pixels(numpy.stack([self.render(thing) for thing in things[start : start + batch]]))
             posterior = encode_frames(self.vae, pixels.to(self.vae.device), 1)
             latents.append((posterior.mode() * self.vae.config.scaling_factor).half().cpu())
         return torch.cat(latents)
+
+    @cached_property
+    def held_out(self) -> tuple[Tensor, list[str]]:
+        """Latents and captions of HELD_OUT things that training never sees, always the same."""
+        generator = numpy_generator(self.settings.seed, self.run_seed, HELD_OUT_SEED)
+        things = [self.world.sample(generator, held_out=True) for _ in range(HELD_OUT)]
+        return self.encode(things).float(), [self.world.describe(thing, generator)[0] for thing in things]
 
     def draw(
         self, choice: numpy.random.Generator, batch_size: int, caption_dropout: float

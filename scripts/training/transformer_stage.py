@@ -106,18 +106,25 @@ class TransformerStage:
         generator = torch_generator(self.settings.seed, 8, rank, step)
         part, size = self.parts[which], data.parts[which].batch_size or batch_size
         latents, captions, layouts = part.draw(choice, size, data.caption_dropout)
-        tokens = self.tokenizer(captions, padding="max_length", max_length=data.caption_tokens, return_tensors="pt")
-        normal = torch.randn(size, generator=generator)
+        return {**self.task(part, latents, captions, generator), "layout": layouts}
+
+    def task(
+        self, part: EncodedPart, latents: Tensor, captions: list[str], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Latents, their captions as ids and mask, and random noise and time."""
+        length = self.settings.data.caption_tokens
+        tokens = self.tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt")
+        normal = torch.randn(len(latents), generator=generator)
         return {
             "latents": latents,
             "noise": torch.randn(latents.shape, generator=generator),
             "time": torch.sigmoid(normal + part.log_shift),  # logit-normal; the shift by r adds ln r to the logit
             "input_ids": tokens.input_ids,
             "mask": tokens.attention_mask.bool(),
-            "layout": layouts,
         }
 
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def flow_error(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean square error of the flow of each sample (B,)."""
         with torch.no_grad():
             text = self.text_encoder(batch["input_ids"], attention_mask=batch["mask"]).last_hidden_state
         time = batch["time"][:, None, None, None, None]
@@ -126,7 +133,10 @@ class TransformerStage:
         with attention_kernels(self.device):
             sample = self.transformer(noisy, text, batch["time"] * 1000, batch["mask"], **windows).sample
         flow = self.transformer.flow(sample)
-        error = F.mse_loss(flow, batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
+        return F.mse_loss(flow, batch["noise"] - batch["latents"], reduction="none").mean((1, 2, 3, 4))
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        error = self.flow_error(batch)
         early = batch["time"] > 0.7
         numbers = {"loss_flow": error.mean().detach()}
         numbers["loss_noisy"] = (error * early).sum().detach() / early.sum().clamp(min=1)
@@ -138,9 +148,21 @@ class TransformerStage:
         """The pipeline of the components at hand."""
         return PTDiTPipeline(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
 
+    def held_out_loss(self, part: EncodedPart) -> float:
+        """Mean error of the flow on things that training never sees, with always the same noise and times."""
+        task = self.task(part, *part.held_out, torch_generator(self.settings.seed, 10))
+        size = part.settings.batch_size or self.settings.batch_size
+        batches = zip(*(value.to(self.device).split(size) for value in task.values()), strict=True)
+        errors = [self.flow_error(dict(zip(task, batch, strict=True))) for batch in batches]
+        return float(torch.cat(errors).mean())
+
     def sheet(self, path: Path) -> dict[str, float]:
-        """Held-out prompts of each part, always the same, with their texts beside: 32 pictures, 8 series as strips."""
-        data = self.settings.data
+        """Held-out prompts of each part, always the same, with their texts beside: 32 pictures, 8 series as strips.
+
+        Returns the loss on held-out things of each part: when it rises while the other falls, samples are learnt by
+        heart.
+        """
+        data, losses = self.settings.data, {}
         pipeline = self.pipeline()
         pipeline.set_progress_bar_config(disable=True)
         for settings, part in zip(data.parts, self.parts, strict=True):
@@ -158,12 +180,13 @@ class TransformerStage:
                 generator=[torch_generator(i) for i in range(count)],
                 output_type="pt",
             )
-            length = f"-{settings.length}" if settings.length else ""
-            name = path.with_name(f"{path.name}-{settings.world}-{settings.size}{length}")
+            label = f"{settings.world}-{settings.size}" + (f"-{settings.length}" if settings.length else "")
+            losses[f"held_out_loss_{label}"] = self.held_out_loss(part)
+            name = path.with_name(f"{path.name}-{label}")
             rows, columns = strips(result)
             save_sheet(rows[:, :, None] * 2 - 1, name.with_suffix(".png"), columns)
             name.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
-        return {}
+        return losses
 
     def export(self, folder: Path) -> None:
         """Write transformer, scheduler and index; the other components only where the folder lacks them.

@@ -1,5 +1,6 @@
 """The stages vae, decoder and transformer: they run through the real script, freeze what they should, and export."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -270,6 +271,23 @@ def test_pictures_and_clips_come_out_of_one_folder(with_clips):
     assert len(clip) == 17 and clip[0].size == (32, 32)
     names = {path.name for path in (with_clips / "transformer" / "sheets").glob("*.png")}
     assert names == {"step-00000002-pictures-128.png", "step-00000002-clips-32.png"}
+    log = (with_clips / "transformer" / "log.jsonl").read_text(encoding="utf-8")
+    logged = [line for line in map(json.loads, log.splitlines()) if "held_out_loss_clips-32" in line]
+    assert (
+        len(logged) == 1 and 0.1 < logged[0]["held_out_loss_clips-32"] < 10 > logged[0]["held_out_loss_pictures-128"]
+    )
+
+
+def test_the_held_out_loss_is_of_held_out_things_and_says_how_good_the_weights_are(with_clips):
+    stage = stage_of_clips(with_clips)
+    part, seen = stage.parts[0], []
+    part.world = replace(part.world, describe=lambda clip, rng: seen.append(clip) or ("", ""))
+    with torch.no_grad():
+        losses = [stage.held_out_loss(part), stage.held_out_loss(part)]
+        stage.transformer.proj_out.bias += 3
+        losses.append(stage.held_out_loss(part))
+    assert losses[0] == losses[1] and losses[2] > losses[0] + 3
+    assert len(seen) == encoded.HELD_OUT and all(map(is_held_out_clip, seen))
 
 
 def test_moving_kernels_to_the_newest_frame_keeps_pictures_and_reads_clips_frame_by_frame(trained):
@@ -302,7 +320,7 @@ def test_the_text_encoder_starts_where_the_one_of_pictures_stopped(trained):
     assert float(stage.loss(batch)[1]["moved"]) > 1e-3
 
 
-def part_of_clips(folder):
+def stage_of_clips(folder):
     settings = Settings(
         output_dir=str(folder / "transformer"),
         steps=2,
@@ -310,7 +328,11 @@ def part_of_clips(folder):
         warmup=0,
         data=DataSettings(components=str(folder / "export"), parts=(PartSettings(world="clips", size=32, samples=4),)),
     )
-    return TransformerStage(settings, torch.device("cpu")).parts[0]
+    return TransformerStage(settings, torch.device("cpu"))
+
+
+def part_of_clips(folder):
+    return stage_of_clips(folder).parts[0]
 
 
 def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_clips):
