@@ -4,7 +4,7 @@
     python -m scripts.train --config scripts/configs/shapes.yaml --stage vae --max-minutes 30
     torchrun --nproc_per_node 2 -m scripts.train --config scripts/configs/clips.yaml --stage transformer
 
-The last starts two processes, also on the cores of a CPU (OMP_NUM_THREADS=1 for one core each).
+The last starts two processes; on a CPU with ACCELERATE_USE_CPU=1, and OMP_NUM_THREADS=1 for one core each.
 Stages in order: text (T5 encoder and tokenizer), vae, transformer, decoder (the VAE's, its encoder frozen).
 Call it again to resume.
 """
@@ -12,6 +12,7 @@ Call it again to resume.
 import argparse
 import importlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision, gradient_accumulation_steps=settings.accumulation
     )
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > accelerator.num_processes:
+        parser.error(
+            f"{started} processes were started but do not know each other; on a CPU set ACCELERATE_USE_CPU=1."
+        )
     if settings.mixed_precision == "bf16" and not multiplies_bf16(accelerator.device):
         logger.warning("This CPU does not multiply bfloat16: --set mixed_precision=no is several times faster.")
     torch.manual_seed(settings.seed)  # the initial weights are the same on every process

@@ -120,6 +120,14 @@ def test_muon_is_the_same_but_for_rounding_on_a_cpu_that_does_not_multiply_bfloa
     assert (weights[0] - weights[1]).norm() < 0.02 * weights[1].norm()
 
 
+def test_processes_that_do_not_know_each_other_are_refused(tiny: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        run_script(tiny)
+    assert "2 processes were started but do not know each other" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("able", [True, False])
 def test_slow_bfloat16_is_said(tiny: Path, monkeypatch, caplog, able: bool) -> None:
     AcceleratorState._reset_state(True)
