@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
-from scripts.training.stage import numpy_generator
+from scripts.training.stage import HELD_OUT_SEED, numpy_generator
 from scripts.training.vae_stage import encode_frames, to_pixels
 from scripts.training.worlds import find_world
 
 CHUNK = 256  # samples in a file of latents
-HELD_OUT, HELD_OUT_SEED = 64, 2**31  # things for the loss on what training never sees; apart from every sample's seed
+HELD_OUT = 64  # things for the loss on what training never sees
 
 
 @dataclass(kw_only=True)

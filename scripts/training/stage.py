@@ -30,6 +30,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+HELD_OUT_SEED = 2**31  # of what training never sees: apart from every training seed
+
 
 class Stage(Protocol):
     """One thing to train. Everything random in a step comes out of `batch`, so a run can stop and resume anywhere.

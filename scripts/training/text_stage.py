@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5Enc
 from transformers.modeling_outputs import BaseModelOutput
 
 from scripts.training.config import LoopSettings
-from scripts.training.stage import numpy_generator
+from scripts.training.stage import HELD_OUT_SEED, numpy_generator
 from scripts.training.worlds import WORLDS, find_world, pick_world
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
@@ -28,7 +28,6 @@ CLAUSES = ("1", "2", "background")  # first words of the decoder: two relations 
 FILLERS = frozenset(
     "a an the there is are of some picture image drawing photo show draw please scene you can we see".split()
 )
-HELD_OUT_SEED = 2**31  # apart from every training seed
 
 
 @dataclass(kw_only=True)
