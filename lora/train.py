@@ -37,7 +37,7 @@ from lora.precompute import fill_cache
 from lora.records import Trackers, human_time, memory_gib
 from lora.validate import draw_sheet, draw_validation, quarter_steps, save_validation
 from scripts.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from scripts.training.parts import attention_kernels, batch_loader, due, stop_signals
+from scripts.training.parts import attention_kernels, batch_loader, check_processes, due, stop_signals
 from scripts.training.record import append_log, draw_curve, trim_log, write_run
 from scripts.training.stage import mix
 
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mixed_precision=named,
             gradient_accumulation_steps=settings.accumulation,
         )
+        check_processes(accelerator)
         level = logging.INFO if accelerator.is_main_process else logging.ERROR
         logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
         base = BaseModel(settings.base)

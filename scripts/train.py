@@ -12,7 +12,6 @@ Call it again to resume.
 import argparse
 import importlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from accelerate import Accelerator
 from scripts.training.checkpoint import checkpoints
 from scripts.training.config import load_settings
 from scripts.training.loop import Run, train
-from scripts.training.parts import multiplies_bf16
+from scripts.training.parts import check_processes, multiplies_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision, gradient_accumulation_steps=settings.accumulation
     )
-    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > accelerator.num_processes:
-        parser.error(
-            f"{started} processes were started but do not know each other; on a CPU set ACCELERATE_USE_CPU=1."
-        )
+    try:
+        check_processes(accelerator)
+    except ValueError as error:
+        parser.error(str(error))
     if settings.mixed_precision == "bf16" and not multiplies_bf16(accelerator.device):
         logger.warning("This CPU does not multiply bfloat16: --set mixed_precision=no is several times faster.")
     torch.manual_seed(settings.seed)  # the initial weights are the same on every process

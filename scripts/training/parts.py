@@ -4,6 +4,7 @@ Must not know any stage.
 """
 
 import math
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -60,6 +62,17 @@ def multiplies_bf16(device: torch.device) -> bool:
         return True
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Raise ValueError where processes were started together but do not know each other.
+
+    Each would train alone, into the same folder.
+    """
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started but do not know each other; on a CPU set ACCELERATE_USE_CPU=1."
+        )
 
 
 class InFloat32(TorchFunctionMode):

@@ -170,7 +170,9 @@ def write_results(
         "table": {row: {"right": right, "asked": asked} for row, (right, asked) in tally.items()},
         **rest,
     }
-    (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    unfinished = folder / "results.json.part"
+    unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(folder / "results.json")
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
     means = "".join(f"mean {name}: {value:.3f}\n" for name, value in rest.get("means", {}).items())
     text = f"{said}\n{summary['date']}\n\n{table(tally, of)}{means}"

@@ -179,6 +179,13 @@ def test_bad_input_is_one_line_before_training(train, capsys, tmp_path, monkeypa
     assert not (tmp_path / "out" / "log.jsonl").exists()
 
 
+def test_processes_that_do_not_know_each_other_are_refused(train, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train("out") == 2
+    assert "lora: 2 processes were started but do not know each other" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_used_folder_needs_resume_and_resume_the_same_settings(train, capsys):
     assert train("out", "--max-steps", "2") == 0
     assert train("out") == 2
