@@ -70,12 +70,8 @@ class EncodedPart:
         return {"num_frames": self.length}
 
     def thing(self, index: int) -> Any:
-        """Sample `index` of the training set; what the world takes seldom is often drawn anew."""
-        generator = numpy_generator(self.settings.seed, self.run_seed, index)
-        while True:
-            thing = self.world.sample(generator, held_out=False)
-            if self.world.chance is None or generator.random() < self.world.chance(thing):
-                return thing
+        """Sample `index` of the training set."""
+        return self.world.draw(numpy_generator(self.settings.seed, self.run_seed, index))
 
     def render(self, thing: Any) -> numpy.ndarray:
         """The pictures that the encoder reads, evenly spread in time: uint8 (latent frames, size, size, 3)."""

@@ -114,7 +114,9 @@ class TransformerStage:
         """Latents, their captions as ids and mask, and random noise and time."""
         length = self.settings.data.caption_tokens
         tokens = self.tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt")
-        normal = torch.randn(len(latents), generator=generator)
+        count = len(latents)  # one time in each of as many equal shares of the distribution: less noise than at random
+        shares = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        normal = torch.special.ndtri(shares)
         return {
             "latents": latents,
             "noise": torch.randn(latents.shape, generator=generator),

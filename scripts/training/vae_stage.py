@@ -80,7 +80,7 @@ class VAEStage:
         crop = data.size if whole else data.crop
         samples = []
         for _ in range(max(1, count * data.crop**2 // crop**2)):
-            frames = world.render(world.sample(generator), data.size, world.length)
+            frames = world.render(world.draw(generator), data.size, world.length)
             y, x = generator.integers(0, data.size - crop + 1, 2)
             samples.append(frames[:, y : y + crop, x : x + crop])
         return {"pixels": to_pixels(as_decoded(world, numpy.stack(samples)))}

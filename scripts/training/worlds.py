@@ -53,16 +53,23 @@ class World:
     reversed: Callable[[Any], Any] | None = None
     chance: Callable[[Any], float] | None = None
 
+    def draw(self, generator: numpy.random.Generator) -> Any:
+        """A thing to train on; what is taken seldom is often drawn anew."""
+        while True:
+            thing = self.sample(generator, held_out=False)
+            if self.chance is None or generator.random() < self.chance(thing):
+                return thing
+
 
 def clip_chance(clip: Clip) -> float:
     """Chance that training takes a clip: what is hard is taken more often than what is easy.
 
-    Hardest are rotations, then figures that cross sideways, single ways to the sides and bounces.
+    Hardest are figures that cross sideways, then single ways to the sides, rotations and bounces.
     """
     motion = clip.actors[0].motion
     if motion in ("left", "right"):
         return 1.0 if clip.crossing else 0.5
-    return {"rotates": 0.8, "bounces": 0.5, "changes": 0.4, "up": 0.2, "down": 0.2}.get(motion, 0.12)
+    return {"rotates": 0.5, "bounces": 0.5, "changes": 0.4, "up": 0.2, "down": 0.2}.get(motion, 0.12)
 
 
 WORLDS: dict[str, World] = {

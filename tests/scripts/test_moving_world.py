@@ -48,7 +48,7 @@ def test_every_figure_does_what_its_motion_says():
         seen.add(actor.motion)
         if actor.motion in DIRECTIONS:
             across, down = DIRECTIONS[actor.motion]
-            assert (last.x - first.x) * across + (last.y - first.y) * down >= 0.28 - 1e-9
+            assert 0.34 - 1e-9 <= (last.x - first.x) * across + (last.y - first.y) * down <= 0.42 + 1e-9
             assert first.y == last.y if across else first.x == last.x
         elif actor.motion == "bounces":
             assert abs(first.y - last.y) < 1e-9 and 0.19 - 1e-9 <= first.y - middle.y <= 0.24 + 1e-9
