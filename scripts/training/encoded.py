@@ -141,6 +141,6 @@ class EncodedPart:
                 backwards = self.world.reversed(thing)
                 if backwards and not self.world.is_held_out(backwards):
                     thing, latents[row] = backwards, latents[row].flip(1)
-            captions.append("" if choice.random() < caption_dropout else self.world.describe(thing, choice)[0])
+            captions.append("" if choice.random() < caption_dropout else self.world.caption(thing, choice))
             layouts.append(self.world.layout(thing, self.settings.size // 16, self.frames))
         return latents, captions, torch.from_numpy(numpy.stack(layouts))

@@ -23,7 +23,8 @@ from scripts.training.encoded import PartSettings
 from scripts.training.layouts import FORMS, scene_layout, views_layout
 from scripts.training.transformer_stage import DataSettings, ModelSettings, Settings, TransformerStage, kinds
 from scripts.training.vae_stage import encode_frames, see_single_frames, start_as_identity, to_pixels
-from scripts.training.worlds import clip_chance, pick_world
+from scripts.training.worlds import clip_chance, find_world, pick_world
+from scripts.verifier.motion_prompt import read_clip_prompt
 
 LOOP = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1, "sheet_every": 0, "checkpoint_every": 0}
 TEXT = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1}
@@ -338,7 +339,7 @@ def part_of_clips(folder):
 def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_clips):
     part = part_of_clips(with_clips)
     described = []
-    part.world = replace(part.world, describe=lambda clip, rng: described.append(clip) or ("", ""))
+    part.world = replace(part.world, describe=lambda clip, rng: described.append(clip) or ("", part.world.rare))
     latents, _, layouts = part.draw(numpy.random.default_rng(0), 200, 0.0)
     assert layouts.shape == (200, 5 * 2 * 2, 7)
     forward = [part.thing(index) for index in range(4)]
@@ -351,6 +352,19 @@ def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_cl
         assert torch.equal(latents[row], expected.flip(1) if turned else expected)
         assert not is_held_out_clip(clip)
     assert 40 < backwards < 140
+
+
+def test_figures_that_may_be_said_to_cross_are_said_to_more_often_than_by_chance():
+    world, rng = find_world("clips"), numpy.random.default_rng(0)
+    clips = [clip for clip in (world.sample(rng) for _ in range(2000)) if clip.crossing]
+    clips = [clip for clip in clips if clip.actors[0].motion in ("left", "right")]
+    captions = {"by chance": [world.describe(clip, rng)[0] for clip in clips]}
+    captions["in training"] = [world.caption(clip, rng) for clip in clips]
+    crossing = {
+        name: sum(read_clip_prompt(text).figures[0].motion == "cross" for text in texts) / len(clips)
+        for name, texts in captions.items()
+    }
+    assert 0.4 < crossing["by chance"] < 0.6 and 0.65 < crossing["in training"] < 0.85
 
 
 def test_what_is_easy_is_taken_seldom(with_clips):
