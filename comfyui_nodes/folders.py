@@ -16,7 +16,7 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_names, embedded_model_path
+from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
 
 from .inference import CONFIG_KEY, inner_prefix, pack_config
 from .text import folder_clip, t5_config

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ptdit_diffusers.models.ptdit_sizes import KNOWN_SIZES, OFFICIAL_BASE_TOKENS, RELEASED_WINDOW
+from ptdit_diffusers.core.sizes import KNOWN_SIZES, OFFICIAL_BASE_TOKENS, RELEASED_WINDOW
 
 SIGNATURE = "transformer_blocks.0.proxy_attn1.to_q.weight"
 PREFIXES = ("", "module.", "transformer.", "model.", "_orig_mod.")

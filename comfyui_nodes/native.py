@@ -21,8 +21,8 @@ import torch
 from comfy.ldm.common_dit import pad_to_patch_size
 from comfy.ldm.modules.attention import optimized_attention
 
-from ptdit_diffusers.models.ptdit_backbone import PTDiTBackbone, PTDiTBlock
-from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
+from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone, PTDiTBlock
+from ptdit_diffusers.core.sampling import time_shift
 
 from .inference import CONFIG_KEY, EXTRAS, NETWORK, pack_config, strip_weights
 from .windows import WindowRule, rule_for, window_and_ratio

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ptdit_diffusers.pipelines.ptdit_views import sheet_columns
+from ptdit_diffusers.core.views import sheet_columns
 
 from .schema import fit, integer, schema
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ptdit_diffusers.models.ptdit_grid import ProxyPlan, Triple, Windows, proxy_boxes, proxy_positions
+from ptdit_diffusers.core.backbones.proxies import ProxyPlan, proxy_boxes, proxy_positions
+from ptdit_diffusers.core.backbones.windows import Triple, Windows
 
 PANEL = 192  # pixels of the longer side of one map
 GAP = 6

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
+from ptdit_diffusers.core.sampling import time_shift
 
 ASPECTS = {
     "custom": None,

@@ -15,7 +15,7 @@ import comfy.supported_models_base
 import comfy.text_encoders.pixart_t5
 import torch
 
-from ptdit_diffusers.pipelines.ptdit_text import clean_caption
+from ptdit_diffusers.core.captions import clean_caption
 
 MAX_TOKENS = 200  # that the official model was trained with, end token included
 T5_SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size")

@@ -18,8 +18,8 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ptdit_diffusers.conversion.keys import clean_names, find_weights, kind_of
-from ptdit_diffusers.models.ptdit_vae_backbone import SPATIAL_RATIO, TEMPORAL_RATIO, PTDiTVAEBackbone
+from ptdit_diffusers.core.backbones.vae import SPATIAL_RATIO, TEMPORAL_RATIO, PTDiTVAEBackbone
+from ptdit_diffusers.core.checkpoint_names import clean_names, find_weights, kind_of
 
 ARGUMENTS = ("in_channels", "out_channels", "hidden_size", "hidden_size_mult", "z_channels", "num_res_blocks")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ptdit_diffusers.models.ptdit_grid import ProxyPlan, Triple, Windows
+from ptdit_diffusers.core.backbones.proxies import ProxyPlan
+from ptdit_diffusers.core.backbones.windows import Triple, Windows
 
 MODES = ("match resolution (64 windows)", "checkpoint", "fast", "fine", "custom")
 AUTO, CHECKPOINT, FAST, FINE, CUSTOM = MODES

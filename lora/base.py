@@ -15,10 +15,10 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from ptdit_diffusers.conversion.quantize import KEPT, int8_config, store_in_fp8
+from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
-from ptdit_diffusers.pipelines.ptdit_embedded import resolve_model
 
 SAMPLES, SAMPLE_BYTES = 64, 65536
 

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from lora.cache import Cache, Sample, text_key
 from lora.config import Settings
-from ptdit_diffusers.pipelines.ptdit_sampling import time_shift
+from ptdit_diffusers.core.sampling import time_shift
 from ptdit_diffusers.pipelines.ptdit_text import join_text
-from scripts.training.stage import mix, numpy_generator, torch_generator
+from ptdit_diffusers.training.stage import mix, numpy_generator, torch_generator
 
 
 class Plan:

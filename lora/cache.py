@@ -22,8 +22,7 @@ from torch import Tensor
 from lora.base import BaseModel, free_memory
 from lora.dataset import Item
 from lora.media import fit, read_frames
-from ptdit_diffusers.export.folder import file_hash
-from scripts.training.record import replace_json
+from ptdit_diffusers.core.files import file_hash, replace_json
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from scripts.training.config import build
+from ptdit_diffusers.training.settings import build
 
 TARGETS = {  # preset -> regular expression that the whole name of a Linear layer must match
     "attention": r".*attn\d\.(to_q|to_k|to_v|to_out\.0)",

@@ -18,7 +18,7 @@ from torch import Tensor
 from lora.adapter import dora_scale_for_comfyui, whole
 from lora.config import Settings
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
-from scripts.training.record import versions
+from ptdit_diffusers.training.record import versions
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI_PREFIX = "diffusion_model."

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptdit_diffusers.core.sampling import choose_windows, size_conditions
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
-from ptdit_diffusers.pipelines.ptdit_sampling import choose_windows, size_conditions
 
 
 class FlowLoss(nn.Module):

@@ -36,10 +36,10 @@ from lora.optimisers import make_optimizer
 from lora.precompute import fill_cache
 from lora.records import Trackers, human_time, memory_gib
 from lora.validate import draw_sheet, draw_validation, quarter_steps, save_validation
-from scripts.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from scripts.training.parts import attention_kernels, batch_loader, check_processes, due, stop_signals
-from scripts.training.record import append_log, draw_curve, trim_log, write_run
-from scripts.training.stage import mix
+from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from ptdit_diffusers.training.parts import attention_kernels, batch_loader, check_processes, due, stop_signals
+from ptdit_diffusers.training.record import append_log, draw_curve, trim_log, write_run
+from ptdit_diffusers.training.stage import mix
 
 logger = logging.getLogger("lora")
 

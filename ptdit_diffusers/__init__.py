@@ -22,8 +22,8 @@ _HOMES = {
     "PTDiTPipeline": "pipelines.pipeline_ptdit",
     "PTDiTPipelineOutput": "pipelines.ptdit_base",
     "PTDiTTransformer3DModel": "models.transformer_ptdit",
-    "contact_sheet": "pipelines.ptdit_views",
-    "embedded_model_path": "pipelines.ptdit_embedded",
+    "contact_sheet": "core.views",
+    "embedded_model_path": "core.embedded",
 }
 __all__ = ["__version__", *_HOMES]
 

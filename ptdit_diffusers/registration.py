@@ -10,9 +10,10 @@ from typing import Any
 import diffusers
 import torch
 
-from .conversion.keys import official_transformer_state_dict
+from ptdit_diffusers.core.backbones.ptdit import PTDiTBlock
+from ptdit_diffusers.core.checkpoint_names import official_transformer_state_dict
+
 from .models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
-from .models.ptdit_backbone import PTDiTBlock
 from .models.transformer_ptdit import PTDiTAttnProcessor, PTDiTTransformer3DModel
 from .pipelines.ptdit_lora import PTDiTLoraLoaderMixin, expand_block_scales
 

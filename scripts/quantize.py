@@ -8,8 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ptdit_diffusers.conversion.keys import ConversionError
 from ptdit_diffusers.conversion.quantize import COMPONENTS, FORMATS, quantize
+from ptdit_diffusers.core.checkpoint_names import ConversionError
 
 
 def main(argv: list[str] | None = None) -> int:

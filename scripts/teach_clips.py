@@ -21,12 +21,13 @@ from PIL import Image
 
 from lora.train import main as train
 from ptdit_diffusers import PTDiTPipeline
-from scripts.drawn_world.motion import Clip, render_clip, sample_clip
-from scripts.drawn_world.motion_captions import verb
+from ptdit_diffusers.core.files import replace_json
+from ptdit_diffusers.training.record import hardware, versions
+from scripts.datasets.shapes.motion import Clip, render_clip, sample_clip
+from scripts.datasets.shapes.motion_captions import verb
 from scripts.teach_word import PATTERN, SIZE, TAILS, pattern_of, without_word
-from scripts.training.record import hardware, replace_json, versions
-from scripts.verifier.clip_judge import judge_clip
-from scripts.verifier.motion_prompt import ClipRequest, read_clip_prompt
+from scripts.verifiers.clips.prompt import ClipRequest, read_clip_prompt
+from scripts.verifiers.clips.verdict import judge_clip
 
 logger = logging.getLogger("teach_clips")
 

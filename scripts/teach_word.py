@@ -25,8 +25,9 @@ from PIL import Image, ImageDraw
 
 from lora.train import main as train
 from ptdit_diffusers import PTDiTPipeline
-from scripts.drawn_world import PATTERNS, Scene, describe, render, sample_scene
-from scripts.training.record import hardware, replace_json, versions
+from ptdit_diffusers.core.files import replace_json
+from ptdit_diffusers.training.record import hardware, versions
+from scripts.datasets.shapes import PATTERNS, Scene, describe, render, sample_scene
 from scripts.verify import main as verify
 
 logger = logging.getLogger("teach_word")

@@ -20,18 +20,18 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from scripts.training.checkpoint import checkpoints
-from scripts.training.config import load_settings
-from scripts.training.loop import Run, train
-from scripts.training.parts import check_processes, multiplies_bf16
+from ptdit_diffusers.training.checkpoint import checkpoints
+from ptdit_diffusers.training.parts import check_processes, multiplies_bf16
+from ptdit_diffusers.training.run import Run, train
+from ptdit_diffusers.training.settings import load_settings
 
 logger = logging.getLogger(__name__)
 
 STAGES = {  # stage -> module with `Settings` and `build`
-    "text": "scripts.training.text_stage",
-    "vae": "scripts.training.vae_stage",
-    "decoder": "scripts.training.vae_stage",
-    "transformer": "scripts.training.transformer_stage",
+    "text": "scripts.embedded_models.text_stage",
+    "vae": "scripts.embedded_models.vae_stage",
+    "decoder": "scripts.embedded_models.vae_stage",
+    "transformer": "scripts.embedded_models.transformer_stage",
 }
 
 

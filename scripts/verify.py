@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy
 from PIL import Image, UnidentifiedImageError
 
-from scripts.drawn_world import describe, held_out_list, sample_scene
-from scripts.verifier.judge import judge, request_of_scene
-from scripts.verifier.picture import read_picture
-from scripts.verifier.prompt import read_prompt
-from scripts.verifier.report import ROWS, add_up, table, write_results, write_sheets
-from scripts.verifier.truth import DISTURBANCES, noticed, truth
+from scripts.datasets.shapes import describe, held_out_list, sample_scene
+from scripts.verifiers.pictures.figures import read_picture
+from scripts.verifiers.pictures.prompt import read_prompt
+from scripts.verifiers.pictures.truth import DISTURBANCES, noticed, truth
+from scripts.verifiers.pictures.verdict import judge, request_of_scene
+from scripts.verifiers.report import ROWS, add_up, table, write_results, write_sheets
 
 LIMIT = 0.99  # share of colours, shapes and relations that the verifier must read right as drawn
 PER_SHEET = 30

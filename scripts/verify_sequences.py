@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
-from scripts.verifier.report import add_up_answers, table, write_results, write_sheets
-from scripts.verifier.sequences import LEAST, SERIES, Series, Spoiler, Task, soft
+from scripts.verifiers.registry import LEAST, SERIES, Series, Spoiler, Task, soft
+from scripts.verifiers.report import add_up_answers, table, write_results, write_sheets
 from scripts.verify import generate
 
 PER_SHEET, SHOWN = 20, 9  # strips on a sheet, pictures of a strip on it at most

@@ -21,12 +21,36 @@ FUNCTION_LINES = 60  # without the docstring
 TRAINING_MAIN_LINES = 150
 WEIGHTS_BYTES = 40 * 1000**2  # of one model folder
 
-# Beginning of a path -> what may be imported besides the standard library. The longest beginning counts.
-# "ptdit_diffusers.models.ptdit_" allows every module whose full name begins so.
+# The floors of the house, lowest first. A file imports from its own folder and from lower floors, never upwards; a
+# folder stands for what lies below it, too, unless that is named by itself. Folders on one floor are strangers.
+FLOORS = (
+    ("ptdit_diffusers/core/backbones",),
+    ("ptdit_diffusers/core",),
+    ("ptdit_diffusers/models", "comfyui_nodes"),
+    ("ptdit_diffusers/registration.py",),
+    ("ptdit_diffusers/pipelines", "ptdit_diffusers/conversion", "ptdit_diffusers/training"),
+    ("ptdit_diffusers/import_hook.py",),
+    ("ptdit_diffusers/__init__.py",),
+    ("ptdit_diffusers/export",),
+    ("lora",),
+    ("ptdit_diffusers/commands",),
+    ("ptdit_diffusers/cli.py",),
+    ("scripts/datasets/shapes",),
+    ("scripts/datasets/solids",),
+    ("scripts/datasets",),
+    ("scripts/verifiers",),
+    ("scripts/embedded_models",),
+    ("scripts/benchmarks", "scripts"),
+)
+# Beginning of a path -> what may be imported besides the standard library and what the floors allow: packages of
+# others, and modules of ours where they are fewer than the floors allow. The longest beginning counts.
 MAY_IMPORT = {
-    "ptdit_diffusers/": ("diffusers", "transformers", "ptdit_diffusers."),
-    "ptdit_diffusers/models/ptdit_": ("torch", "ptdit_diffusers.models.ptdit_"),
-    "ptdit_diffusers/models/": ("torch", "diffusers", "ptdit_diffusers.models."),
+    "ptdit_diffusers/": ("ptdit_diffusers.",),
+    # ComfyUI and plain torch use the core: nothing that either of them lacks.
+    "ptdit_diffusers/core/": ("torch", "PIL", "ftfy", "ptdit_diffusers.core."),
+    "ptdit_diffusers/core/backbones/": ("torch", "ptdit_diffusers.core.backbones."),
+    "ptdit_diffusers/models/": ("torch", "diffusers", "ptdit_diffusers.core.", "ptdit_diffusers.models."),
+    "ptdit_diffusers/registration.py": ("torch", "diffusers", "ptdit_diffusers."),
     "ptdit_diffusers/pipelines/": (
         "torch",
         "numpy",
@@ -34,67 +58,47 @@ MAY_IMPORT = {
         "diffusers",
         "transformers",
         "huggingface_hub",
-        "ftfy",
-        "ptdit_diffusers.models.",
-        "ptdit_diffusers.pipelines.",
-        "ptdit_diffusers.registration",
-    ),
-    "ptdit_diffusers/pipelines/ptdit_embedded.py": (),
-    "ptdit_diffusers/import_hook.py": (),
-    "ptdit_diffusers/export/": (
-        "torch",
-        "PIL",
-        "diffusers",
-        "huggingface_hub",
-        "safetensors",
-        "ptdit_diffusers",
-        "ptdit_diffusers.export.",
-        "ptdit_diffusers.pipelines.",
-    ),
-    "ptdit_diffusers/registration.py": ("torch", "diffusers", "ptdit_diffusers."),
-    "ptdit_diffusers/cli.py": ("ptdit_diffusers", "ptdit_diffusers.commands."),
-    "ptdit_diffusers/commands/": (
-        "torch",
-        "PIL",
-        "diffusers",
-        "transformers",
-        "tokenizers",
-        "huggingface_hub",
-        "ptdit_diffusers",
-        "ptdit_diffusers.commands.",
-        "ptdit_diffusers.conversion.",
-        "ptdit_diffusers.export.",
-        "ptdit_diffusers.pipelines.",
-    ),
-    "ptdit_diffusers/commands/terminal.py": (),
-    "ptdit_diffusers/commands/outputs.py": (
-        "numpy",
-        "PIL",
-        "imageio",
-        "ptdit_diffusers.commands.terminal",
-        "ptdit_diffusers.pipelines.ptdit_views",
+        "ptdit_diffusers.",
     ),
     "ptdit_diffusers/conversion/": (
         "torch",
         "safetensors",
         "diffusers",
         "transformers",
-        "ptdit_diffusers.models.",
-        "ptdit_diffusers.conversion.",
-    ),
-    "ptdit_diffusers/conversion/keys.py": ("torch",),
-    "ptdit_diffusers/conversion/hub.py": ("huggingface_hub", "ptdit_diffusers.conversion."),
-    "ptdit_diffusers/conversion/quantize.py": (
-        "torch",
-        "diffusers",
-        "transformers",
+        "huggingface_hub",
         "torchao",
         "gguf",
-        "ptdit_diffusers.models.",
-        "ptdit_diffusers.conversion.",
+        "ptdit_diffusers.",
     ),
-    "ptdit_diffusers/conversion/containers.py": ("torch", "safetensors", "ptdit_diffusers.conversion.keys"),
-    # ComfyUI ships neither diffusers nor our other requirements: only what it has itself, and our pure parts.
+    "ptdit_diffusers/training/": (
+        "torch",
+        "numpy",
+        "yaml",
+        "matplotlib",
+        "accelerate",
+        "diffusers",
+        "ptdit_diffusers.",
+    ),
+    "ptdit_diffusers/export/": (
+        "torch",
+        "PIL",
+        "diffusers",
+        "huggingface_hub",
+        "safetensors",
+        "ptdit_diffusers.",
+    ),
+    "ptdit_diffusers/commands/": (
+        "torch",
+        "numpy",
+        "PIL",
+        "imageio",
+        "diffusers",
+        "transformers",
+        "tokenizers",
+        "huggingface_hub",
+        "ptdit_diffusers.",
+    ),
+    # ComfyUI ships neither diffusers nor our other requirements: only what it has itself, and our core.
     "comfyui_nodes/": (
         "torch",
         "comfy",
@@ -102,20 +106,10 @@ MAY_IMPORT = {
         "comfyui_version",
         "folder_paths",
         "tokenizers",
-        "ptdit_diffusers.models.ptdit_",
-        "ptdit_diffusers.conversion.keys",
-        "ptdit_diffusers.pipelines.ptdit_embedded",
-        "ptdit_diffusers.pipelines.ptdit_sampling",
-        "ptdit_diffusers.pipelines.ptdit_text",
-        "ptdit_diffusers.pipelines.ptdit_views",
+        "ptdit_diffusers.core.",
         "comfyui_nodes.",
     ),
     "comfyui_nodes/library.py": (),
-    "comfyui_nodes/inference.py": ("torch", "ptdit_diffusers.models.ptdit_"),
-    "comfyui_nodes/windows.py": ("ptdit_diffusers.models.ptdit_grid",),
-    "comfyui_nodes/proxy_map.py": ("torch", "ptdit_diffusers.models.ptdit_grid"),
-    "comfyui_nodes/sampling.py": ("torch", "ptdit_diffusers.pipelines.ptdit_sampling"),
-    # Fine-tuning shares the small helpers of training, never its stages or the drawn world.
     "lora/": (
         "torch",
         "numpy",
@@ -132,14 +126,7 @@ MAY_IMPORT = {
         "safetensors",
         "ptdit_diffusers.",
         "lora.",
-        "scripts.training.checkpoint",
-        "scripts.training.config",
-        "scripts.training.parts",
-        "scripts.training.record",
-        "scripts.training.stage",
     ),
-    "scripts/teach_": ("torch", "numpy", "PIL", "ptdit_diffusers", "lora.train", "scripts."),
-    "scripts/measure_lora.py": ("torch", "diffusers", "ptdit_diffusers.models.", "lora.", "scripts.training.record"),
     "scripts/": (
         "torch",
         "numpy",
@@ -154,32 +141,31 @@ MAY_IMPORT = {
         "safetensors",
         "tqdm",
         "ptdit_diffusers.",
+        "lora.train",
         "scripts.",
     ),
-    # The world and its judge know neither each other nor the model: the judge must not learn from what it judges.
-    "scripts/drawn_world/": ("numpy", "PIL", "scripts.drawn_world."),
-    "scripts/verifier/": ("numpy", "scipy", "PIL", "scripts.verifier."),
-    "scripts/verifier/truth.py": ("numpy", "scipy", "PIL", "scripts.verifier.", "scripts.drawn_world."),
-    # Views are judged by fitting the renderer to them; its captions stay unknown.
-    "scripts/solid_world/": ("numpy", "scripts.drawn_world.", "scripts.solid_world."),
-    "scripts/verifier/views_fit.py": (
+    # Data sets and verifiers know neither each other nor the model: a verifier shares no code with what it verifies.
+    "scripts/datasets/": ("numpy", "PIL", "scripts.datasets."),
+    "scripts/verifiers/": ("numpy", "scipy", "PIL", "scripts.verifiers."),
+    "scripts/verifiers/registry.py": ("numpy", "scipy", "scripts.verifiers.", "scripts.datasets."),
+    "scripts/verifiers/pictures/truth.py": (
         "numpy",
         "scipy",
         "PIL",
-        "scripts.verifier.",
-        "scripts.solid_world.objects",
-        "scripts.solid_world.render",
+        "scripts.verifiers.",
+        "scripts.datasets.shapes.",
     ),
-    "scripts/verifier/sequences.py": (
+    # Views are verified by fitting the renderer to them; its captions stay unknown.
+    "scripts/verifiers/views/": (
         "numpy",
         "scipy",
-        "scripts.verifier.",
-        "scripts.drawn_world.",
-        "scripts.solid_world",
+        "PIL",
+        "scripts.verifiers.",
+        "scripts.datasets.solids.objects",
+        "scripts.datasets.solids.render",
     ),
-    "scripts/verifier/views_judge.py": ("numpy", "scripts.verifier.", "scripts.solid_world.render"),
 }
-BLOCKED_FOR_BACKBONES = ("diffusers", "transformers", "huggingface_hub", "einops", "comfy")
+MISSING_IN_COMFYUI = ("diffusers", "transformers", "huggingface_hub", "comfy")
 
 
 def parse(path: Path) -> ast.Module:
@@ -236,10 +222,10 @@ def test_a_file_imports_only_what_its_place_allows(path):
 
 
 def test_the_import_rule_sees_relative_nested_and_foreign_imports():
-    backbone = ("torch", "ptdit_diffusers.models.ptdit_")
+    backbone = ("torch", "ptdit_diffusers.core.backbones.")
     assert import_is_allowed("torch.nn.functional", backbone)
     assert import_is_allowed("math", backbone)
-    assert import_is_allowed("ptdit_diffusers.models.ptdit_backbone", backbone)
+    assert import_is_allowed("ptdit_diffusers.core.backbones.ptdit", backbone)
     assert not import_is_allowed("ptdit_diffusers.models.transformer_ptdit", backbone)
     assert not import_is_allowed("ptdit_diffusers", backbone)
     assert not import_is_allowed("diffusers", backbone)
@@ -247,16 +233,58 @@ def test_the_import_rule_sees_relative_nested_and_foreign_imports():
     assert {"ptdit_diffusers.commands.terminal", "torch", "ptdit_diffusers"} <= found
 
 
-@pytest.mark.parametrize("name", ["ptdit_backbone", "ptdit_vae_backbone"])
-def test_a_backbone_can_be_imported_where_diffusers_and_comfy_are_missing(name):
+def floor_of(path: Path) -> int:
+    """Number of the floor on which a file or folder lies; the longest name that fits counts."""
+    fits = [
+        (len(name), number)
+        for number, names in enumerate(FLOORS)
+        for name in names
+        if path == Path(name) or Path(name) in path.parents
+    ]
+    assert fits, f"{path} lies on no floor"
+    return max(fits)[1]
+
+
+def folder_on(path: Path) -> str:
+    """The name in FLOORS that a file belongs to."""
+    return max((n for names in FLOORS for n in names if path == Path(n) or Path(n) in path.parents), key=len)
+
+
+def imported_files(path: Path) -> Iterator[Path]:
+    """Files of ours that a file imports; a package is its __init__.py."""
+    for module in imported_modules(path):
+        if module.split(".")[0] in FOLDERS:
+            target = Path(*module.split("."))
+            yield target / "__init__.py" if (ROOT / target).is_dir() else target.with_suffix(".py")
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] != "tests"], ids=str)
+def test_no_file_imports_from_a_higher_floor(path):
+    for target in imported_files(path):
+        if folder_on(target) != folder_on(path):
+            assert floor_of(target) < floor_of(path), f"{path} imports {target}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Inside a folder, too; imports inside functions count."""
+    waiting = {path: set(imported_files(path)) - {path} for path in SOURCES if path.parts[0] != "tests"}
+    while free := [path for path, needs in waiting.items() if not needs & waiting.keys()]:
+        for path in free:
+            del waiting[path]
+    assert not waiting, f"in a circle, or above one: {sorted(map(str, waiting))}"
+
+
+def test_the_core_can_be_imported_where_diffusers_and_comfy_are_missing():
+    modules = [".".join(path.with_suffix("").parts) for path in PACKAGE if path.parts[1] == "core"]
     code = (
-        "import sys\n"
+        "import importlib, sys\n"
         "class Block:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] in {BLOCKED_FOR_BACKBONES}:\n"
+        f"        if name.split('.')[0] in {MISSING_IN_COMFYUI}:\n"
         "            raise ImportError(f'{name} is blocked')\n"
         "sys.meta_path.insert(0, Block())\n"
-        f"import ptdit_diffusers.models.{name}"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(name)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -49,8 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
         import torch
         import transformers
 
+        from ptdit_diffusers.core.checkpoint_names import ConversionError
+
         from ..conversion.folder import convert
-        from ..conversion.keys import ConversionError
 
         transformers.utils.logging.set_verbosity_error()
     try:

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..pipelines.ptdit_embedded import embedded_model_names, embedded_model_path
+from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
+
 from .terminal import UserError, first_line, say
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def check_words(folder: Path, prompt: str, negative_prompt: str) -> None:
         return
     from tokenizers import Tokenizer
 
-    from ..pipelines.ptdit_text import prepare_prompts
+    from ptdit_diffusers.core.captions import prepare_prompts
 
     tokenizer = Tokenizer.from_file(str(path))
     unknown: dict[str, None] = {}  # a dict keeps the order in which the words come

@@ -129,7 +129,7 @@ def write_png(made: "Made", path: Path, facts: dict[str, Any], fps: int) -> None
     """A picture; views become a contact sheet."""
     from PIL.PngImagePlugin import PngInfo
 
-    from ..pipelines.ptdit_views import contact_sheet
+    from ptdit_diffusers.core.views import contact_sheet
 
     chunks = PngInfo()
     for name, value in facts.items():
@@ -141,7 +141,7 @@ def write_png(made: "Made", path: Path, facts: dict[str, Any], fps: int) -> None
 
 def write_folder(made: "Sequence[Image]", path: Path, facts: dict[str, Any], fps: int) -> None:
     """A folder of 000.png, 001.png, ..., each with the facts, its number and, of views, its azimuth in degrees."""
-    from ..pipelines.ptdit_views import azimuths
+    from ptdit_diffusers.core.views import azimuths
 
     path.mkdir()
     digits = max(3, len(str(len(made) - 1)))

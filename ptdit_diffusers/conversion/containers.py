@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .keys import ConversionError, Shapes, clean_names, find_weights
+from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, clean_names, find_weights
 
 RELEASE_BYTES = 256 * 1024**2  # pages of a mapped file count as memory until it is mapped anew
 LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself

@@ -14,9 +14,10 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from ptdit_diffusers.core.checkpoint_names import ConversionError
+
 from .containers import Facts
 from .hub import locate
-from .keys import ConversionError
 from .networks import Part, Triple, plan_transformer, plan_vae
 from .text import WIDTHS, find_tokenizer, load_tokenizer, plan_text_encoder
 from .writing import bytes_of, plan_dtypes, write_weights

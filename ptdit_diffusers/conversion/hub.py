@@ -21,8 +21,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ptdit_diffusers.core.checkpoint_names import LISTED, ConversionError
+
 from .containers import one_line
-from .keys import LISTED, ConversionError
 from .text import TOKENIZER_FILES, WEIGHT_FILES
 
 SOURCE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^:@\s]+))?(:(?P<path>[^:\\]*))?")

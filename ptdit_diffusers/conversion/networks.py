@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
+from ptdit_diffusers.core.checkpoint_names import POSITION_BUFFER, ConversionError, Shapes, check_weights
+from ptdit_diffusers.core.configuration import EXTRA_CONDITIONS, infer_transformer, infer_vae, known_heads
+from ptdit_diffusers.core.sizes import KNOWN_SIZES, RELEASED_WINDOW
+
 from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
-from ..models.ptdit_sizes import KNOWN_SIZES, RELEASED_WINDOW
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Weights
-from .keys import POSITION_BUFFER, ConversionError, Shapes, check_weights
 
 Triple = tuple[int, int, int]
-
-EXTRA_CONDITIONS = "adaln_single.emb.resolution_embedder.linear_1.weight"
 
 
 @dataclass
@@ -84,45 +84,6 @@ def open_transformer(path: Path, given: dict[str, Any] | None = None) -> tuple[W
     return weights, config
 
 
-def infer_transformer(shapes: Shapes) -> dict[str, Any]:
-    """Configuration of a transformer with weights of these shapes; where they do not fit, the released one's values.
-
-    The width is given as one head, because heads leave no trace in the weights.
-    """
-    dim = length(shapes, "pos_embed.proj.weight", 0, 1152)
-    dim = dim if dim and dim % 16 == 0 else 1152
-    patch = length(shapes, "pos_embed.proj.weight", 2, 2) or 2
-    extra = EXTRA_CONDITIONS in shapes
-    sample_size, frames = 128 if extra else 32, 1
-    if POSITION_BUFFER in shapes:
-        frames = length(shapes, POSITION_BUFFER, 1, 1)
-        sample_size = math.isqrt(length(shapes, POSITION_BUFFER, 2, 256)) * patch
-    return {
-        "num_attention_heads": 1,
-        "attention_head_dim": dim,
-        "in_channels": length(shapes, "pos_embed.proj.weight", 1, 4),
-        "out_channels": max(1, length(shapes, "proj_out.weight", 0, 32) // patch**2),
-        "num_layers": count(shapes, "transformer_blocks.") or 28,
-        "patch_size": patch,
-        "sample_size": sample_size,
-        "sample_frames": frames,
-        "caption_channels": length(shapes, "caption_projection.linear_1.weight", 1, 4096),
-        "shift_window": any(".attn3." in name for name in shapes) or not any(".attn1." in name for name in shapes),
-        "use_additional_conditions": None if extra == (sample_size == 128) else extra,
-    }
-
-
-def known_heads(path: Path, dim: int) -> int:
-    """Heads of the known size with this width."""
-    if dim in KNOWN_SIZES:
-        return KNOWN_SIZES[dim].heads
-    known = ", ".join(f"{width} ({size.heads} heads)" for width, size in KNOWN_SIZES.items())
-    raise ConversionError(
-        f"{path}: weights do not tell the number of heads, and width {dim} is no known size; known: {known}. "
-        "Say it with --num-heads, in Python with num_attention_heads="
-    )
-
-
 def describe_transformer(
     part: Part, num_heads: int | None, window_size: Triple | None, proxy_ratio: Triple | None
 ) -> list[str]:
@@ -181,23 +142,6 @@ def open_vae(path: Path, given: dict[str, Any] | None = None) -> tuple[Weights, 
     return weights, config
 
 
-def infer_vae(shapes: Shapes) -> dict[str, Any]:
-    """Configuration of a VAE with weights of these shapes."""
-    hidden = length(shapes, "encoder.conv_in.weight", 0, 128) or 128
-    widths = []
-    for level in range(4):
-        name = f"encoder.down.{level}.block.0.conv1."
-        widths.append(next((shape[0] for key, shape in shapes.items() if key.startswith(name)), hidden))
-    return {
-        "in_channels": length(shapes, "encoder.conv_in.weight", 1, 3),
-        "out_channels": length(shapes, "decoder.conv_out.conv.weight", 0, 3),
-        "hidden_size": hidden,
-        "hidden_size_mult": tuple(max(1, width // hidden) for width in widths),
-        "z_channels": length(shapes, "post_quant_conv.conv.weight", 0, 4),
-        "num_res_blocks": count(shapes, "encoder.down.0.block.") or 2,
-    }
-
-
 def weights_in_words(part: Part) -> str:
     """How much there is, and where in the file it was."""
     values = sum(math.prod(facts.shape) for facts in part.weights.facts.values())
@@ -216,16 +160,3 @@ def build(model_class: Callable[..., Any], config: dict[str, Any]) -> Any:
 def shapes_of(model: torch.nn.Module) -> Shapes:
     """Name -> shape of all weights of a model."""
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
-
-
-def length(shapes: Shapes, name: str, axis: int, default: int) -> int:
-    """Length of one axis of a weight, or a default if the weight is missing or has not so many axes."""
-    shape = shapes.get(name, ())
-    return shape[axis] if axis < len(shape) else default
-
-
-def count(shapes: Shapes, prefix: str) -> int:
-    """Number of members `prefix`0, `prefix`1, ...; one that is missing in between counts."""
-    numbers = {name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)}
-    found = {int(number) for number in numbers if number.isdecimal() and len(number) < 6}
-    return min(max(found) + 1, 2 * len(found)) if found else 0

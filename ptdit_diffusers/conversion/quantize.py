@@ -20,10 +20,11 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from transformers import T5EncoderModel
 from transformers import TorchAoConfig as TextTorchAoConfig
 
+from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check_weights
+
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Facts, Weights
 from .folder import check_output, check_space, put_in_place
-from .keys import ConversionError, Shapes, check_weights
 from .networks import build, shapes_of
 from .q4_k import BLOCK, quantize_q4_k
 from .text import TABLE, TIED_TABLE, WEIGHT_FILES, encoder_names, read_config

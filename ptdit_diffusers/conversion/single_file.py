@@ -17,11 +17,13 @@ import torch
 from diffusers import GGUFQuantizationConfig
 from diffusers.loaders import FromOriginalModelMixin
 
+from ptdit_diffusers.core.configuration import infer_transformer, known_heads
+from ptdit_diffusers.core.sizes import RELEASED_WINDOW
+
 from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
-from ..models.ptdit_sizes import RELEASED_WINDOW
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Weights
-from .networks import build, infer_transformer, known_heads, open_transformer, open_vae
+from .networks import build, open_transformer, open_vae
 
 Options = dict[str, Any]
 

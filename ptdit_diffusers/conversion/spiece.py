@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import T5Tokenizer
 
-from .keys import ConversionError
+from ptdit_diffusers.core.checkpoint_names import ConversionError
 
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of the model
 PIECE_TEXT, PIECE_SCORE = 1, 2  # fields of a piece

@@ -9,9 +9,11 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
+from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check_weights
+from ptdit_diffusers.core.configuration import count, length
+
 from .containers import Weights, one_line
-from .keys import ConversionError, Shapes, check_weights
-from .networks import Part, build, count, length, shapes_of, weights_in_words
+from .networks import Part, build, shapes_of, weights_in_words
 from .spiece import read_spiece
 
 FINAL_NORM = "encoder.final_layer_norm.weight"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from ptdit_diffusers.core.checkpoint_names import ConversionError
+
 from .containers import FLOATS, FP8, Facts, Weights
-from .keys import ConversionError
 
 SHARD_BYTES = 5 * 10**9
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}

@@ -3,11 +3,12 @@
 It must not know the network (uploading is `push`) or the command line.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from ptdit_diffusers.core.files import file_hash
 
 from .card import write_card
 from .code import write_code
@@ -134,12 +135,3 @@ def write_hashes(folder: Path) -> list[str]:
     lines = [f"{file_hash(folder / name)}  {name}\n" for name in names if name != "README.md"]
     (folder / HASHES).write_text("".join(lines), encoding="utf-8", newline="\n")
     return sorted([*names, HASHES])
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as sha256sum prints it."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

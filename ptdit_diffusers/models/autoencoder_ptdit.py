@@ -1,6 +1,6 @@
 """diffusers head of the causal video VAE of Open-Sora-Plan v1.2: configuration, latent_dist, tiling and slicing.
 
-Must not know the transformer or text; the layers are in `ptdit_vae_backbone`, tiles in `ptdit_vae_tiling`.
+Must not know the transformer or text; the layers are in `core.backbones.vae`, tiles in `core.backbones.vae_tiling`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from .ptdit_vae_backbone import PTDiTVAEBackbone
-from .ptdit_vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, VAETiling
+from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
+from ptdit_diffusers.core.backbones.vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, VAETiling
 
 
 # ModelMixin, backbone, ConfigMixin in this order: with ConfigMixin first its __getattr__ would hide nn.Module's.

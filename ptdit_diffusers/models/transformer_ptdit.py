@@ -15,8 +15,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 
-from .ptdit_backbone import Attention, PTDiTBackbone, PTDiTBlock
-from .ptdit_grid import Triple, Windows
+from ptdit_diffusers.core.backbones.layers import Attention
+from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone, PTDiTBlock
+from ptdit_diffusers.core.backbones.windows import Triple, Windows
 
 SPLIT_TOKENS = {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)}
 GATHER_TOKENS = ContextParallelOutput(gather_dim=1, expected_dims=3)

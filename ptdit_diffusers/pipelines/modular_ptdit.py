@@ -22,6 +22,7 @@ from diffusers.modular_pipelines.modular_pipeline import (
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
+from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.registration import register_modular
@@ -29,7 +30,6 @@ from ptdit_diffusers.registration import register_modular
 from .pipeline_ptdit import PTDiTPipeline
 from .ptdit_checks import check_settings
 from .ptdit_denoising import TEXT_TENSORS, PTDiTDenoisingMixin
-from .ptdit_embedded import resolve_model
 from .ptdit_lora import PTDiTLoraLoaderMixin
 from .ptdit_parts import PTDiTPartsMixin
 from .ptdit_text import join_text

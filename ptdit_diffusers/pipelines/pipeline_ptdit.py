@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from ptdit_diffusers.core.sampling import Triple
 from ptdit_diffusers.registration import register_pipeline
 
 from .ptdit_base import PTDiTPipelineBase, PTDiTPipelineOutput
 from .ptdit_denoising import GenerationRequest
-from .ptdit_sampling import Triple
 
 
 class PTDiTPipeline(PTDiTPipelineBase):

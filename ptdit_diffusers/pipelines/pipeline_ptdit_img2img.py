@@ -10,12 +10,12 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 
+from ptdit_diffusers.core.sampling import Triple
 from ptdit_diffusers.registration import register_pipeline
 
 from .ptdit_base import PTDiTPipelineBase, PTDiTPipelineOutput
 from .ptdit_denoising import GenerationRequest
 from .ptdit_picture import PictureInputMixin
-from .ptdit_sampling import Triple
 
 
 class PTDiTImg2ImgPipeline(PictureInputMixin, PTDiTPipelineBase):

@@ -15,15 +15,15 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
+from ptdit_diffusers.core.embedded import resolve_model
+from ptdit_diffusers.core.sampling import apply_guidance
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 from .ptdit_denoising import TEXT_TENSORS, PTDiTDenoisingMixin
-from .ptdit_embedded import resolve_model
 from .ptdit_lora import PTDiTLoraLoaderMixin
 from .ptdit_parts import PTDiTPartsMixin
 from .ptdit_remote import copy_code
-from .ptdit_sampling import apply_guidance
 from .ptdit_text import join_text
 
 

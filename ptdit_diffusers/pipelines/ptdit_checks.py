@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ptdit_diffusers.models.ptdit_grid import legal_triple
+from ptdit_diffusers.core.backbones.windows import legal_triple
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

@@ -17,8 +17,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .ptdit_checks import check_callback_inputs, check_settings, check_steps
-from .ptdit_sampling import (
+from ptdit_diffusers.core.sampling import (
     Triple,
     choose_windows,
     proxy_generators,
@@ -27,6 +26,8 @@ from .ptdit_sampling import (
     time_shift,
     unshift,
 )
+
+from .ptdit_checks import check_callback_inputs, check_settings, check_steps
 
 TEXT_TENSORS = (
     "prompt_embeds",

@@ -16,6 +16,8 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.video_processor import VideoProcessor
 
+from ptdit_diffusers.core.captions import prepare_prompts
+
 from .ptdit_checks import (
     check_batch,
     check_count,
@@ -27,7 +29,7 @@ from .ptdit_checks import (
     warn_of_black,
     warn_of_pictures_only,
 )
-from .ptdit_text import prepare_prompts, tokenise
+from .ptdit_text import tokenise
 
 
 class PTDiTPartsMixin:

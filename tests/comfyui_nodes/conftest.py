@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from comfyui_nodes.inference import CONFIG_KEY, pack_config
-from ptdit_diffusers.models.ptdit_backbone import PTDiTBackbone
-from ptdit_diffusers.models.ptdit_vae_backbone import PTDiTVAEBackbone
+from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
+from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
 
 from .graph import Server
 
@@ -97,7 +97,7 @@ def write_packs(custom_nodes: Path) -> None:
 def write_gguf(models: Path) -> None:
     """One block at the released width, as safetensors and as GGUF; the embedded model's T5 as GGUF."""
     from ptdit_diffusers.conversion.quantize import quantize
-    from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_path
+    from ptdit_diffusers.core.embedded import embedded_model_path
 
     folder = models / "diffusers/wide"
     (folder / "transformer").mkdir(parents=True)

@@ -212,9 +212,9 @@ def wrong_in(picture: Path, prompt: str) -> tuple[str, ...]:
     import numpy
     from PIL import Image
 
-    from scripts.verifier.judge import judge
-    from scripts.verifier.picture import read_picture
-    from scripts.verifier.prompt import read_prompt
+    from scripts.verifiers.pictures.figures import read_picture
+    from scripts.verifiers.pictures.prompt import read_prompt
+    from scripts.verifiers.pictures.verdict import judge
 
     pixels = numpy.asarray(Image.open(picture).convert("RGB"))
     return judge(read_picture(pixels), read_prompt(prompt)).wrong

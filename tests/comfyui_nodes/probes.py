@@ -107,7 +107,7 @@ class ProbeTime:
         return {"required": {"model": ("MODEL",), "positive": ("CONDITIONING",), "latent": ("LATENT",)}}
 
     def run(self, model, positive, latent):
-        from ptdit_diffusers.models.ptdit_backbone import PTDiTBackbone
+        from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 
         comfy.model_management.load_models_gpu([model])
         config = dict(model.model.model_config.unet_config)

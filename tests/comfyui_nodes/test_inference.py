@@ -15,7 +15,7 @@ from comfyui_nodes.inference import (
     strip_weights,
     unpack_config,
 )
-from ptdit_diffusers.models.ptdit_backbone import PTDiTBackbone
+from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 
 SHAPES = json.loads((Path(__file__).parents[1] / "golden/official_transformer_shapes.json").read_text())
 

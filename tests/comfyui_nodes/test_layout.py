@@ -45,7 +45,7 @@ def test_the_nodes_reach_the_maths_without_diffusers():
         "            raise ImportError(f'{name} is blocked')\n"
         "sys.meta_path.insert(0, Block())\n"
         "import comfyui_nodes.windows, comfyui_nodes.inference, comfyui_nodes.sampling, comfyui_nodes.proxy_map\n"
-        "import ptdit_diffusers.pipelines.ptdit_embedded, ptdit_diffusers.conversion.keys\n"
+        "import ptdit_diffusers.core.embedded, ptdit_diffusers.core.checkpoint_names\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,7 @@
 import torch
 
 from comfyui_nodes.proxy_map import PANEL, Recorder, attention_weights, draw_map, proxies_of_tokens
-from ptdit_diffusers.models.ptdit_grid import ProxyPlan, mean_proxies
+from ptdit_diffusers.core.backbones.proxies import ProxyPlan, mean_proxies
 
 
 def test_every_token_belongs_to_the_proxy_that_averages_it():

@@ -5,7 +5,7 @@ import torch
 
 from ptdit_diffusers import PTDiTPipeline
 from ptdit_diffusers.conversion.quantize import store_in_fp8
-from ptdit_diffusers.pipelines.ptdit_embedded import embedded_model_path
+from ptdit_diffusers.core.embedded import embedded_model_path
 
 from .graph import EMBEDDED, Graph, Server, output, wrong_in
 from .stock_graphs import parts

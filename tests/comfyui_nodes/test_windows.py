@@ -4,7 +4,7 @@ import pytest
 
 from comfyui_nodes.windows import AUTO, CHECKPOINT, CUSTOM, FAST, FINE, WindowRule, check_custom, explain, rule_for
 from comfyui_nodes.windows import window_and_ratio as chosen
-from ptdit_diffusers.models.ptdit_backbone import PTDiTBackbone
+from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 
 
 @pytest.fixture

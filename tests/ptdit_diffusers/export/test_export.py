@@ -246,7 +246,9 @@ def test_a_hub_id_loads_where_this_package_is_missing(repository, tmp_path, expe
     code = f"{WITHOUT_US}\nCOMMIT = {COMMIT!r}\n{STRANGER}{FROM_THE_HUB}"
     assert torch.equal(load_from(repository, code, tmp_path), expected)
     asked = Counter(name for _, name, _ in repository.asked if name.endswith(".py"))
-    assert "ptdit_grid.py" in asked and max(asked.values()) < 10  # three loads; diffusers could ask hundreds of times
+    assert (
+        "ptdit_windows.py" in asked and max(asked.values()) < 10
+    )  # three loads; diffusers could ask hundreds of times
 
 
 def test_a_hub_id_loads_without_arguments_where_this_package_is_installed(repository, tmp_path, expected):

@@ -1,0 +1,126 @@
+"""Proxy tokens of PT-DiT (arXiv 2409.04005 v2, Eq. 1): which tokens each one stands for, and how it is made of them.
+
+Functions of sizes and tensors in plain torch; no layers, no parameters.
+Shape letters: B batch, F H W token frames/rows/columns, N = F*H*W tokens in raster order, D width, M proxies.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from .windows import Triple, axis_segments
+
+
+def proxy_boxes(window: Triple, ratio: Triple) -> list[tuple[int, int]]:
+    """Per axis: (box, stride) of the pooling. A box holds `stride` proxies; proxy y averages tokens y, y+stride, ...
+
+    Ratios finer than the window give strided proxies inside each window, as the official code does; in time a finer
+    ratio counts as the window's (also as there). A ratio coarser than the window pools over boxes of its own.
+    """
+    boxes = [(max(length, part), max(length, part) // part) for length, part in zip(window, ratio, strict=True)]
+    return [(boxes[0][0], 1), *boxes[1:]]
+
+
+def pool_axis(video: torch.Tensor, axis: int, box: int, stride: int) -> torch.Tensor:
+    """Averages one axis of (B, F, H, W, D) to its proxies; a shorter last box averages what it has."""
+    runs = axis_segments(video.shape[axis], box, shifted=False)
+    parts = video.split([run.count * run.length for run in runs], dim=axis) if len(runs) > 1 else [video]
+    pooled = []
+    for part, run in zip(parts, runs, strict=True):
+        boxes = part.unflatten(axis, (run.count, run.length))
+        if stride == 1:
+            boxes = boxes.mean(axis + 1, keepdim=True)
+        elif run.length > stride:
+            order = boxes.movedim(axis + 1, 0)  # (length, ...)
+            boxes = torch.stack([order[y::stride].mean(0) for y in range(stride)], dim=axis + 1)
+        pooled.append(boxes.flatten(axis, axis + 1))
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=axis)
+
+
+def mean_proxies(hidden_states: torch.Tensor, grid: Triple, window: Triple, ratio: Triple) -> torch.Tensor:
+    """Proxy tokens as means (v2 of the paper, Eq. 1): (B, N, D) -> (B, M, D)."""
+    video = hidden_states.unflatten(1, grid)
+    for axis, (box, stride) in reversed(list(enumerate(proxy_boxes(window, ratio), start=1))):
+        video = pool_axis(video, axis, box, stride)
+    return video.flatten(1, 3)
+
+
+def proxy_index(
+    grid: Triple,
+    window: Triple,
+    ratio: Triple,
+    draw: torch.Tensor | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """Token indices (B, M) of single-token proxies: at random (v1 of the paper), or the first of each set.
+
+    Sets are those that `mean_proxies` averages, in the same order.
+
+    Args:
+        grid, window, ratio: as for `mean_proxies`.
+        draw: numbers in [0, 1) of shape (3, B, M) from `draw_proxies`, one per axis; None takes the first tokens.
+        device: where to compute.
+    """
+    index = torch.zeros((1, 1), dtype=torch.long, device=device)
+    positions = proxy_positions(grid, window, ratio, device)
+    for axis, (start, stride, count) in enumerate(positions):
+        position = start if draw is None else start + stride * (draw[axis] * count).long()
+        index = index * grid[axis] + position
+    return index
+
+
+def proxy_positions(grid: Triple, window: Triple, ratio: Triple, device: torch.device) -> list[tuple]:
+    """Per axis and proxy: first position of its set, stride, number of positions; tensors of shape (1, M)."""
+    axes = []
+    for size, (box, stride) in zip(grid, proxy_boxes(window, ratio), strict=True):
+        number = size // box * stride + min(stride, size % box)
+        proxy = torch.arange(number, device=device)
+        edge = proxy.div(stride, rounding_mode="floor") * box
+        start = edge + proxy % stride
+        count = ((edge + box).clamp(max=size) - start + stride - 1).div(stride, rounding_mode="floor")
+        axes.append((start, stride, count))
+    lengths = [len(start) for start, _, _ in axes]
+    spread = []
+    for axis, (start, stride, count) in enumerate(axes):
+        view = [-1 if other == axis else 1 for other in range(3)]
+        start, count = (values.view(view).expand(lengths).reshape(1, -1) for values in (start, count))
+        spread.append((start, stride, count))
+    return spread
+
+
+def draw_proxies(
+    batch: int,
+    proxies: int,
+    generator: torch.Generator | list[torch.Generator] | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """Uniform numbers (3, batch, proxies) for `proxy_index`, drawn on the generator's device.
+
+    With a list, sample i draws from generator i; a list shorter than the batch is repeated, so that the two halves of
+    a guided batch see the same proxies.
+    """
+    if not isinstance(generator, list):
+        where = device if generator is None else generator.device
+        return torch.rand((3, batch, proxies), generator=generator, device=where).to(device)
+    rows = [torch.rand((3, 1, proxies), generator=one, device=one.device).to(device) for one in generator]
+    return torch.cat(rows, dim=1).repeat(1, batch // len(rows), 1)
+
+
+class ProxyPlan(NamedTuple):
+    """Where proxies come from: the grid, the windows, the ratio."""
+
+    grid: Triple
+    window: Triple
+    ratio: Triple
+
+    def tokens(self, hidden_states: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        """Means without an index, else the tokens at `index` (B or 1, M)."""
+        if index is None:
+            return mean_proxies(hidden_states, *self)
+        return hidden_states.gather(1, index[..., None].expand(len(hidden_states), -1, hidden_states.shape[-1]))
+
+    def number(self) -> int:
+        """How many proxies there are."""
+        boxes = zip(self.grid, proxy_boxes(self.window, self.ratio), strict=True)
+        return math.prod(size // box * stride + min(stride, size % box) for size, (box, stride) in boxes)

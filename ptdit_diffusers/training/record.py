@@ -1,0 +1,96 @@
+"""What a run writes down for people: log.jsonl, the loss curve, run.json. Must not know any stage."""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from ptdit_diffusers.core.files import replace_json
+
+
+def read_log(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """Lines of a log.jsonl, without those after `last_step`."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return [line for line in lines if last_step is None or line["step"] <= last_step]
+
+
+def trim_log(path: Path, last_step: int) -> None:
+    """Drop the lines after `last_step`: a resumed run writes them again."""
+    if path.exists():
+        kept = read_log(path, last_step)
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def append_log(path: Path, line: dict[str, Any]) -> None:
+    """Add one JSON line."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def draw_curve(log: Path, picture: Path) -> None:
+    """Draw loss against step (log scale) and the learning rate below it."""
+    lines = [line for line in read_log(log) if "loss" in line]
+    if not lines:
+        return
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    steps = [line["step"] for line in lines]
+    upper.plot(steps, [line["loss"] for line in lines], linewidth=0.8)
+    upper.set(ylabel="loss", yscale="log" if min(line["loss"] for line in lines) > 0 else "linear")
+    upper.grid(alpha=0.3)
+    lower.plot(steps, [line["lr"] for line in lines])
+    lower.set(xlabel="optimiser step", ylabel="learning rate")
+    figure.savefig(picture, dpi=100)
+
+
+def write_run(path: Path, settings: Any, progress: dict[str, Any], processes: int) -> None:
+    """Write run.json: settings and seed, progress so far, and one entry per call.
+
+    An entry has versions, hardware and what the settings of the call before were where they differ.
+    """
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"calls": [], "settings": {}}
+    new = json.loads(json.dumps(dataclasses.asdict(settings)))  # tuples become lists, as in the file
+    call = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "from_step": progress["step"],
+        "processes": processes,
+        "hardware": hardware(),
+        "versions": versions(),
+        "settings_before": {key: old for key, old in earlier["settings"].items() if old != new.get(key)},
+    }
+    run = {"seed": settings.seed, **progress, "settings": new, "calls": [*earlier["calls"], call]}
+    replace_json(path, run)
+
+
+def update_run(path: Path, progress: dict[str, Any]) -> None:
+    """Bring the progress in run.json up to date."""
+    run = json.loads(path.read_text(encoding="utf-8"))
+    run.update(progress)
+    replace_json(path, run)
+
+
+def hardware() -> str:
+    """One line: GPUs or CPU cores and threads used."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter for the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "diffusers", "transformers", "accelerate", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

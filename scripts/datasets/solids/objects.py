@@ -1,0 +1,150 @@
+"""Objects of the solid world: one solid, one on another, or two beside each other; drawn at random.
+
+Lengths are those of `solids.py`, z up; azimuths are degrees, counterclockwise as seen from above, elevations degrees.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scripts.datasets.shapes.layout import between
+from scripts.datasets.shapes.palette import BACKGROUND_RGB, BACKGROUNDS, COLOURS, FIGURE_RGB, clear_pair, distance
+from scripts.datasets.shapes.scenes import falls_out, pick
+
+from .solids import MARKS, SOLIDS
+
+RELATIONS = ("on", "beside")
+FLAT_TOPS = ("cube", "cylinder")
+SCALE = (0.9, 1.1)
+ELEVATIONS: dict[str, tuple[float, float]] = {"side": (5.0, 8.0), "": (14.0, 20.0), "above": (26.0, 30.0)}
+DARKEST, BRIGHTEST = 0.54, 1.0  # light on the far side and on the near side of a solid
+CLEAR = 24.0  # least CIELAB distance between a solid in any light and the background
+
+
+@dataclass(frozen=True)
+class Part:
+    """One solid: colour, mark on its front ("" for none), the mark's colour; where it stands and how large it is."""
+
+    solid: str
+    colour: str
+    mark: str = ""
+    mark_colour: str = ""
+    y: float = 0.0
+    z: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class SolidObject:
+    """One or two parts, the relation of the first to the second, and the camera's height and background.
+
+    Attributes:
+        parts: with relation "beside" the first stands left of the second as seen from azimuth 0.
+        relation: "", "on" or "beside".
+        view: "side", "" or "above", a range of elevations.
+        elevation: of the camera, degrees.
+        background: colour word.
+    """
+
+    parts: tuple[Part, ...]
+    relation: str
+    view: str
+    elevation: float
+    background: str
+
+    @property
+    def height(self) -> float:
+        return max(part.z + part.scale * SOLIDS[part.solid].height for part in self.parts)
+
+    @property
+    def kinds(self) -> tuple[tuple[str, str, str], ...]:
+        return tuple((part.colour, part.solid, part.mark) for part in self.parts)
+
+
+HELD_OUT_SOLIDS: frozenset[tuple[str, str, str]] = frozenset(
+    (colour, solid, mark)
+    for colour in COLOURS
+    for solid in SOLIDS
+    for mark in (*MARKS, "")
+    if falls_out(f"solid world: {colour} {solid} with {mark or 'nothing'}")
+)
+
+
+def is_held_out_object(thing: SolidObject) -> bool:
+    """True when a part has a colour, form and mark that are never together in training."""
+    return any(kind in HELD_OUT_SOLIDS for kind in thing.kinds)
+
+
+def _tones(rgb: tuple[int, int, int], *lights: float) -> list[tuple[float, ...]]:
+    return [tuple(light * value for value in rgb) for light in lights]
+
+
+_CLEAR_ON = {
+    (colour, ground): min(
+        distance(tone, shadow)
+        for tone in _tones(rgb, DARKEST, 0.75, BRIGHTEST)
+        for shadow in _tones(BACKGROUND_RGB[ground], 0.78, 1.0)
+    )
+    >= CLEAR
+    for colour, rgb in FIGURE_RGB.items()
+    for ground in BACKGROUNDS
+}
+
+
+def clear_in_any_light(colour: str, background: str) -> bool:
+    """True when the lit and the dark side of a solid stand out from the background and the shadow on it."""
+    return _CLEAR_ON[colour, background]
+
+
+def arrange(parts: tuple[Part, ...], relation: str, scale: float) -> tuple[Part, ...]:
+    """Places parts: alone, the first on the second, or the first beside the second."""
+    if relation == "on":
+        upper, lower = parts
+        top = 0.8 * scale * SOLIDS[lower.solid].height
+        return _placed(upper, 0.0, top, 0.6 * scale), _placed(lower, 0.0, 0.0, 0.8 * scale)
+    if relation == "beside":
+        return _placed(parts[0], -0.64 * scale, 0.0, 0.6 * scale), _placed(parts[1], 0.64 * scale, 0.0, 0.6 * scale)
+    return (_placed(parts[0], 0.0, 0.0, scale),)
+
+
+def _placed(part: Part, y: float, z: float, scale: float) -> Part:
+    return Part(part.solid, part.colour, part.mark, part.mark_colour, y, z, scale)
+
+
+def _sample_parts(rng: np.random.Generator, relation: str, background: str) -> tuple[Part, ...] | None:
+    """Parts whose colours can be told apart, or None."""
+    count = 2 if relation else 1
+    solids = [pick(rng, tuple(SOLIDS)) for _ in range(count)]
+    if relation == "on":
+        solids[1] = pick(rng, FLAT_TOPS)
+    colours = [pick(rng, COLOURS) for _ in range(count)]
+    mark_colour, mark = pick(rng, COLOURS), pick(rng, MARKS)
+    bearer = int(rng.random() * count)
+    if not all(clear_in_any_light(colour, background) for colour in (*colours, mark_colour)):
+        return None
+    if not all(clear_pair(mark_colour, colour) for colour in colours) or (count == 2 and not clear_pair(*colours)):
+        return None
+    return tuple(
+        Part(solid, colour, mark, mark_colour) if index == bearer else Part(solid, colour)
+        for index, (solid, colour) in enumerate(zip(solids, colours, strict=True))
+    )
+
+
+def sample_object(rng: np.random.Generator, held_out: bool | None = False) -> SolidObject:
+    """Draws an object from rng.
+
+    held_out False (training): no held-out combination occurs; True (evaluation): at least one does; None: either.
+    """
+    roll = rng.random()
+    relation = "" if roll < 0.6 else "on" if roll < 0.8 else "beside"
+    while True:
+        background = "white" if rng.random() < 0.3 else pick(rng, BACKGROUNDS)
+        parts = _sample_parts(rng, relation, background)
+        if parts is None:
+            continue
+        height = rng.random()
+        view = "side" if height < 0.2 else "above" if height > 0.8 else ""
+        placed = arrange(parts, relation, between(rng, *SCALE))
+        thing = SolidObject(placed, relation, view, between(rng, *ELEVATIONS[view]), background)
+        if held_out is None or is_held_out_object(thing) == held_out:
+            return thing

@@ -1,0 +1,327 @@
+"""Reads what a prompt of the drawn world asks for: groups of figures, relations, places and the background.
+
+Owns the grammar, which works on words only (no text encoder, no captions module). Words it does not know are skipped.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from scripts.verifiers.colors import COLOURS
+from scripts.verifiers.pictures.shapes import SHAPES
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A group that is asked for; "" or 0 where the prompt leaves something open. place as in "top_left"."""
+
+    count: int
+    size: str
+    colour: str
+    shape: str
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a prompt asks for; relations are (subject group, relation, object group), background "" when unsaid."""
+
+    groups: tuple[Asked, ...]
+    relations: tuple[tuple[int, str, int], ...] = ()
+    background: str = ""
+    pattern: str = ""
+
+
+_WORDS = {
+    "THE": {"the": "the"},
+    "NUMBER": {
+        "a": 1,
+        "an": 1,
+        "1": 1,
+        "a single": 1,
+        "single": 1,
+        "two": 2,
+        "2": 2,
+        "a pair of": 2,
+        "a couple of": 2,
+        "both": 2,
+        "three": 3,
+        "3": 3,
+        "four": 4,
+        "4": 4,
+    },
+    "ONE": {"one": 1},
+    "SIZE": {
+        "small": "small",
+        "little": "small",
+        "tiny": "small",
+        "large": "large",
+        "big": "large",
+        "huge": "large",
+        "medium": "",
+    },
+    "COLOUR": {**{name: name for name in COLOURS}, "violet": "purple", "grey": "gray"},
+    "PATTERN": {
+        "plain": "plain",
+        "simple": "plain",
+        "solid": "plain",
+        "striped": "striped",
+        "stripy": "striped",
+        "stripes": "striped",
+        "dotted": "dotted",
+        "spotted": "dotted",
+        "polka dot": "dotted",
+        "polka dots": "dotted",
+        "dots": "dotted",
+        "spots": "dotted",
+        "checkered": "checkered",
+        "checked": "checkered",
+        "chequered": "checkered",
+        "checkerboard": "checkered",
+        "checks": "checkered",
+    },
+    "SHAPE": {
+        **{name: name for name in SHAPES},
+        **dict.fromkeys(("disc", "disk"), "circle"),
+        "box": "square",
+        **dict.fromkeys(("donut", "hoop", "doughnut"), "ring"),
+        **dict.fromkeys(("plus", "plus sign"), "cross"),
+        **dict.fromkeys(("moon", "crescent moon"), "crescent"),
+    },
+    "SHAPES": {
+        **{name + "s": name for name in SHAPES if name != "cross"},
+        "crosses": "cross",
+        **dict.fromkeys(("discs", "disks"), "circle"),
+        "boxes": "square",
+        **dict.fromkeys(("donuts", "hoops", "doughnuts"), "ring"),
+        **dict.fromkeys(("pluses", "plus signs"), "cross"),
+        **dict.fromkeys(("moons", "crescent moons"), "crescent"),
+    },
+    "RELATION": {
+        **dict.fromkeys(("left of", "left side of"), "left of"),
+        **dict.fromkeys(("right of", "right side of"), "right of"),
+        **dict.fromkeys(("above", "over", "on top of", "higher than"), "above"),
+        **dict.fromkeys(("below", "under", "underneath", "beneath", "lower than"), "below"),
+        **dict.fromkeys(("inside", "inside of", "within", "in the middle of", "in the center of"), "inside"),
+        **dict.fromkeys(("around", "surrounding", "surrounds", "containing", "contains"), "around"),
+    },
+    "BARE": {"on top": "above", "in it": "inside", "in them": "inside"},
+    "PLACE": {
+        **dict.fromkeys(("middle", "center", "centre"), "center"),
+        **{name: name for name in ("top", "bottom", "left", "right")},
+        **{
+            f"{word} {side}": f"{name}_{side}"
+            for word, name in (("top", "top"), ("upper", "top"), ("bottom", "bottom"), ("lower", "bottom"))
+            for side in ("left", "right")
+        },
+    },
+    "BACKGROUND": {"background": "", "backdrop": ""},
+    "ONES": {"ones": ""},
+    "IT": {"it": "", "them": ""},
+    "IN": {"in": ""},
+    "SKIP": dict.fromkeys(("in front of", "image contains", "picture contains", "scene contains"), ""),
+    "ON": {"on": "", "on a": "", "against": "", "against a": ""},
+    "WITH": {"with": ""},
+    "BREAK": {"and": "", ",": "", ".": "", ";": ""},
+}
+Token = tuple[str, str | int]
+PHRASES: dict[tuple[str, ...], Token] = {
+    tuple(phrase.split()): (kind, value) for kind, table in _WORDS.items() for phrase, value in table.items()
+}
+_INVERSE = {"around": "inside"}
+_PLACE_RELATION = {"center": "inside", "left": "left of", "right": "right of", "top": "above", "bottom": "below"}
+
+
+def read_tokens(text: str, phrases: dict[tuple[str, ...], Token] = PHRASES) -> list[Token]:
+    """Known phrases of a text, longest first, as (kind, value)."""
+    longest = max(map(len, phrases))
+    words = re.findall(r"[a-z0-9]+|[,.;]", text.lower())
+    found: list[Token] = []
+    at = 0
+    while at < len(words):
+        for length in range(min(longest, len(words) - at), 0, -1):
+            token = phrases.get(tuple(words[at : at + length]))
+            if token is not None:
+                if token[0] != "SKIP":
+                    found.append(token)
+                at += length
+                break
+        else:
+            at += 1
+    return found
+
+
+def _background_span(kinds: list[str]) -> tuple[int, int] | None:
+    """Where the background's colour and pattern stand: "plain white background", "background is white with dots"."""
+    if "BACKGROUND" not in kinds:
+        for start in (at for at, kind in enumerate(kinds) if kind == "ON"):
+            # "on striped white" at the end of a clause; "on white squares" is not a background
+            stop = start + 1
+            while stop < len(kinds) and kinds[stop] in ("COLOUR", "PATTERN"):
+                stop += 1
+            if stop > start + 1:
+                stop += 2 * (kinds[stop : stop + 2] == ["WITH", "PATTERN"])
+                if kinds[stop : stop + 1] in ([], ["BREAK"]):
+                    return start, stop
+        return None
+    middle = kinds.index("BACKGROUND")
+    start, stop = middle, middle + 1
+    while start > 0 and kinds[start - 1] in ("COLOUR", "PATTERN"):
+        start -= 1
+    if start == middle:
+        while stop < len(kinds) and kinds[stop] in ("COLOUR", "PATTERN"):
+            stop += 1
+    if kinds[stop : stop + 2] == ["WITH", "PATTERN"]:
+        stop += 2
+    if kinds[max(start - 2, 0) : start] == ["WITH", "NUMBER"]:
+        return start - 2, stop
+    return start - (kinds[max(start - 1, 0) : start] == ["WITH"]), stop
+
+
+def take_background(tokens: list[Token]) -> tuple[str, str, list[Token]]:
+    """The background's colour and pattern, "" where unsaid, and the tokens without it."""
+    span = _background_span([kind for kind, _ in tokens])
+    if span is None:
+        return "", "", tokens
+    said = {kind: str(value) for kind, value in tokens[span[0] : span[1]]}
+    return said.get("COLOUR", ""), said.get("PATTERN", ""), tokens[: span[0]] + tokens[span[1] :]
+
+
+def noun_phrase(tokens: list[Token], at: int) -> tuple[Asked, bool, int] | None:
+    """A figure's words at a position: (what is asked, whether "the" stands before it, position behind it)."""
+    definite, count, size, colour, adjectives = False, 0, "", "", 0
+    if at < len(tokens) and tokens[at][0] == "THE":
+        definite, at = True, at + 1
+    if at < len(tokens) and tokens[at][0] in ("NUMBER", "ONE"):
+        count, at = int(tokens[at][1]), at + 1
+    while at < len(tokens) and tokens[at][0] in ("SIZE", "COLOUR"):
+        adjectives += 1
+        if tokens[at][0] == "SIZE":
+            size = str(tokens[at][1])
+        else:
+            colour = str(tokens[at][1])
+        at += 1
+    if at < len(tokens) and tokens[at][0] in ("SHAPE", "SHAPES"):
+        count = count or int(tokens[at][0] == "SHAPE")
+        return Asked(count, size, colour, str(tokens[at][1])), definite, at + 1
+    if at < len(tokens) and adjectives and tokens[at][0] in ("ONE", "ONES"):
+        return Asked(count, size, colour, ""), definite, at + 1
+    return None
+
+
+class _Reader:
+    """Walks over the tokens of a prompt; the last figure named is the subject of the next relation."""
+
+    def __init__(self) -> None:
+        self.groups: list[Asked] = []
+        self.relations: list[tuple[int, str, int]] = []
+        self.last: int | None = None  # figure named last
+        self.owner: int | None = None  # figure before "with"
+        self.waiting: tuple[int | None, str] | None = None  # subject and relation whose object is still to come
+        self.front: tuple[str, int] | None = None  # relation and object whose subject is still to come
+
+    def relate(self, subject: int, relation: str, other: int) -> None:
+        """Notes a relation once; "around" is "inside" seen from the other side."""
+        if relation == "around":
+            subject, relation, other = other, "inside", subject
+        if subject != other and (subject, relation, other) not in self.relations:
+            self.relations.append((subject, relation, other))
+
+    def figure(self, asked: Asked, definite: bool) -> None:
+        """Takes a figure: a new one, or one that was named before ("the ring", "the blue one")."""
+        known = [
+            index
+            for index, group in enumerate(self.groups)
+            if asked.colour in ("", group.colour) and asked.shape in ("", group.shape)
+        ]
+        if definite and known:
+            index = known[0]
+        else:
+            index = len(self.groups)
+            self.groups.append(asked)
+        if self.waiting is not None:
+            subject, relation = self.waiting
+            if subject is None:
+                self.front = (relation, index)
+            else:
+                self.relate(subject, relation, index)
+            self.waiting = None
+        elif self.front is not None:
+            self.relate(index, *self.front)
+            self.front = None
+        self.last = index
+
+    def pronoun(self) -> None:
+        """Takes "it" or "them" as the object of the relation before it."""
+        if self.waiting is not None and self.waiting[0] is not None:
+            subject, relation = self.waiting
+            others = [index for index in (self.owner, 0) if index is not None and index != subject]
+            if others:
+                self.relate(subject, relation, others[0])
+        self.waiting = None
+
+    def place(self, place: str) -> None:
+        """Takes "in the middle": a relation behind "with" ("a ring with a star in the middle"), else a place."""
+        if self.last is None:
+            return
+        if self.owner is not None and self.owner != self.last and place in _PLACE_RELATION:
+            self.relate(self.last, _PLACE_RELATION[place], self.owner)
+        else:
+            self.groups[self.last] = replace(self.groups[self.last], place=place)
+
+    def stop(self) -> None:
+        """Ends a clause: a relation without object belongs to the figure before "with" ("... with a star inside")."""
+        if self.waiting is not None and self.owner is not None and self.waiting[0] is not None:
+            self.relate(self.waiting[0], self.waiting[1], self.owner)
+        self.waiting = None
+
+    def read(self, tokens: list[Token]) -> None:
+        """Takes all tokens of a prompt without its background."""
+        at = 0
+        while at < len(tokens):
+            phrase = noun_phrase(tokens, at)
+            if phrase is not None:
+                self.figure(phrase[0], phrase[1])
+                at = phrase[2]
+                continue
+            kind, value = tokens[at]
+            at += 1
+            self.word(kind, str(value), tokens, at)
+        self.stop()
+
+    def word(self, kind: str, value: str, tokens: list[Token], behind: int) -> None:
+        """Takes one token that is not part of a figure's words; `behind` is the position after it."""
+        if kind == "RELATION" or (kind == "IN" and noun_phrase(tokens, behind) is not None):
+            self.waiting = (self.last, value or "inside")
+        elif kind == "COLOUR" and self.last is not None and not self.groups[self.last].colour:
+            self.groups[self.last] = replace(self.groups[self.last], colour=value)
+        elif kind == "WITH":
+            self.owner = self.last
+        elif kind == "IT":
+            self.pronoun()
+        elif kind == "BARE" and self.last is not None:
+            self.waiting = (self.last, value)
+            self.stop()
+        elif kind == "PLACE":
+            self.place(value)
+        elif kind == "BREAK":
+            self.stop()
+
+
+def read_prompt(text: str) -> Request:
+    """Reads a prompt.
+
+    Args:
+        text: words such as "two small green stars above a purple ring, white background".
+
+    Returns:
+        What the prompt asks for; only what it says.
+
+    Raises:
+        ValueError: no word of the prompt names a figure.
+    """
+    background, pattern, tokens = take_background(read_tokens(text))
+    reader = _Reader()
+    reader.read(tokens)
+    if not reader.groups:
+        raise ValueError(f"prompt {text!r} names no figure; it needs one of: {', '.join(SHAPES)}.")
+    return Request(tuple(reader.groups), tuple(reader.relations), background, pattern)

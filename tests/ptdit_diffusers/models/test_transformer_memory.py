@@ -1,0 +1,166 @@
+"""diffusers' ways to save memory work on the transformer: fp8 storage, offloading, shards, quantisation."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from tests.ptdit_diffusers.models.test_transformer_ptdit import arguments, tiny
+
+
+@torch.no_grad()
+def relative_error(transformer: nn.Module, reference: torch.Tensor) -> float:
+    return float((transformer(**arguments()).sample - reference).norm() / reference.norm())
+
+
+@torch.no_grad()
+def test_fp8_storage_keeps_large_layers_small_and_small_ones_exact():
+    transformer = tiny()
+    plain = transformer(**arguments()).sample
+    transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    stored = {name: value.dtype for name, value in transformer.state_dict().items()}
+    small = ("pos_embed", "adaln_single", "scale_shift_table", "proj_out")
+    assert all((dtype == torch.float32) == any(word in name for word in small) for name, dtype in stored.items())
+    assert 0 < relative_error(transformer, plain) < 0.1
+    assert transformer.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]
+)
+@torch.no_grad()
+def test_group_offloading_changes_nothing(options):
+    transformer = tiny()
+    plain = transformer(**arguments()).sample
+    transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), **options)
+    assert torch.equal(transformer(**arguments()).sample, plain)
+
+
+@torch.no_grad()
+def test_cpu_offload_fetches_every_tensor_that_a_forward_needs():
+    from accelerate import cpu_offload
+
+    transformer = tiny()
+    plain = transformer(**arguments()).sample
+    cpu_offload(transformer, torch.device("cpu"))
+    assert all(value.is_meta for value in transformer.parameters())
+    assert torch.equal(transformer(**arguments()).sample, plain)
+
+
+@torch.no_grad()
+def test_a_device_map_splits_between_blocks_never_inside_one(tmp_path):
+    transformer = tiny(num_layers=3)
+    plain = transformer(**arguments()).sample
+    transformer.save_pretrained(tmp_path / "model")
+    block = sum(value.numel() * 4 for value in transformer.transformer_blocks[0].parameters())
+    whole = sum(value.numel() * 4 for value in transformer.parameters())
+    split = PTDiTTransformer3DModel.from_pretrained(
+        tmp_path / "model",
+        device_map="auto",
+        max_memory={"cpu": whole - block // 2},
+        offload_folder=tmp_path / "disk",
+    )
+    places = {name: str(place) for name, place in split.hf_device_map.items()}
+    assert set(places.values()) == {"cpu", "disk"}
+    assert not any(name.startswith("transformer_blocks.") and name.count(".") > 1 for name in places)
+    assert torch.equal(split(**arguments()).sample, plain)
+
+
+@torch.no_grad()
+def test_shards_and_variants_load_again(tmp_path):
+    transformer = tiny()
+    transformer.save_pretrained(tmp_path, max_shard_size="100KB", variant="ema")
+    index = json.loads((tmp_path / "diffusion_pytorch_model.safetensors.index.ema.json").read_text(encoding="utf-8"))
+    files = set(index["weight_map"].values())
+    assert len(files) > 1 and all((tmp_path / name).suffix == ".safetensors" and ".ema" in name for name in files)
+    again = PTDiTTransformer3DModel.from_pretrained(tmp_path, variant="ema")
+    assert relative_error(again, transformer(**arguments()).sample) == 0
+    with pytest.raises(OSError):
+        PTDiTTransformer3DModel.from_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_bf16_loading_keeps_the_modulation_tables_in_fp32(tmp_path):
+    transformer = tiny()
+    transformer.save_pretrained(tmp_path)
+    half = PTDiTTransformer3DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    kept = {name for name, value in half.named_parameters() if value.dtype == torch.float32}
+    assert kept == {name for name, _ in half.named_parameters() if name.endswith("scale_shift_table")}
+    inputs = {name: value.bfloat16() if value.ndim > 1 else value for name, value in arguments().items()}
+    sample = half(**inputs).sample
+    assert sample.dtype == torch.bfloat16
+    reference = transformer(**arguments()).sample
+    assert (sample - reference).norm() / reference.norm() < 0.05
+
+
+class Int8Linear(nn.Module):
+    """A layer as quantisation libraries put in Linear's place: no floating weight, another dtype than the input's."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        scale = linear.weight.abs().amax(dim=1, keepdim=True) / 127
+        self.weight = nn.Parameter((linear.weight / scale).round().to(torch.int8), requires_grad=False)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(inputs, self.weight.to(inputs.dtype) * self.scale.to(inputs.dtype), self.bias)
+
+
+@torch.no_grad()
+def test_every_linear_layer_can_be_replaced_by_a_quantised_one():
+    transformer = tiny()
+    plain = transformer(**arguments()).sample
+    linear = [(name, layer) for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)]
+    for name, layer in linear:
+        parent, _, last = name.rpartition(".")
+        setattr(transformer.get_submodule(parent), last, Int8Linear(layer))
+    left = [name for name, value in transformer.named_parameters() if value.is_floating_point() and value.ndim > 1]
+    assert all(name.endswith("scale_shift_table") or name == "pos_embed.proj.weight" for name in left)
+    assert 0 < relative_error(transformer, plain) < 0.05
+
+
+@torch.no_grad()
+def test_torchao_stores_int8_and_computes_nearly_the_same(tmp_path):
+    torchao = pytest.importorskip("torchao.quantization")
+    from diffusers import TorchAoConfig
+
+    transformer = tiny()
+    transformer.save_pretrained(tmp_path)
+    quantised = PTDiTTransformer3DModel.from_pretrained(
+        tmp_path, quantization_config=TorchAoConfig(torchao.Int8WeightOnlyConfig()), torch_dtype=torch.float32
+    )
+    assert "Int8Tensor" in type(quantised.transformer_blocks[1].attn3.to_q.weight).__name__
+    assert 0 < relative_error(quantised, transformer(**arguments()).sample) < 0.05
+
+
+@torch.no_grad()
+def test_a_gguf_file_loads_by_from_single_file(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    from diffusers import GGUFQuantizationConfig
+
+    transformer = tiny()
+    transformer.save_config(tmp_path)
+    eight_bit = gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", arch="ptdit")
+    for name, value in transformer.state_dict().items():
+        array = value.numpy()
+        if name.endswith(".weight") and value.ndim == 2 and value.shape[1] % 32 == 0:
+            writer.add_tensor(name, gguf.quants.quantize(array, eight_bit), raw_dtype=eight_bit)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    again = PTDiTTransformer3DModel.from_single_file(
+        str(tmp_path / "model.gguf"),
+        config=str(tmp_path),
+        quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
+        torch_dtype=torch.float32,
+    )
+    assert again.transformer_blocks[0].attn1.to_q.weight.dtype == torch.uint8
+    assert 0 < relative_error(again, transformer(**arguments()).sample) < 0.05

@@ -1,0 +1,237 @@
+"""The verifier reads drawn pictures rightly, finds wrong ones wrong, and reads the captions of the drawn world."""
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from scripts.datasets.shapes import Group, Scene, Thing, describe, render, sample_scene
+from scripts.verifiers.pictures.figures import read_picture
+from scripts.verifiers.pictures.prompt import Asked, Request, read_prompt
+from scripts.verifiers.pictures.shapes import SHAPES, classify_shape
+from scripts.verifiers.pictures.truth import DISTURBANCES, noticed, truth
+from scripts.verifiers.pictures.verdict import judge, request_of_scene
+from scripts.verifiers.report import add_up, sheet, table, wilson
+from scripts.verify import main
+
+SCENES = 100
+MAIN_ROWS = ("right colours", "right shapes", "right relations")
+
+
+def thing(x: float, y: float, radius: float = 0.155) -> Thing:
+    return Thing(x, y, radius, 0.0)
+
+
+def star_above_ring(background: str = "white") -> Scene:
+    star = Group("star", "green", "", (thing(0.5, 0.25),))
+    ring = Group("ring", "purple", "", (thing(0.5, 0.7),))
+    return Scene((star, ring), ((0, "above", 1),), background, "plain")
+
+
+def test_truth_is_read_right_in_99_of_100_cases() -> None:
+    tally = add_up(verdict for _, _, verdict in truth(SCENES, seed=1))
+    for row in (*MAIN_ROWS, "right counts", "right sizes", "right background colours", "right background patterns"):
+        right, asked = tally[row]
+        assert asked > 50 and right >= 0.99 * asked, (row, right, asked)
+
+
+@pytest.mark.parametrize("disturbance", [name for name in DISTURBANCES if name != "as drawn"])
+def test_blur_noise_compression_and_recolouring_leave_97_of_100_right(disturbance: str) -> None:
+    tally = add_up(verdict for _, _, verdict in truth(40, 2, disturbance))
+    for row in MAIN_ROWS:
+        right, asked = tally[row]
+        assert right >= 0.97 * asked, (row, right, asked)
+
+
+def test_changed_requests_are_found_wrong() -> None:
+    for kind, (found, asked) in noticed(SCENES, seed=3).items():
+        assert asked > 20 and found >= 0.99 * asked, (kind, found, asked)
+
+
+def test_a_wrong_colour_shape_relation_or_count_is_named() -> None:
+    reading = read_picture(render(star_above_ring()))
+    star, ring = Asked(1, "", "green", "star"), Asked(1, "", "purple", "ring")
+    above = ((0, "above", 1),)
+    assert judge(reading, Request((star, ring), above)).all_right
+
+    verdict = judge(reading, Request((Asked(1, "", "red", "star"), ring), above))
+    assert [(item.colour_right, item.shape_right) for item in verdict.objects] == [(False, True), (True, True)]
+    verdict = judge(reading, Request((Asked(1, "", "green", "heart"), ring), above))
+    assert [(item.colour_right, item.shape_right) for item in verdict.objects] == [(True, False), (True, True)]
+    assert verdict.relations[0].holds and not verdict.relations[0].strict
+    verdict = judge(reading, Request((star, ring), ((0, "left of", 1),)))
+    assert not verdict.relations[0].holds and verdict.wrong == ("green star is not left of purple ring",)
+    verdict = judge(reading, Request((Asked(2, "", "green", "star"), ring), above))
+    assert verdict.counts == (False, True) and not verdict.figures_right
+    verdict = judge(reading, Request((star,)))
+    assert not verdict.figures_right and verdict.wrong == ("2 figures instead of 1",)
+
+
+def test_only_what_the_caption_says_is_judged() -> None:
+    scene = star_above_ring("yellow")
+    silent = request_of_scene(scene, "a green star above a purple ring")
+    spoken = request_of_scene(scene, "a green star above a purple ring, yellow background")
+    assert (silent.background, silent.pattern) == ("", "")
+    assert (spoken.background, spoken.pattern) == ("yellow", "")
+    reading = read_picture(render(star_above_ring("white")))
+    assert judge(reading, silent).background_right is None and judge(reading, silent).all_right
+    assert judge(reading, spoken).background_right is False
+
+
+def test_an_empty_picture_shows_nothing_that_was_asked_for() -> None:
+    verdict = judge(read_picture(numpy.full((128, 128, 3), 200, dtype=numpy.uint8)), star_above_ring())
+    assert not any(item.colour_right or item.shape_right for item in verdict.objects)
+    assert not verdict.relations[0].holds and not verdict.all_right
+
+
+@pytest.mark.parametrize("container", ["circle", "square", "heart", "ring"])
+def test_a_figure_inside_another_is_inside_and_leaves_its_shape_readable(container: str) -> None:
+    for shape in SHAPES:
+        inner = Group(shape, "yellow", "", (thing(0.5, 0.5, 0.12),))
+        outer = Group(container, "blue", "", (thing(0.5, 0.5, 0.38),))
+        scene = Scene((inner, outer), ((0, "inside", 1),), "white", "plain")
+        assert judge(read_picture(render(scene)), scene).wrong == (), (shape, container)
+
+
+def test_pictures_of_other_sizes_are_read_alike() -> None:
+    scene = star_above_ring()
+    for size in (96, 160, 256):
+        assert judge(read_picture(render(scene, size)), scene).all_right, size
+    wide = numpy.concatenate([render(scene, 128), render(scene, 128)], axis=1)
+    assert sorted(figure.shape for figure in read_picture(wide).figures) == ["ring", "ring", "star", "star"]
+
+
+def test_silhouettes_are_named_at_any_place_and_size() -> None:
+    y, x = numpy.mgrid[:90, :120]
+    disc = (x - 70) ** 2 + (y - 40) ** 2
+    assert classify_shape(disc < 25**2).name == "circle"
+    assert classify_shape((disc < 25**2) & (disc > 13**2)).name == "ring"
+    assert classify_shape((abs(x - 40) < 9) & (abs(y - 50) < 9)).name == "square"
+    splinters = (abs((x - 60) - (y - 45)) < 3) & (abs(x - 60) < 30)
+    assert classify_shape(splinters).name == "blob"
+    with pytest.raises(ValueError, match="0 pixels"):
+        classify_shape(numpy.zeros((8, 8), dtype=bool))
+
+
+def test_a_picture_that_is_not_bytes_is_refused() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        read_picture(numpy.zeros((128, 128, 3)))
+
+
+def relations_by_colour(relations: tuple[tuple[int, str, int], ...], groups: tuple) -> set[tuple[str, str, str]]:
+    turned = {"right of": "left of", "below": "above"}
+    named = [(groups[a].colour, relation, groups[b].colour) for a, relation, b in relations]
+    return {(b, turned[relation], a) if relation in turned else (a, relation, b) for a, relation, b in named}
+
+
+def test_the_prompt_reader_agrees_with_the_scenes_of_captions() -> None:
+    agreed = 0
+    for index in range(300):
+        rng = numpy.random.default_rng([5, index])
+        scene = sample_scene(rng, held_out=None)
+        caption, canonical = describe(scene, rng)
+        request = read_prompt(caption)
+        agreed += (
+            {(g.count, g.size, g.colour, g.shape) for g in request.groups}
+            == {(len(g.things), g.size, g.colour, g.shape) for g in scene.groups}
+            and len(request.groups) == len(scene.groups)
+            and relations_by_colour(request.relations, request.groups)
+            == relations_by_colour(scene.relations, scene.groups)
+            and request.background == ("" if canonical.endswith("background any") else scene.background)
+            and request.pattern in ("", scene.pattern)
+        )
+    assert agreed >= 297
+
+
+@pytest.mark.parametrize(
+    ("prompt", "request_"),
+    [
+        (
+            "Two small green stars above a purple ring, white background",
+            Request((Asked(2, "small", "green", "star"), Asked(1, "", "purple", "ring")), ((0, "above", 1),), "white"),
+        ),
+        (
+            "blue heart inside a yellow square",
+            Request((Asked(1, "", "blue", "heart"), Asked(1, "", "yellow", "square")), ((0, "inside", 1),)),
+        ),
+        (
+            "a big red disc with a tiny white moon in the middle on gray with dots",
+            Request(
+                (Asked(1, "large", "red", "circle"), Asked(1, "small", "white", "crescent")),
+                ((1, "inside", 0),),
+                "gray",
+                "dotted",
+            ),
+        ),
+        ("red circle on blue", Request((Asked(1, "", "red", "circle"),), (), "blue")),
+        ("a green cross in the top left corner", Request((Asked(1, "", "green", "cross", "top_left"),))),
+        ("hearts", Request((Asked(0, "", "", "heart"),))),
+    ],
+)
+def test_prompts_of_strangers_are_read(prompt: str, request_: Request) -> None:
+    assert read_prompt(prompt) == request_
+
+
+def test_a_prompt_without_a_figure_is_refused() -> None:
+    with pytest.raises(ValueError, match="names no figure"):
+        read_prompt("a sunset over the sea")
+
+
+def test_intervals_and_tables_are_as_published() -> None:
+    low, high = wilson(95, 100)
+    assert (round(low, 4), round(high, 4)) == (0.8882, 0.9785)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert "95.00 %   88.82 -  97.85  95 / 100 figures asked for" in table({"right colours": (95, 100)})
+
+
+def test_a_sheet_frames_right_pictures_green_and_wrong_ones_red() -> None:
+    scene = star_above_ring()
+    picture = render(scene)
+    reading = read_picture(picture)
+    wrong = Request((Asked(1, "", "red", "heart"),))
+    page = numpy.asarray(sheet([picture, picture], ["a", "b"], [judge(reading, scene), judge(reading, wrong)]))
+    assert page[4, 20, 1] > page[4, 20, 0] and page[4, page.shape[1] // 2 + 20, 0] > 150
+    with pytest.raises(ValueError, match="at least 1"):
+        sheet([], [], [])
+
+
+def test_the_command_tells_right_pictures_from_wrong_ones(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = str(tmp_path / "picture.png")
+    Image.fromarray(render(star_above_ring())).save(file)
+    assert main(["--picture", file, "--prompt", "a green star above a purple donut"]) == 0
+    assert capsys.readouterr().out == "right\n"
+    assert main(["--picture", file, "--prompt", "a green star below a purple ring"]) == 1
+    assert capsys.readouterr().out == "wrong: green star is not below purple ring\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--picture", "picture.png"],
+        ["--picture", "missing.png", "--prompt", "a red circle"],
+        ["--picture", "missing.png", "--prompt", "a sunset"],
+        ["--check-truth", "0"],
+    ],
+)
+def test_the_command_refuses_bad_input_with_exit_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        main(arguments)
+    assert refusal.value.code == 2
+
+
+def test_the_command_checks_itself_on_truth(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--check-truth", "8"]) == 0
+    assert "right relations" in capsys.readouterr().out
+
+
+def test_the_command_judges_a_model_and_writes_results(tiny_model_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ["--model", str(tiny_model_folder), "--prompts", "3", "--steps", "1", "--batch", "2"]
+    assert main([*arguments, "--output", str(output), "--device", "cpu"]) == 0
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert len(results["pictures"]) == 3 and results["table"]["right colours"]["asked"] >= 6
+    assert results["settings"]["steps"] == 1 and "torch" in results["versions"] and results["held_out"]
+    assert len(list((output / "pictures").iterdir())) == 3 and (output / "sheet_01.png").exists()
