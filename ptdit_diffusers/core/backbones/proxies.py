@@ -11,6 +11,18 @@ import torch
 
 from .windows import Triple, axis_segments
 
+PROXY_MODES = ("mean", "random", "first")
+
+
+def check_proxy_mode(mode: str) -> None:
+    """Check that a proxy mode is one of `PROXY_MODES`.
+
+    Raises:
+        ValueError: it is not; names those that are.
+    """
+    if mode not in PROXY_MODES:
+        raise ValueError(f"proxy_mode={mode!r} is unknown; choose one of {', '.join(PROXY_MODES)}.")
+
 
 def proxy_boxes(window: Triple, ratio: Triple) -> list[tuple[int, int]]:
     """Per axis: (box, stride) of the pooling. A box holds `stride` proxies; proxy y averages tokens y, y+stride, ...
