@@ -16,13 +16,13 @@ tags: [text-to-image, ptdit, diffusers]
 
 # {title}
 
-PT-DiT, the proxy-tokenized diffusion transformer (arXiv 2409.04005), as a diffusers folder.
+PT-DiT, the proxy-tokenized diffusion transformer (arXiv 2409.04005), as a model folder for diffusers.
 """
 
 _USE = """
 ## Use
 
-Where the package `ptdit-diffusers` is installed:
+With the package `ptdit-diffusers` installed:
 
 ```python
 import ptdit_diffusers
@@ -31,7 +31,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("OWNER/NAME", revision="COMMIT")
 ```
 
-Where it is not, this repository brings its own code; reading it first is wise, and `revision` pins what was read:
+Without the package, this repository brings its own code. Read the code first; `revision` pins the version that you read:
 
 ```python
 from diffusers import DiffusionPipeline
@@ -41,7 +41,7 @@ pipe = DiffusionPipeline.from_pretrained(
 )
 ```
 
-Or, with guiders of diffusers in place of `guidance_scale`:
+Or with a guider of diffusers in place of `guidance_scale`:
 
 ```python
 from diffusers import ModularPipeline
@@ -51,7 +51,7 @@ modular.load_components(revision="COMMIT")
 picture = modular(prompt="PROMPT", output="images")[0]
 ```
 
-With a `DiffusionPipeline`, either way:
+With a `DiffusionPipeline` that was loaded in one of the first two ways:
 
 ```python
 import torch
@@ -62,9 +62,9 @@ to_change_pictures = AutoPipelineForImage2Image.from_pipe(pipe)
 to_fill_masks = AutoPipelineForInpainting.from_pipe(pipe)
 ```
 
-Needs diffusers 0.41 or 0.42, transformers 5, torch 2.6 or newer and accelerate; peft for LoRA, ftfy for captions
-outside ASCII. Without `trust_remote_code=True` no code of this repository is run. Weights are safetensors only.
-`sha256sum -c SHA256SUMS` checks every file but this card.
+It needs diffusers 0.41 or 0.42, transformers 5, torch 2.6 or newer and accelerate; peft for LoRA, ftfy for captions
+outside ASCII. Without `trust_remote_code=True` no code of this repository is run. All weights are safetensors files.
+`sha256sum -c SHA256SUMS` checks every file except this card.
 
 The code is Apache-2.0; it was generated from the package `ptdit-diffusers` {version}.
 """
@@ -93,7 +93,7 @@ def write_card(folder: Path, own_card: Path, title: str, licence: str | None, pi
     rows = [f"| ![{prompt}]({name}) | {prompt} | {seed} |" for seed, (name, prompt) in enumerate(pictures.items())]
     if rows:
         use += (
-            "\n## Samples\n\nNot chosen: the first ones drawn.\n\n| picture | prompt | seed |\n| --- | --- | --- |\n"
+            "\n## Samples\n\nThe first ones made, not selected.\n\n| picture | prompt | seed |\n| --- | --- | --- |\n"
         )
         use += "\n".join(rows) + "\n"
     (folder / "README.md").write_text(text.rstrip() + "\n" + use, encoding="utf-8", newline="\n")
