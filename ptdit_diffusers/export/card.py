@@ -31,7 +31,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("OWNER/NAME", revision="COMMIT")
 ```
 
-Without the package, this repository brings its own code. Read the code first; `revision` pins the version that you read:
+Without the package, this repository brings its own code. Read it first; `revision` pins the version that you read:
 
 ```python
 from diffusers import DiffusionPipeline
