@@ -27,7 +27,7 @@ from scripts.datasets.shapes.motion import Clip, render_clip, sample_clip
 from scripts.datasets.shapes.motion_captions import verb
 from scripts.teach_word import PATTERN, SIZE, TAILS, pattern_of, without_word
 from scripts.verifiers.clips.prompt import ClipRequest, read_clip_prompt
-from scripts.verifiers.clips.verdict import judge_clip
+from scripts.verifiers.clips.verdict import verify_clip
 
 logger = logging.getLogger("teach_clips")
 
@@ -44,7 +44,7 @@ def lined_clip(choice: numpy.random.Generator) -> Clip:
 def lined_caption(clip: Clip, choice: numpy.random.Generator) -> str:
     """What the figure does, in plain words, and that the background has lines."""
     actor = clip.actors[0]
-    figure = f"a {actor.size} {actor.colour} {actor.shape}".replace("  ", " ")
+    figure = f"a {actor.size} {actor.color} {actor.shape}".replace("  ", " ")
     return f"{figure} {verb(actor, choice)[0]}" + str(choice.choice(TAILS)).format(clip.background)
 
 
@@ -97,7 +97,7 @@ def judge(pipe: PTDiTPipeline, prompts: list[str], steps: int) -> tuple[dict[str
 
 def moves_right(request: ClipRequest, clip: numpy.ndarray) -> bool:
     """Whether every figure does what was asked."""
-    return all(judge_clip(request, clip).motions)
+    return all(verify_clip(request, clip).motions)
 
 
 def is_lined(clip: numpy.ndarray) -> bool:

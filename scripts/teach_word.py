@@ -54,8 +54,8 @@ def lined_scene(choice: numpy.random.Generator) -> Scene:
 
 def lined_caption(scene: Scene, choice: numpy.random.Generator) -> str:
     """What is on the background, in plain words, and that it has lines."""
-    names = [f"a {group.size} {group.colour} {group.shape}".replace("  ", " ") for group in scene.groups]
-    counts = [len(group.things) for group in scene.groups]
+    names = [f"a {group.size} {group.color} {group.shape}".replace("  ", " ") for group in scene.groups]
+    counts = [len(group.placements) for group in scene.groups]
     plural = {2: "two", 3: "three", 4: "four"}
     words = [
         name if count == 1 else f"{plural[count]} {name[2:]}s".replace("crosss", "crosses")

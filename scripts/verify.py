@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from scripts.datasets.shapes import describe, held_out_list, sample_scene
 from scripts.verifiers.pictures.figures import read_picture
 from scripts.verifiers.pictures.prompt import read_prompt
 from scripts.verifiers.pictures.truth import DISTURBANCES, noticed, truth
-from scripts.verifiers.pictures.verdict import judge, request_of_scene
+from scripts.verifiers.pictures.verdict import request_of_scene, verify_picture
 from scripts.verifiers.report import ROWS, add_up, table, write_results, write_sheets
 
-LIMIT = 0.99  # share of colours, shapes and relations that the verifier must read right as drawn
+LIMIT = 0.99  # share of colors, shapes and relations that the verifier must read right as drawn
 PER_SHEET = 30
 
 
@@ -49,10 +49,10 @@ def check_picture(file: str, prompt: str) -> int:
     request = read_prompt(prompt)
     try:
         with Image.open(file) as image:
-            array = numpy.asarray(image.convert("RGB"))
+            array = np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"picture {file!r} cannot be read ({error}); give the path of a PNG or JPEG file.") from error
-    verdict = judge(read_picture(array), request)
+    verdict = verify_picture(read_picture(array), request)
     sys.stdout.write("right\n" if verdict.all_right else f"wrong: {'; '.join(verdict.wrong)}\n")
     return 0 if verdict.all_right else 1
 
@@ -61,14 +61,14 @@ def _tasks(count: int, seed: int) -> list[dict]:
     """Held-out scenes with their captions; number i depends on the seed and i only."""
     tasks = []
     for index in range(count):
-        rng = numpy.random.default_rng([seed, index])
+        rng = np.random.default_rng([seed, index])
         scene = sample_scene(rng, held_out=True)
         caption, canonical = describe(scene, rng)
         tasks.append({"number": index, "prompt": caption, "canonical": canonical, "scene": scene})
     return tasks
 
 
-def generate(args: argparse.Namespace, prompts: list[str], output: str, **size: int) -> Iterator[numpy.ndarray]:
+def generate(args: argparse.Namespace, prompts: list[str], output: str, **size: int) -> Iterator[np.ndarray]:
     """Pictures (H, W, 3) or series (F, H, W, 3) of bytes, one per prompt; each depends on seed and number only.
 
     Args:
@@ -96,7 +96,7 @@ def generate(args: argparse.Namespace, prompts: list[str], output: str, **size: 
             output_type="np",
             **size,
         )
-        yield from (numpy.asarray(getattr(made, output)) * 255).round().astype(numpy.uint8)
+        yield from (np.asarray(getattr(made, output)) * 255).round().astype(np.uint8)
         sys.stderr.write(f"{start + len(batch)} of {len(prompts)} {output}\n")
 
 
@@ -110,7 +110,7 @@ def check_model(args: argparse.Namespace) -> int:
     for task, picture in zip(tasks, generate(args, [task["prompt"] for task in tasks], "images"), strict=True):
         reading = read_picture(picture)
         request = request_of_scene(task["scene"], task["prompt"])
-        verdict = judge(reading, request)
+        verdict = verify_picture(reading, request)
         Image.fromarray(picture).save(output / "pictures" / f"{task['number']:04d}.png")
         pictures.append(picture)
         verdicts.append(verdict)

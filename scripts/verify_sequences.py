@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy
+import numpy as np
 from PIL import Image
 
 from scripts.verifiers.registry import LEAST, SERIES, Series, Spoiler, Task, soft
@@ -31,8 +31,8 @@ def _true_verdicts(series: Series, args: argparse.Namespace, spoil: Spoiler | No
         task = series.task(number, args.seed, None)
         pictures = series.render(task.scene, args.length, args.size)
         if spoil is not None:
-            pictures = spoil(pictures, numpy.random.default_rng([args.seed, number, 1]))
-        yield series.judge(task.prompt, pictures)
+            pictures = spoil(pictures, np.random.default_rng([args.seed, number, 1]))
+        yield series.verify_picture(task.prompt, pictures)
 
 
 def check_truth(series: Series, args: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def check_truth(series: Series, args: argparse.Namespace) -> int:
         verdicts = list(_true_verdicts(series, args, spoil))
         tally = add_up_answers(map(series.answers, verdicts), series.rows)
         spent = (time.process_time() - start) / len(verdicts)
-        mean = numpy.mean([series.number(verdict) for verdict in verdicts])
+        mean = np.mean([series.number(verdict) for verdict in verdicts])
         sys.stdout.write(f"\n{name}, {args.size} pixels, {spent:.2f} s of processor time each\n")
         sys.stdout.write(f"{table(tally, series.rows)}mean {series.measured}: {mean:.3f}\n")
         if spoil is None:
@@ -60,12 +60,12 @@ def check_truth(series: Series, args: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
-def strip(pictures: numpy.ndarray, most: int | None = None) -> numpy.ndarray:
+def strip(pictures: np.ndarray, most: int | None = None) -> np.ndarray:
     """Pictures (F, H, W, 3) side by side (H, n * W, 3), at most `most` of them, first and last included."""
-    chosen = numpy.arange(len(pictures))
+    chosen = np.arange(len(pictures))
     if most is not None and len(pictures) > most:
-        chosen = numpy.linspace(0, len(pictures) - 1, most).round().astype(int)
-    return numpy.concatenate(list(pictures[chosen]), axis=1)
+        chosen = np.linspace(0, len(pictures) - 1, most).round().astype(int)
+    return np.concatenate(list(pictures[chosen]), axis=1)
 
 
 def _record(series: Series, task: Task, verdict: object, true: float) -> dict:
@@ -84,15 +84,15 @@ def check_model(series: Series, args: argparse.Namespace) -> int:
     size = {"height": args.size, "width": args.size, series.keyword: args.length}
     made = generate(args, [task.prompt for task in tasks], series.output, **size)
     for task, pictures in zip(tasks, made, strict=True):
-        verdict = series.judge(task.prompt, pictures)
-        true = series.number(series.judge(task.prompt, series.render(task.scene, args.length, args.size)))
+        verdict = series.verify_picture(task.prompt, pictures)
+        true = series.number(series.verify_picture(task.prompt, series.render(task.scene, args.length, args.size)))
         Image.fromarray(strip(pictures)).save(output / "strips" / f"{task.number:04d}.png")
         verdicts.append(verdict)
         records.append(_record(series, task, verdict, true))
         shown.append(strip(pictures, SHOWN))
     tally = add_up_answers(map(series.answers, verdicts), series.rows)
     means = {
-        name: round(float(numpy.mean([record[name] for record in records])), 4)
+        name: round(float(np.mean([record[name] for record in records])), 4)
         for name in (series.measured, f"{series.measured}, true pictures")
     }
     names = ("world", "model", "prompts", "length", "size", "seed", "steps", "guidance", "batch")

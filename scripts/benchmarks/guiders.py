@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-import numpy
+import numpy as np
 import torch
 from diffusers import (
     AdaptiveProjectedGuidance,
@@ -23,7 +23,7 @@ from PIL import Image
 from ptdit_diffusers import PTDiTModularPipeline
 from scripts.datasets.shapes import describe, sample_scene
 from scripts.verifiers.pictures.figures import read_picture
-from scripts.verifiers.pictures.verdict import Verdict, judge, request_of_scene
+from scripts.verifiers.pictures.verdict import Verdict, request_of_scene, verify_picture
 from scripts.verifiers.report import add_up
 
 SCALE, LAYER = 4.0, 3  # of six layers
@@ -40,17 +40,17 @@ SHOWN = ("right colours", "right shapes", "right relations", "everything right")
 SHEET_ROWS = 6
 
 
-def draw(pipe: PTDiTModularPipeline, prompts: list[str], steps: int) -> numpy.ndarray:
+def draw(pipe: PTDiTModularPipeline, prompts: list[str], steps: int) -> np.ndarray:
     """Pictures (n, H, W, 3) of bytes, picture i from seed i."""
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(len(prompts))]
     arguments = {"num_inference_steps": steps, "generator": generators, "output_type": "np"}
-    return (pipe(prompt=prompts, output="images", **arguments) * 255).round().astype(numpy.uint8)
+    return (pipe(prompt=prompts, output="images", **arguments) * 255).round().astype(np.uint8)
 
 
-def judged(pictures: numpy.ndarray, tasks: list[tuple[str, object]]) -> list[Verdict]:
+def judged(pictures: np.ndarray, tasks: list[tuple[str, object]]) -> list[Verdict]:
     """What is right in each picture."""
     return [
-        judge(read_picture(picture), request_of_scene(scene, prompt))
+        verify_picture(read_picture(picture), request_of_scene(scene, prompt))
         for picture, (prompt, scene) in zip(pictures, tasks, strict=True)
     ]
 
@@ -59,7 +59,7 @@ def held_out_tasks(count: int) -> list[tuple[str, object]]:
     """The first prompts of `scripts.verify` with their scenes."""
     tasks = []
     for index in range(count):
-        rng = numpy.random.default_rng([0, index])
+        rng = np.random.default_rng([0, index])
         scene = sample_scene(rng, held_out=True)
         tasks.append((describe(scene, rng)[0], scene))
     return tasks
@@ -83,12 +83,12 @@ def main() -> None:
         pictures = draw(pipe, [prompt for prompt, _ in tasks], arguments.steps)
         tally = add_up(judged(pictures, tasks))
         counts[name] = {row: {"right": tally[row][0], "asked": tally[row][1]} for row in SHOWN}
-        columns.append(numpy.concatenate(list(pictures[:SHEET_ROWS])))
+        columns.append(np.concatenate(list(pictures[:SHEET_ROWS])))
         sys.stderr.write(f"{name}: {tally['everything right']}\n")
     prompts = [prompt for prompt, _ in tasks[:SHEET_ROWS]]
     result = {"model": "shapes-128", "steps": arguments.steps, "scale": SCALE, "layer": LAYER, "guiders": counts}
     arguments.output.write_text(json.dumps({**result, "sheet_prompts": prompts}, indent=1) + "\n", encoding="utf-8")
-    Image.fromarray(numpy.concatenate(columns, axis=1)).save(arguments.sheet)
+    Image.fromarray(np.concatenate(columns, axis=1)).save(arguments.sheet)
 
 
 if __name__ == "__main__":

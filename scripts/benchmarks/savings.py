@@ -16,10 +16,10 @@ from scripts.benchmarks.rivals import HEAD_DIM, Job, prepare
 def seconds(function: Callable[[], Any], device: str) -> float:
     """One call; on one CPU thread the time that the processor gave it, which other programs change less."""
     clock = time.process_time if on_one_thread(device) else time.perf_counter
-    synchronise(device)
+    synchronize(device)
     start = clock()
     function()
-    synchronise(device)
+    synchronize(device)
     return clock() - start
 
 
@@ -28,7 +28,7 @@ def on_one_thread(device: str) -> bool:
     return device == "cpu" and torch.get_num_threads() == 1
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     """Waits for a CUDA device."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()

@@ -1,10 +1,10 @@
-"""What there is to learn from: pictures, clips and views, behind one set of names. Must not know any stage."""
+"""The synthetic data sets by name: pictures and clips of shapes, views of solids."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
+import numpy as np
 
 from scripts.datasets.layouts import (
     FIGURE_NUMBERS,
@@ -22,54 +22,55 @@ from scripts.datasets.solids import VIEW_VOCABULARY, describe_object, is_held_ou
 
 
 @dataclass(frozen=True)
-class World:
-    """One kind of thing to draw.
+class DataSet:
+    """One synthetic data set.
 
     Attributes:
-        length: pictures of each of them, unless a setting says otherwise.
-        stride: pictures per latent frame after the first: 4 where the VAE decodes time, 1 where it decodes pictures.
-        vocabulary: words of its captions and canonical forms.
-        sample: (generator, held_out) -> a thing, as `sample_scene`.
-        is_held_out: whether training never sees a thing.
-        describe: (thing, generator) -> caption and canonical form.
-        render: (thing, size, length) -> uint8 (length, size, size, 3).
-        kinds: what may stand at a token beside the background.
-        layout: (thing, side, latent frames) -> what stands at each token, see `scripts.datasets.layouts`.
-        reversed: thing -> itself with time running backwards, or None; None where there is no time.
-        numbers: how many numbers the layout has of each token, behind kind and colour.
-        chance: thing -> chance in (0, 1] that training takes one that was drawn; None where it takes all.
-        rare: part of canonical forms that training meets more often than captions say it by chance; "" = none.
+        length: Pictures of a sample, unless a setting says otherwise.
+        frame_stride: Pictures per latent frame after the first: 4 where the VAE decodes time, 1 where it decodes
+            pictures.
+        vocabulary: Words of its captions and canonical forms.
+        sample: (generator, held_out) -> a sample; `held_out` as for `sample_scene`.
+        is_held_out: Whether a sample holds a combination that training never sees.
+        describe: (sample, generator) -> caption and canonical form.
+        render: (sample, size, length) -> uint8 (length, size, size, 3).
+        layout_kinds: What may stand at a token beside the background.
+        layout: (sample, side, latent frames) -> what stands at each token, see `scripts.datasets.layouts`.
+        layout_numbers: How many numbers the layout has of each token, behind kind and color.
+        reverse: Sample -> itself with time running backwards, or None; None where there is no time.
+        training_chance: Sample -> chance in (0, 1] that training takes it; None where it takes all.
+        rare_phrase: Part of canonical forms that training meets more often than captions give it by chance; "" = none.
     """
 
     length: int
-    stride: int
+    frame_stride: int
     vocabulary: tuple[str, ...]
     sample: Callable[..., Any]
     is_held_out: Callable[[Any], bool]
-    describe: Callable[[Any, numpy.random.Generator], tuple[str, str]]
-    render: Callable[[Any, int, int], numpy.ndarray]
-    kinds: tuple[str, ...]
-    layout: Callable[[Any, int, int], numpy.ndarray]
-    numbers: int
-    reversed: Callable[[Any], Any] | None = None
-    chance: Callable[[Any], float] | None = None
-    rare: str = ""
+    describe: Callable[[Any, np.random.Generator], tuple[str, str]]
+    render: Callable[[Any, int, int], np.ndarray]
+    layout_kinds: tuple[str, ...]
+    layout: Callable[[Any, int, int], np.ndarray]
+    layout_numbers: int
+    reverse: Callable[[Any], Any] | None = None
+    training_chance: Callable[[Any], float] | None = None
+    rare_phrase: str = ""
 
-    def draw(self, generator: numpy.random.Generator) -> Any:
-        """A thing to train on; what is taken seldom is often drawn anew."""
+    def sample_for_training(self, generator: np.random.Generator) -> Any:
+        """Return a sample to train on, each taken with its `training_chance`."""
         while True:
-            thing = self.sample(generator, held_out=False)
-            if self.chance is None or generator.random() < self.chance(thing):
-                return thing
+            sample = self.sample(generator, held_out=False)
+            if self.training_chance is None or generator.random() < self.training_chance(sample):
+                return sample
 
-    def caption(self, thing: Any, generator: numpy.random.Generator) -> str:
-        """A caption to train on; one that does not say what is rare is written anew, once."""
-        text, said = self.describe(thing, generator)
-        return text if self.rare in said else self.describe(thing, generator)[0]
+    def caption_for_training(self, sample: Any, generator: np.random.Generator) -> str:
+        """Return a caption to train on; one without `rare_phrase` is written again, once."""
+        caption, canonical = self.describe(sample, generator)
+        return caption if self.rare_phrase in canonical else self.describe(sample, generator)[0]
 
 
 def clip_chance(clip: Clip) -> float:
-    """Chance that training takes a clip: what is hard is taken more often than what is easy.
+    """Return the chance that training takes a clip: what is hard is taken more often than what is easy.
 
     Hardest are figures that cross sideways, then single ways to the sides and changes.
     """
@@ -79,68 +80,68 @@ def clip_chance(clip: Clip) -> float:
     return {"changes": 0.3, "bounces": 0.25, "rotates": 0.2, "up": 0.12, "down": 0.12}.get(motion, 0.07)
 
 
-WORLDS: dict[str, World] = {
-    "pictures": World(
+DATA_SETS: dict[str, DataSet] = {
+    "pictures": DataSet(
         length=1,
-        stride=1,
+        frame_stride=1,
         vocabulary=VOCABULARY,
         sample=sample_scene,
         is_held_out=is_held_out,
         describe=describe,
         render=lambda scene, size, length: render(scene, size)[None],
-        kinds=FIGURES,
+        layout_kinds=FIGURES,
         layout=lambda scene, side, frames: scene_layout(scene, side),
-        numbers=FIGURE_NUMBERS,
+        layout_numbers=FIGURE_NUMBERS,
     ),
-    "clips": World(
+    "clips": DataSet(
         length=FRAMES,
-        stride=4,
+        frame_stride=4,
         vocabulary=CLIP_VOCABULARY,
         sample=sample_clip,
         is_held_out=is_held_out_clip,
         describe=describe_clip,
         render=render_clip,
-        kinds=FIGURES,
+        layout_kinds=FIGURES,
         layout=clip_layout,
-        numbers=FIGURE_NUMBERS,
-        reversed=Clip.reversed,
-        chance=clip_chance,
-        rare=" cross ; ",
+        layout_numbers=FIGURE_NUMBERS,
+        reverse=Clip.reversed,
+        training_chance=clip_chance,
+        rare_phrase=" cross ; ",
     ),
-    "views": World(
+    "views": DataSet(
         length=8,
-        stride=1,
+        frame_stride=1,
         vocabulary=VIEW_VOCABULARY,
         sample=sample_object,
         is_held_out=is_held_out_object,
         describe=describe_object,
-        render=lambda thing, size, length: render_views(thing, length, size),
-        kinds=FORMS,
+        render=lambda obj, size, length: render_views(obj, length, size),
+        layout_kinds=FORMS,
         layout=views_layout,
-        numbers=FORM_NUMBERS,
+        layout_numbers=FORM_NUMBERS,
     ),
 }
 
 
-def find_world(name: str) -> World:
-    """The world of that name.
+def find_data_set(name: str) -> DataSet:
+    """Return the data set of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
-    if name not in WORLDS:
-        raise ValueError(f"world {name!r} is not known; one of: {', '.join(WORLDS)}.")
-    return WORLDS[name]
+    if name not in DATA_SETS:
+        raise ValueError(f"data set {name!r} is not known; one of: {', '.join(DATA_SETS)}.")
+    return DATA_SETS[name]
 
 
-def pick_world(shares: Mapping[str, float], roll: float) -> str:
-    """Name of the world on which a roll in [0, 1) falls, each being as wide as its share.
+def pick_data_set(shares: Mapping[str, float], roll: float) -> str:
+    """Return the name of the data set on which a roll in [0, 1) falls, each being as wide as its share.
 
     Raises:
-        ValueError: a name is not known, or the shares do not add up to 1.
+        ValueError: A name is not known, or the shares do not add up to 1.
     """
     for name in shares:
-        find_world(name)
+        find_data_set(name)
     if abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"shares {dict(shares)} add up to {sum(shares.values()):g}; they must add up to 1.")
     for name, share in shares.items():

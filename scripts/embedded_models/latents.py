@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ptdit_diffusers.core.sampling import time_shift
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.training.stage import HELD_OUT_SEED, numpy_generator
-from scripts.datasets.registry import find_world
+from scripts.datasets.registry import find_data_set
 from scripts.embedded_models.vae_stage import encode_frames, to_pixels
 
 CHUNK = 256  # samples in a file of latents
@@ -56,22 +56,22 @@ class EncodedPart:
         self, settings: PartSettings, run_seed: int, vae: AutoencoderKLOpenSoraPlan, folder: Path, base_tokens: int
     ) -> None:
         self.settings, self.run_seed, self.vae, self.folder = settings, run_seed, vae, folder
-        self.world = find_world(settings.world)
+        self.world = find_data_set(settings.world)
         self.length = settings.length or self.world.length
-        self.frames = (self.length - 1) // self.world.stride + 1  # of the latents
+        self.frames = (self.length - 1) // self.world.frame_stride + 1  # of the latents
         self.log_shift = math.log(time_shift((settings.size // 16) ** 2, base_tokens, 4 * (self.frames - 1) + 1))
         self.latents = self.encode_all()
 
     @property
     def pipeline_arguments(self) -> dict[str, int]:
         """What a pipeline is asked for to draw one."""
-        if self.world.stride == 1 and self.length > 1:
+        if self.world.frame_stride == 1 and self.length > 1:
             return {"num_views": self.length}
         return {"num_frames": self.length}
 
     def thing(self, index: int) -> Any:
         """Sample `index` of the training set."""
-        return self.world.draw(numpy_generator(self.settings.seed, self.run_seed, index))
+        return self.world.sample_for_training(numpy_generator(self.settings.seed, self.run_seed, index))
 
     def render(self, thing: Any) -> numpy.ndarray:
         """The pictures that the encoder reads, evenly spread in time: uint8 (latent frames, size, size, 3)."""
@@ -137,10 +137,11 @@ class EncodedPart:
         captions, layouts = [], []
         for row, index in enumerate(indices):
             thing = self.thing(int(index))
-            if self.world.reversed and choice.random() < 0.5:
-                backwards = self.world.reversed(thing)
+            if self.world.reverse and choice.random() < 0.5:
+                backwards = self.world.reverse(thing)
                 if backwards and not self.world.is_held_out(backwards):
                     thing, latents[row] = backwards, latents[row].flip(1)
-            captions.append("" if choice.random() < caption_dropout else self.world.caption(thing, choice))
+            dropped = choice.random() < caption_dropout
+            captions.append("" if dropped else self.world.caption_for_training(thing, choice))
             layouts.append(self.world.layout(thing, self.settings.size // 16, self.frames))
         return latents, captions, torch.from_numpy(numpy.stack(layouts))

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ptdit_diffusers.training.settings import LoopSettings
 from ptdit_diffusers.training.stage import HELD_OUT_SEED, numpy_generator
-from scripts.datasets.registry import WORLDS, find_world, pick_world
+from scripts.datasets.registry import DATA_SETS, find_data_set, pick_data_set
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
 PAD, END, UNKNOWN = range(3)
@@ -67,7 +67,7 @@ class TextStage:
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device, data = settings, device, settings.data
-        self.tokenizer = make_tokenizer([word for name in data.worlds for word in find_world(name).vocabulary])
+        self.tokenizer = make_tokenizer([word for name in data.worlds for word in find_data_set(name).vocabulary])
         self.vocabulary = self.tokenizer.get_vocab()
         self.fillers = frozenset(self.vocabulary[word] for word in FILLERS & self.vocabulary.keys())
         sizes = vars(settings.model)
@@ -90,14 +90,14 @@ class TextStage:
 
     def sample(self, rng: numpy.random.Generator, held_out: bool = False) -> tuple[str, Any]:
         """Name of a world, drawn by its share, and a thing of it."""
-        name = pick_world(self.settings.data.worlds, rng.random())
-        return name, WORLDS[name].sample(rng, held_out=held_out)
+        name = pick_data_set(self.settings.data.worlds, rng.random())
+        return name, DATA_SETS[name].sample(rng, held_out=held_out)
 
     @staticmethod
     def describe(sample: tuple[str, Any], rng: numpy.random.Generator) -> tuple[str, str]:
         """Caption and canonical form."""
         name, thing = sample
-        return WORLDS[name].describe(thing, rng)
+        return DATA_SETS[name].describe(thing, rng)
 
     def idle_words(self, captions: int = 5000) -> list[int]:
         """Ids to put between the words of a caption: words that no caption uses, and as often the unknown word."""

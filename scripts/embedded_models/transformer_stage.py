@@ -23,7 +23,7 @@ from ptdit_diffusers.pipelines.ptdit_base import PTDiTPipelineOutput
 from ptdit_diffusers.training.parts import attention_kernels
 from ptdit_diffusers.training.settings import LoopSettings
 from ptdit_diffusers.training.stage import numpy_generator, torch_generator
-from scripts.datasets.registry import find_world
+from scripts.datasets.registry import find_data_set
 from scripts.embedded_models.latents import EncodedPart, PartSettings
 from scripts.embedded_models.layout_head import LayoutHead
 from scripts.embedded_models.vae_stage import save_sheet
@@ -84,7 +84,7 @@ class TransformerStage:
             sizes = {name: value for name, value in asdict(settings.model).items() if name != "start"}
             transformer = PTDiTTransformer3DModel(**sizes, **size, caption_channels=self.text_encoder.config.d_model)
         shown = kinds(settings.data.parts)
-        numbers = find_world(settings.data.parts[0].world).numbers  # worlds that show the same kinds have the same
+        numbers = find_data_set(settings.data.parts[0].world).layout_numbers  # the same for the same kinds
         self.transformer, self.layout = transformer, LayoutHead(transformer, len(shown), numbers)
         self.model = torch.nn.ModuleDict({"transformer": transformer, "layout": self.layout}).to(device)
         if settings.compile:
@@ -219,7 +219,7 @@ def kinds(parts: Sequence[PartSettings]) -> tuple[str, ...]:
     Raises:
         ValueError: the parts are of worlds that do not show the same kinds of things.
     """
-    found = {find_world(part.world).kinds for part in parts}
+    found = {find_data_set(part.world).layout_kinds for part in parts}
     if len(found) > 1:
         names = ", ".join(sorted({part.world for part in parts}))
         raise ValueError(

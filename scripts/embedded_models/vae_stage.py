@@ -17,7 +17,7 @@ from torch import Tensor
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.training.settings import LoopSettings
 from ptdit_diffusers.training.stage import numpy_generator
-from scripts.datasets.registry import WORLDS, World, find_world, pick_world
+from scripts.datasets.registry import DATA_SETS, DataSet, find_data_set, pick_data_set
 from scripts.datasets.shapes import render, sample_scene
 
 
@@ -62,7 +62,7 @@ class VAEStage:
             self.model = AutoencoderKLOpenSoraPlan.from_pretrained(settings.data.start).to(device)
             self.model.encoder.requires_grad_(False)
             self.model.quant_conv.requires_grad_(False)
-            if any(find_world(name).stride > 1 for name in settings.data.worlds) and not sees_single_frames(
+            if any(find_data_set(name).frame_stride > 1 for name in settings.data.worlds) and not sees_single_frames(
                 self.model
             ):
                 see_single_frames(self.model)
@@ -73,14 +73,14 @@ class VAEStage:
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         data = self.settings.data
         roll = numpy_generator(data.world, self.settings.seed, step).random()  # the same on all processes
-        world = WORLDS[pick_world(data.worlds, roll)]
-        count = data.clip_batch_size if world.stride > 1 else batch_size // world.length
+        world = DATA_SETS[pick_data_set(data.worlds, roll)]
+        count = data.clip_batch_size if world.frame_stride > 1 else batch_size // world.length
         generator = numpy_generator(data.world, self.settings.seed, rank, step)
         whole = step >= data.whole_after * self.settings.steps * self.settings.accumulation
         crop = data.size if whole else data.crop
         samples = []
         for _ in range(max(1, count * data.crop**2 // crop**2)):
-            frames = world.render(world.draw(generator), data.size, world.length)
+            frames = world.render(world.sample_for_training(generator), data.size, world.length)
             y, x = generator.integers(0, data.size - crop + 1, 2)
             samples.append(frames[:, y : y + crop, x : x + crop])
         return {"pixels": to_pixels(as_decoded(world, numpy.stack(samples)))}
@@ -98,13 +98,13 @@ class VAEStage:
         """True pictures above their reconstructions; PSNR in dB and the latents' standard deviation. Clips: strips."""
         data, numbers = self.settings.data, {}
         for name in sorted(data.worlds, reverse=True):
-            generator, world = numpy_generator(data.world, self.settings.seed, 999, 999), WORLDS[name]
-            count = 4 if world.stride > 1 else 16 // world.length
+            generator, world = numpy_generator(data.world, self.settings.seed, 999, 999), DATA_SETS[name]
+            count = 4 if world.frame_stride > 1 else 16 // world.length
             truth = [world.render(world.sample(generator), data.size, world.length) for _ in range(count)]
             pixels = to_pixels(as_decoded(world, numpy.stack(truth))).to(self.model.device)
             latents = encode_frames(self.model, pixels, 4).mode()
             reconstruction = self.model.decode(latents).sample.clamp(-1, 1)
-            columns = 8 if world.stride == 1 else world.length
+            columns = 8 if world.frame_stride == 1 else world.length
             strips = [video.transpose(1, 2).flatten(0, 1)[:, :, None] for video in (pixels, reconstruction)]
             rows = [part for pair in zip(*(strip.split(columns) for strip in strips), strict=True) for part in pair]
             save_sheet(torch.cat(rows), path.with_name(f"{path.name}-{name}.png"), columns)
@@ -175,9 +175,9 @@ def encode_frames(model: AutoencoderKLOpenSoraPlan, pixels: Tensor, stride: int)
     return DiagonalGaussianDistribution(moments.squeeze(2).unflatten(0, frames.shape[:2]).transpose(1, 2))
 
 
-def as_decoded(world: World, pictures: numpy.ndarray) -> numpy.ndarray:
+def as_decoded(world: DataSet, pictures: numpy.ndarray) -> numpy.ndarray:
     """Series (B, F, H, W, 3) as the VAE decodes them: clips stay, the pictures of others become clips of one frame."""
-    return pictures if world.stride > 1 else pictures.reshape(-1, 1, *pictures.shape[2:])
+    return pictures if world.frame_stride > 1 else pictures.reshape(-1, 1, *pictures.shape[2:])
 
 
 def to_pixels(frames: numpy.ndarray) -> Tensor:

@@ -1,11 +1,11 @@
-"""Names colours in the perceptual space CIELAB (D65).
+"""Names colors in the perceptual space CIELAB (D65).
 
-Owns the verifier's own idea of the colour words; knows nothing of figures, captions or the renderer.
+Owns the verifier's own idea of the color words; knows nothing of figures, captions or the renderer.
 """
 
-import numpy
+import numpy as np
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 # What each word looks like, as sRGB bytes: a middle tone and, where the word reaches far, other tones of it.
 _TONES = {
     "red": ((215, 38, 45), (170, 25, 30), (235, 70, 70)),
@@ -20,42 +20,42 @@ _TONES = {
     "white": ((248, 248, 246), (228, 228, 228)),
     "gray": ((140, 140, 143), (100, 100, 104), (180, 180, 182)),
 }
-_TO_XYZ = numpy.array(
+_TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
-    dtype=numpy.float32,
+    dtype=np.float32,
 )
-_WHITE = numpy.array([0.95047, 1.0, 1.08883], dtype=numpy.float32)
-_BYTE_TO_LINEAR = numpy.where(
-    numpy.arange(256) <= 0.04045 * 255,
-    numpy.arange(256) / 255 / 12.92,
-    ((numpy.arange(256) / 255 + 0.055) / 1.055) ** 2.4,
-).astype(numpy.float32)
+_WHITE = np.array([0.95047, 1.0, 1.08883], dtype=np.float32)
+_BYTE_TO_LINEAR = np.where(
+    np.arange(256) <= 0.04045 * 255,
+    np.arange(256) / 255 / 12.92,
+    ((np.arange(256) / 255 + 0.055) / 1.055) ** 2.4,
+).astype(np.float32)
 
 
-def to_lab(picture: numpy.ndarray) -> numpy.ndarray:
+def to_lab(picture: np.ndarray) -> np.ndarray:
     """Turns sRGB bytes (..., 3) into CIELAB (..., 3) float32: L 0..100, a and b about -110..110."""
     xyz = _BYTE_TO_LINEAR[picture] @ _TO_XYZ.T / _WHITE
-    root = numpy.where(xyz > 0.008856, numpy.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     lightness = 116 * root[..., 1] - 16
-    return numpy.stack(
+    return np.stack(
         [lightness, 500 * (root[..., 0] - root[..., 1]), 200 * (root[..., 1] - root[..., 2])], axis=-1
-    ).astype(numpy.float32)
+    ).astype(np.float32)
 
 
 _NAMES = tuple(name for name, tones in _TONES.items() for _ in tones)
-_POINTS = to_lab(numpy.array([tone for tones in _TONES.values() for tone in tones], dtype=numpy.uint8))
-_NAME_INDEX = numpy.array([COLOURS.index(name) for name in _NAMES])
-_WEIGHT = numpy.array([0.7, 1.0, 1.0], dtype=numpy.float32)  # light changes with shading, hue does not
+_POINTS = to_lab(np.array([tone for tones in _TONES.values() for tone in tones], dtype=np.uint8))
+_NAME_INDEX = np.array([COLORS.index(name) for name in _NAMES])
+_WEIGHT = np.array([0.7, 1.0, 1.0], dtype=np.float32)  # light changes with shading, hue does not
 
 
-def name_pixels(lab: numpy.ndarray) -> numpy.ndarray:
-    """Index into `COLOURS` of the nearest colour word for each CIELAB colour (..., 3)."""
+def name_pixels(lab: np.ndarray) -> np.ndarray:
+    """Index into `COLORS` of the nearest color word for each CIELAB color (..., 3)."""
     flat = lab.reshape(-1, 3) * _WEIGHT
     points = _POINTS * _WEIGHT
     distance = (flat**2).sum(1)[:, None] - 2 * flat @ points.T + (points**2).sum(1)[None]
     return _NAME_INDEX[distance.argmin(axis=1)].reshape(lab.shape[:-1])
 
 
-def colour_word(lab: numpy.ndarray) -> str:
-    """The colour word nearest to one CIELAB colour (3,)."""
-    return COLOURS[int(name_pixels(lab[None])[0])]
+def color_word(lab: np.ndarray) -> str:
+    """The color word nearest to one CIELAB color (3,)."""
+    return COLORS[int(name_pixels(lab[None])[0])]

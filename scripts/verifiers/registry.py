@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
+import numpy as np
 from scipy import ndimage
 
 from scripts.datasets.shapes.motion import FRAMES, HELD_OUT_MOTIONS, MOTIONS, render_clip, sample_clip
 from scripts.datasets.shapes.motion_captions import describe_clip
 from scripts.datasets.solids import HELD_OUT_SOLIDS, describe_object, render_views, sample_object
 from scripts.verifiers.clips.prompt import read_clip_prompt
-from scripts.verifiers.clips.verdict import ClipVerdict, judge_clip
+from scripts.verifiers.clips.verdict import ClipVerdict, verify_clip
 from scripts.verifiers.views.prompt import read_views_prompt
-from scripts.verifiers.views.verdict import ViewsVerdict, judge_views
+from scripts.verifiers.views.verdict import ViewsVerdict, verify_views
 
-Spoiler = Callable[[numpy.ndarray, numpy.random.Generator], numpy.ndarray]
+Spoiler = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Answers = dict[str, list[bool | None]]
 ASKED = (*MOTIONS, "stays", "cross")  # what a prompt may ask a figure to do
 LEAST = 0.97  # share that a judge must get right on true pictures
@@ -35,36 +35,36 @@ class Task:
     scene: Any
 
 
-def soft(pictures: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
+def soft(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Pictures (F, H, W, 3) as a small model leaves them: a blur of 1 pixel and noise of 4 bytes in 64 pixels."""
     sigma = pictures.shape[1] / 64
     blurred = ndimage.gaussian_filter(pictures.astype(float), (0, sigma, sigma, 0))
-    return numpy.clip(blurred + rng.normal(0, 4, pictures.shape), 0, 255).round().astype(numpy.uint8)
+    return np.clip(blurred + rng.normal(0, 4, pictures.shape), 0, 255).round().astype(np.uint8)
 
 
-def still(pictures: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
+def still(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The first picture all the time."""
-    return numpy.repeat(pictures[:1], len(pictures), axis=0)
+    return np.repeat(pictures[:1], len(pictures), axis=0)
 
 
-def reversed_but_first(pictures: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
+def reversed_but_first(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The other way round."""
-    return numpy.concatenate([pictures[:1], pictures[:0:-1]])
+    return np.concatenate([pictures[:1], pictures[:0:-1]])
 
 
-def shuffled(pictures: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
+def shuffled(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """No picture where it was."""
     order = rng.permutation(len(pictures))
-    while (order == numpy.arange(len(order))).any():
+    while (order == np.arange(len(order))).any():
         order = rng.permutation(len(pictures))
     return pictures[order]
 
 
-def with_a_stranger(pictures: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
+def with_a_stranger(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One view of another object among the others."""
     number = int(rng.integers(len(pictures)))
     other = render_views(sample_object(rng, None), len(pictures), pictures.shape[1])
-    return numpy.concatenate([pictures[:number], other[number : number + 1], pictures[number + 1 :]])
+    return np.concatenate([pictures[:number], other[number : number + 1], pictures[number + 1 :]])
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,16 @@ class Series:
     measured: str
     spoilers: dict[str, Spoiler]
     held_out: frozenset[tuple[str, str, str]]
-    sample: Callable[[numpy.random.Generator, bool | None], Any]
-    describe: Callable[[Any, numpy.random.Generator], tuple[str, str]]
-    render: Callable[[Any, int, int], numpy.ndarray]
-    judge: Callable[[str, numpy.ndarray], Any]
+    sample: Callable[[np.random.Generator, bool | None], Any]
+    describe: Callable[[Any, np.random.Generator], tuple[str, str]]
+    render: Callable[[Any, int, int], np.ndarray]
+    verify_picture: Callable[[str, np.ndarray], Any]
     answers: Callable[[Any], Answers]
     number: Callable[[Any], float]
 
     def task(self, number: int, seed: int, held_out: bool | None) -> Task:
         """Task i depends on the seed and i only."""
-        rng = numpy.random.default_rng([seed, number])
+        rng = np.random.default_rng([seed, number])
         scene = self.sample(rng, held_out)
         return Task(number, *self.describe(scene, rng), scene)
 
@@ -116,7 +116,7 @@ def _clip_answers(verdict: ClipVerdict) -> Answers:
     return {
         "asked motions": [right for _, right in moves],
         "right figure and colour": list(verdict.objects),
-        "right colours": list(verdict.colours),
+        "right colours": list(verdict.colors),
         "right shapes": list(verdict.shapes),
         "no figure too many": [verdict.surplus == 0],
         "everything right": [verdict.right],
@@ -130,7 +130,7 @@ def _views_answers(verdict: ViewsVerdict) -> Answers:
         "mean overlap at least 0.80": [verdict.overlap >= 0.8],
         "one object in all views": [verdict.one_object],
         "right solids": list(verdict.solids),
-        "right colours": list(verdict.colours),
+        "right colours": list(verdict.colors),
         "right marks": list(verdict.marks),
         "right relations": [verdict.relation],
         "right camera height": [verdict.view],
@@ -161,7 +161,7 @@ SERIES: dict[str, Series] = {
         sample=sample_clip,
         describe=describe_clip,
         render=lambda clip, length, size: render_clip(clip, size, length),
-        judge=lambda prompt, pictures: judge_clip(read_clip_prompt(prompt), pictures),
+        verify_picture=lambda prompt, pictures: verify_clip(read_clip_prompt(prompt), pictures),
         answers=_clip_answers,
         number=lambda verdict: verdict.flicker,
     ),
@@ -194,7 +194,7 @@ SERIES: dict[str, Series] = {
         sample=sample_object,
         describe=describe_object,
         render=render_views,
-        judge=lambda prompt, pictures: judge_views(read_views_prompt(prompt), pictures),
+        verify_picture=lambda prompt, pictures: verify_views(read_views_prompt(prompt), pictures),
         answers=_views_answers,
         number=lambda verdict: verdict.overlap,
     ),

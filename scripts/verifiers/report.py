@@ -13,7 +13,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from scripts.verifiers.pictures.verdict import Verdict
@@ -51,11 +51,11 @@ def wilson(right: int, asked: int) -> tuple[float, float]:
 
 def _answers(verdict: Verdict) -> dict[str, list[bool | None]]:
     """Rights and wrongs of one verdict for each row; None is not asked for."""
-    colours = [item.colour_right for item in verdict.objects]
+    colors = [item.color_right for item in verdict.objects]
     shapes = [item.shape_right for item in verdict.objects]
     relations = [item.holds for item in verdict.relations]
     return {
-        "right colours": list(colours),
+        "right colours": list(colors),
         "right shapes": list(shapes),
         "right relations": list(relations),
         "right relations, figures right too": [item.strict for item in verdict.relations],
@@ -63,7 +63,7 @@ def _answers(verdict: Verdict) -> dict[str, list[bool | None]]:
         "right sizes": [item.size_right for item in verdict.objects],
         "right background colours": [verdict.background_right],
         "right background patterns": [verdict.pattern_right],
-        "all colours right": [all(colours)],
+        "all colours right": [all(colors)],
         "all shapes right": [all(shapes)],
         "all relations right": [all(relations) if relations else None],
         "no figure too many or too few": [verdict.figures_right],
@@ -105,7 +105,7 @@ class Judged(Protocol):
 
 
 def sheet(
-    pictures: Sequence[numpy.ndarray], prompts: Sequence[str], verdicts: Sequence[Judged], columns: int = 6
+    pictures: Sequence[np.ndarray], prompts: Sequence[str], verdicts: Sequence[Judged], columns: int = 6
 ) -> Image.Image:
     """Pictures in rows, each in a green (everything right) or red frame, with its prompt and what is wrong below.
 
@@ -138,8 +138,8 @@ def sheet(
         pen.rectangle((left - 3, top - 3, left + width + 2, top + height + 2), fill=frame)
         canvas.paste(Image.fromarray(picture), (left, top))
         for number, text in enumerate(said + wrong):
-            colour = "black" if number < len(said) else "#c81e1e"
-            pen.text((left - 2, top + height + 4 + line * number), text, fill=colour, font=font)
+            color = "black" if number < len(said) else "#c81e1e"
+            pen.text((left - 2, top + height + 4 + line * number), text, fill=color, font=font)
     return canvas
 
 
@@ -184,7 +184,7 @@ def write_sheets(
     folder: Path,
     number: int,
     each: int,
-    pictures: Sequence[numpy.ndarray],
+    pictures: Sequence[np.ndarray],
     prompts: Sequence[str],
     verdicts: Sequence[Judged],
     columns: int = 6,

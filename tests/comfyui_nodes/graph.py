@@ -214,7 +214,7 @@ def wrong_in(picture: Path, prompt: str) -> tuple[str, ...]:
 
     from scripts.verifiers.pictures.figures import read_picture
     from scripts.verifiers.pictures.prompt import read_prompt
-    from scripts.verifiers.pictures.verdict import judge
+    from scripts.verifiers.pictures.verdict import verify_picture
 
     pixels = numpy.asarray(Image.open(picture).convert("RGB"))
-    return judge(read_picture(pixels), read_prompt(prompt)).wrong
+    return verify_picture(read_picture(pixels), read_prompt(prompt)).wrong

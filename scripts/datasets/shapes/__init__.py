@@ -4,14 +4,14 @@ from .captions import VOCABULARY, describe, describe_with_form
 from .render import render
 from .scenes import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     HELD_OUT,
     PATTERNS,
     RELATIONS,
     SHAPES,
     Group,
+    Placement,
     Scene,
-    Thing,
     held_out_list,
     is_held_out,
     sample_scene,
@@ -19,7 +19,7 @@ from .scenes import (
 
 __all__ = [
     "BACKGROUNDS",
-    "COLOURS",
+    "COLORS",
     "HELD_OUT",
     "PATTERNS",
     "RELATIONS",
@@ -27,7 +27,7 @@ __all__ = [
     "Group",
     "Scene",
     "VOCABULARY",
-    "Thing",
+    "Placement",
     "describe",
     "describe_with_form",
     "held_out_list",

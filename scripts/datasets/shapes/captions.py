@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import words as w
-from .palette import BACKGROUNDS, COLOURS
+from .palette import BACKGROUNDS, COLORS
 from .scenes import INVERSE, Group, Scene, pick
 
 BACKGROUND_UNSAID = 0.25
@@ -37,32 +37,32 @@ class Phrase:
 
 
 def phrase_of(group: Group, groups: Sequence[Group], rng: np.random.Generator) -> Phrase:
-    count = len(group.things)
+    count = len(group.placements)
     many = count > 1
     nouns = w.NOUNS[group.shape]
     noun = (nouns[0] if rng.random() < 0.6 else pick(rng, nouns))[many]
-    shades = w.COLOUR_WORDS.get(group.colour, (group.colour,))
-    colour = shades[0] if rng.random() < 0.7 else pick(rng, shades)
+    shades = w.COLOR_WORDS.get(group.color, (group.color,))
+    color = shades[0] if rng.random() < 0.7 else pick(rng, shades)
     size = pick(rng, w.SIZE_WORDS[group.size]) if group.size else ""
     roll = rng.random()
     if roll < 0.03:
-        adjectives = f"{colour} {size}"
+        adjectives = f"{color} {size}"
     elif roll < 0.06:
-        adjectives = f"{size} {colour} {pick(rng, ('coloured', 'colored'))}"
+        adjectives = f"{size} {color} {pick(rng, ('coloured', 'colored'))}"
     else:
-        adjectives = f"{size} {colour}"
+        adjectives = f"{size} {color}"
     body = " ".join(f"{adjectives} {noun}".split())
     number = pick(rng, w.COUNT_WORDS[count - 1])
     full = with_article(body) if number == "a" else f"{number} {body}"
     if 0.06 < roll < 0.09:
-        thing = " ".join(f"{size} {noun}".split())
-        full = f"{with_article(thing) if number == 'a' else f'{number} {thing}'} in {colour}"
+        named = " ".join(f"{size} {noun}".split())
+        full = f"{with_article(named) if number == 'a' else f'{number} {named}'} in {color}"
     tag = f"{number} {body}" if many else body
     alone = sum(other.shape == group.shape for other in groups) == 1
-    short = f"the {noun}" if alone and rng.random() < 0.7 else f"the {colour} {noun}"
+    short = f"the {noun}" if alone and rng.random() < 0.7 else f"the {color} {noun}"
     if rng.random() < 0.15:
-        short = f"the {colour} {'ones' if many else 'one'}"
-    canonical = f"{w.COUNT_NAMES[count - 1]} {group.size or 'medium'} {group.colour} {group.shape}"
+        short = f"the {color} {'ones' if many else 'one'}"
+    canonical = f"{w.COUNT_NAMES[count - 1]} {group.size or 'medium'} {group.color} {group.shape}"
     return Phrase(full, tag, short, canonical, many)
 
 
@@ -151,11 +151,11 @@ def _listing_core(p: Sequence[Phrase], rng: np.random.Generator) -> _Core:
 
 def _place(group: Group) -> str:
     """Name of the ninth of the picture where a lone figure clearly lies, else ""."""
-    if len(group.things) != 1:
+    if len(group.placements) != 1:
         return ""
-    thing = group.things[0]
-    across = "left" if thing.x < 0.36 else "right" if thing.x > 0.64 else "center" if abs(thing.x - 0.5) < 0.09 else ""
-    down = "top" if thing.y < 0.36 else "bottom" if thing.y > 0.64 else "center" if abs(thing.y - 0.5) < 0.09 else ""
+    at = group.placements[0]
+    across = "left" if at.x < 0.36 else "right" if at.x > 0.64 else "center" if abs(at.x - 0.5) < 0.09 else ""
+    down = "top" if at.y < 0.36 else "bottom" if at.y > 0.64 else "center" if abs(at.y - 0.5) < 0.09 else ""
     if not across or not down:
         return ""
     if across == "center" or down == "center":
@@ -171,12 +171,12 @@ def _single_core(group: Group, phrase: Phrase, rng: np.random.Generator) -> _Cor
     if roll < 0.15:
         return _Core("single_tags", phrase.tag + where, canonical, False)
     if roll < 0.25:
-        shade = pick(rng, w.COLOUR_WORDS.get(group.colour, (group.colour,)))
+        shade = pick(rng, w.COLOR_WORDS.get(group.color, (group.color,)))
         noun = pick(rng, w.NOUNS[group.shape])[phrase.many]
         size = pick(rng, w.SIZE_WORDS[group.size]) if group.size else ""
-        thing = f"{size} {noun}".strip()
-        number = pick(rng, w.COUNT_WORDS[len(group.things) - 1])
-        full = with_article(thing) if number == "a" else f"{number} {thing}"
+        named = f"{size} {noun}".strip()
+        number = pick(rng, w.COUNT_WORDS[len(group.placements) - 1])
+        full = with_article(named) if number == "a" else f"{number} {named}"
         which = pick(rng, ("that", "which"))
         return _Core("single_relative", f"{full}{where} {which} {phrase.be} {shade}", canonical, True, phrase.many)
     if roll < 0.30:
@@ -217,14 +217,14 @@ def _open(core: _Core, rng: np.random.Generator) -> tuple[str, str]:
 
 def _ground_words(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     """(adjectives, noun tail) of the background: ("striped blue", "") or ("blue", " with stripes")."""
-    colour = pick(rng, w.COLOUR_WORDS.get(scene.background, (scene.background,)))
+    color = pick(rng, w.COLOR_WORDS.get(scene.background, (scene.background,)))
     pattern = pick(rng, w.PATTERN_WORDS[scene.pattern])
     roll = rng.random()
     if scene.pattern != "plain" and roll < 0.12:
-        return colour, f" with {pick(rng, w.PATTERN_NOUNS[scene.pattern])}"
-    pair = f"{colour} {pattern}" if roll > 0.65 and pattern else f"{pattern} {colour}"
+        return color, f" with {pick(rng, w.PATTERN_NOUNS[scene.pattern])}"
+    pair = f"{color} {pattern}" if roll > 0.65 and pattern else f"{pattern} {color}"
     if pattern == "plain" and roll < 0.3:
-        pair = f"plain {colour}"
+        pair = f"plain {color}"
     return pair.strip(), ""
 
 
@@ -256,8 +256,8 @@ def describe_with_form(scene: Scene, rng: np.random.Generator) -> tuple[str, str
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     """(caption, canonical form) of the scene.
 
-    The canonical form is "<count> <size> <colour> <shape>" per group joined by one relation word (or "and" when none
-    is said), " ; " between two relations, and ends with " ; background <pattern> <colour>" or " ; background any".
+    The canonical form is "<count> <size> <color> <shape>" per group joined by one relation word (or "and" when none
+    is said), " ; " between two relations, and ends with " ; background <pattern> <color>" or " ; background any".
     """
     caption, canonical, _ = describe_with_form(scene, rng)
     return caption, canonical
@@ -286,7 +286,7 @@ _SENTENCE_WORDS = (
 
 def _vocabulary() -> tuple[str, ...]:
     tables = [value for name, value in vars(w).items() if name.isupper()]
-    text = " ".join(strings([*tables, BACKGROUNDS, COLOURS, _SENTENCE_WORDS]))
+    text = " ".join(strings([*tables, BACKGROUNDS, COLORS, _SENTENCE_WORDS]))
     return tuple(sorted(set(caption_words(re.sub(r"\{[an]\}", " ", text)))))
 
 

@@ -22,8 +22,8 @@ TRIES = 12
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One drawn figure: centre, radius (fractions of the side) and tilt in degrees."""
+class Placement:
+    """One drawn figure: center, radius (fractions of the side) and tilt in degrees."""
 
     x: float
     y: float
@@ -35,7 +35,7 @@ class Thing:
 class _Block:
     """Figures of one group around a local origin that is their mean place; bounds are distances from it."""
 
-    things: list[Thing]
+    placements: list[Placement]
     left: float
     right: float
     top: float
@@ -43,8 +43,8 @@ class _Block:
     x: float = 0.0
     y: float = 0.0
 
-    def placed(self) -> tuple[Thing, ...]:
-        return tuple(Thing(t.x + self.x, t.y + self.y, t.radius, t.angle) for t in self.things)
+    def placed(self) -> tuple[Placement, ...]:
+        return tuple(Placement(t.x + self.x, t.y + self.y, t.radius, t.angle) for t in self.placements)
 
 
 _ARRANGEMENTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
@@ -79,15 +79,15 @@ def _block(rng: np.random.Generator, shape: str, radius: float, count: int) -> _
     wide = (foot.left + foot.right) * widest + air
     high = (foot.top + foot.bottom) * widest + air
     play = max(0.0, (air - GAP) / 2)
-    things = []
+    placements = []
     for column, row in cells:
         x = column * wide + between(rng, -play, play)
         y = row * high + between(rng, -play, play)
         size = radius * (1 + JITTER * between(rng, -1, 1))
-        things.append((x, y, size, between(rng, -MAX_TILT, MAX_TILT)))
-    mean_x = sum(t[0] for t in things) / count
-    mean_y = sum(t[1] for t in things) / count
-    moved = [Thing(x - mean_x, y - mean_y, size, angle) for x, y, size, angle in things]
+        placements.append((x, y, size, between(rng, -MAX_TILT, MAX_TILT)))
+    mean_x = sum(t[0] for t in placements) / count
+    mean_y = sum(t[1] for t in placements) / count
+    moved = [Placement(x - mean_x, y - mean_y, size, angle) for x, y, size, angle in placements]
     block = _Block(
         moved,
         max(foot.left * t.radius - t.x for t in moved),
@@ -163,12 +163,12 @@ def _apart(first: _Block, second: _Block) -> bool:
 def _set_inside(rng: np.random.Generator, shape: str, count: int, container: str, block: _Block) -> _Block | None:
     """Figures that lie fully in the largest inner circle of an already placed container (in a ring: in its hole)."""
     foot, hull = footprint(shape), footprint(container)
-    outer = block.things[0]
+    outer = block.placements[0]
     turn = math.radians(outer.angle)
     x = block.x - math.sin(turn) * hull.inner_y * outer.radius
     y = block.y + math.cos(turn) * hull.inner_y * outer.radius
     room = hull.inner_radius * outer.radius - BORDER
-    # A pair sits on a line through the centre, each half a pitch away from it.
+    # A pair sits on a line through the center, each half a pitch away from it.
     slope = between(rng, 0, 2 * math.pi)
     most = room / foot.reach if count == 1 else (room - GAP / 2) / (2 * foot.reach)
     if most < INNER_RADII[0]:
@@ -178,11 +178,11 @@ def _set_inside(rng: np.random.Generator, shape: str, count: int, container: str
     free = room - half - radius * foot.reach
     away, side = free * math.sqrt(rng.random()), between(rng, 0, 2 * math.pi)
     middle_x, middle_y = x + away * math.cos(side), y + away * math.sin(side)
-    things = []
+    placements = []
     for sign in (1, -1)[:count]:
         tilt = between(rng, -MAX_TILT, MAX_TILT)
-        things.append(Thing(sign * half * math.cos(slope), sign * half * math.sin(slope), radius, tilt))
-    return _Block(things, 0.0, 0.0, 0.0, 0.0, middle_x, middle_y)
+        placements.append(Placement(sign * half * math.cos(slope), sign * half * math.sin(slope), radius, tilt))
+    return _Block(placements, 0.0, 0.0, 0.0, 0.0, middle_x, middle_y)
 
 
 def _radius(rng: np.random.Generator, size: str, contains: bool, groups: int) -> float:
@@ -204,7 +204,7 @@ def _attempt(
     sizes: Sequence[str],
     counts: Sequence[int],
     relations: Sequence[tuple[int, str, int]],
-) -> tuple[tuple[Thing, ...], ...] | None:
+) -> tuple[tuple[Placement, ...], ...] | None:
     inside = bool(relations) and relations[0][1] == "inside"
     blocks: list[_Block | None] = []
     for index, (shape, size, count) in enumerate(zip(shapes, sizes, counts, strict=True)):
@@ -242,7 +242,7 @@ def layout_scene(
     sizes: Sequence[str],
     counts: Sequence[int],
     relations: Sequence[tuple[int, str, int]],
-) -> tuple[tuple[Thing, ...], ...] | None:
+) -> tuple[tuple[Placement, ...], ...] | None:
     """Figures of every group, all relations true, nothing overlapping; None when no places were found.
 
     shapes, sizes ("small", "" or "large") and counts have one entry per group. Relations form the chain

@@ -1,4 +1,4 @@
-"""Clips of the drawn world: one or two figures that move, rotate, grow, shrink, bounce or change colour.
+"""Clips of the drawn world: one or two figures that move, rotate, grow, shrink, bounce or change color.
 
 Lengths are fractions of the picture side, x right, y down; time runs from 0 to 1.
 """
@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .layout import BORDER, GAP, RADII, Thing, between
-from .palette import BACKGROUNDS, COLOURS, PATTERNS, clear_on, clear_pair
+from .layout import BORDER, GAP, RADII, Placement, between
+from .palette import BACKGROUNDS, COLORS, PATTERNS, clear_on, clear_pair
 from .render import render
-from .scenes import SHAPES, Group, Scene, falls_out, pick
+from .scenes import SHAPES, Group, Scene, held_out_by_hash, pick
 from .shapes import MAX_TILT, footprint
 
 FRAMES = 17
@@ -30,28 +30,28 @@ class Actor:
     """A figure and what it does between its first and its last state ("bounces": between floor and top)."""
 
     shape: str
-    colour: str
+    color: str
     size: str
     motion: str
-    start: Thing
-    end: Thing
-    new_colour: str = ""
+    start: Placement
+    end: Placement
+    new_color: str = ""
 
-    def at(self, time: float) -> Thing:
+    def at(self, time: float) -> Placement:
         """Where it is."""
         share = math.sin(math.pi * time) if self.motion == "bounces" else time
         parts = [
             first + (last - first) * share
             for first, last in zip(vars(self.start).values(), vars(self.end).values(), strict=True)
         ]
-        return Thing(*parts)
+        return Placement(*parts)
 
     def reversed(self) -> "Actor":
         """The figure when time runs backwards; a bounce is the same both ways."""
-        colours = (self.new_colour, self.colour) if self.motion == "changes" else (self.colour, self.new_colour)
+        colors = (self.new_color, self.color) if self.motion == "changes" else (self.color, self.new_color)
         states = (self.start, self.end) if self.motion == "bounces" else (self.end, self.start)
         motion = OPPOSITE.get(self.motion, self.motion)
-        return Actor(self.shape, colours[0], self.size, motion, *states, colours[1])
+        return Actor(self.shape, colors[0], self.size, motion, *states, colors[1])
 
 
 @dataclass(frozen=True)
@@ -76,25 +76,25 @@ class Clip:
         return len(self.actors) == 2 and self.actors[1].motion in DIRECTIONS
 
     def scene(self, time: float) -> Scene:
-        """The figures as they are at a time, in their first colours."""
-        groups = tuple(Group(actor.shape, actor.colour, actor.size, (actor.at(time),)) for actor in self.actors)
+        """The figures as they are at a time, in their first colors."""
+        groups = tuple(Group(actor.shape, actor.color, actor.size, (actor.at(time),)) for actor in self.actors)
         return Scene(groups, (), self.background, self.pattern)
 
     def seen(self, time: float) -> Scene:
-        """The figures at a time, one that changes in its new colour from the middle on."""
+        """The figures at a time, one that changes in its new color from the middle on."""
         scene = self.scene(time)
         if self.actors[0].motion != "changes" or time < 0.5:
             return scene
-        return replace(scene, groups=(replace(scene.groups[0], colour=self.actors[0].new_colour), *scene.groups[1:]))
+        return replace(scene, groups=(replace(scene.groups[0], color=self.actors[0].new_color), *scene.groups[1:]))
 
     def picture(self, time: float, size: int) -> np.ndarray:
-        """uint8 (size, size, 3) at a time; a colour changes gradually in the middle third."""
+        """uint8 (size, size, 3) at a time; a color changes gradually in the middle third."""
         scene = self.scene(time)
         picture = render(scene, size)
         share = min(1.0, max(0.0, 3 * time - 1))
         if share == 0 or self.actors[0].motion != "changes":
             return picture
-        changed = replace(scene.groups[0], colour=self.actors[0].new_colour)
+        changed = replace(scene.groups[0], color=self.actors[0].new_color)
         later = render(replace(scene, groups=(changed, *scene.groups[1:])), size)
         return (picture + (later.astype(np.float32) - picture) * share + 0.5).astype(np.uint8)
 
@@ -105,24 +105,24 @@ def render_clip(clip: Clip, size: int = 128, frames: int = FRAMES) -> np.ndarray
 
 
 HELD_OUT_MOTIONS: frozenset[tuple[str, str, str]] = frozenset(
-    (colour, shape, motion)
-    for colour in COLOURS
+    (color, shape, motion)
+    for color in COLORS
     for shape in SHAPES
     for motion in MOTIONS
-    if (motion != "rotates" or shape in TURNING) and falls_out(f"moving world: {colour} {shape} {motion}")
+    if (motion != "rotates" or shape in TURNING) and held_out_by_hash(f"moving world: {color} {shape} {motion}")
 )
 
 
 def is_held_out_clip(clip: Clip) -> bool:
-    """True when a figure does what figures of its colour and shape never do in training."""
-    return any((actor.colour, actor.shape, actor.motion) in HELD_OUT_MOTIONS for actor in clip.actors)
+    """True when a figure does what figures of its color and shape never do in training."""
+    return any((actor.color, actor.shape, actor.motion) in HELD_OUT_MOTIONS for actor in clip.actors)
 
 
 # --- drawing at random -----------------------------------------------------------------------------------------------
 
 
 def _room(shape: str, radius: float, whole: bool) -> tuple[float, float, float, float]:
-    """(left, right, top, bottom) that a figure takes from its centre; `whole`: at any angle."""
+    """(left, right, top, bottom) that a figure takes from its center; `whole`: at any angle."""
     foot = footprint(shape)
     sides = (foot.reach,) * 4 if whole else (foot.left, foot.right, foot.top, foot.bottom)
     return tuple(side * radius + BORDER for side in sides)
@@ -131,7 +131,7 @@ def _room(shape: str, radius: float, whole: bool) -> tuple[float, float, float, 
 def _inside(
     rng: np.random.Generator, room: tuple[float, float, float, float], box: tuple[float, float, float, float]
 ) -> tuple[float, float] | None:
-    """A centre whose figure lies in box (left, top, right, bottom), or None when it does not fit."""
+    """A center whose figure lies in box (left, top, right, bottom), or None when it does not fit."""
     low_x, high_x, low_y, high_y = box[0] + room[0], box[2] - room[1], box[1] + room[2], box[3] - room[3]
     if low_x > high_x or low_y > high_y:
         return None
@@ -144,19 +144,19 @@ def _act(
     size: str,
     motion: str,
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
-) -> tuple[Thing, Thing] | None:
+) -> tuple[Placement, Placement] | None:
     """First and last state of a figure that does this inside a box; None when there is no room for it."""
     radius = RADII[size] * between(rng, 0.94, 1.06)
     largest = between(rng, *LARGE_RADIUS) if motion in ("grows", "shrinks") else radius
     room = _room(shape, largest, motion == "rotates")
-    centre = _inside(rng, room, box)
-    if centre is None:
+    center = _inside(rng, room, box)
+    if center is None:
         return None
-    x, y = centre
+    x, y = center
     angle = between(rng, -MAX_TILT, MAX_TILT)
-    start = Thing(x, y, radius, angle)
+    start = Placement(x, y, radius, angle)
     if motion in ("grows", "shrinks"):
-        little = Thing(x, y, between(rng, *SMALL_RADIUS), angle)
+        little = Placement(x, y, between(rng, *SMALL_RADIUS), angle)
         big = replace(little, radius=largest)
         return (little, big) if motion == "grows" else (big, little)
     if motion == "rotates":
@@ -172,11 +172,11 @@ def _act(
 
 def _way(
     rng: np.random.Generator,
-    thing: Thing,
+    placement: Placement,
     direction: str,
     room: tuple[float, float, float, float],
     box: tuple[float, float, float, float],
-) -> tuple[Thing, Thing] | None:
+) -> tuple[Placement, Placement] | None:
     """A way along one axis of the box."""
     across = direction in ("left", "right")
     low, high = (box[0] + room[0], box[2] - room[1]) if across else (box[1] + room[2], box[3] - room[3])
@@ -188,8 +188,8 @@ def _way(
     if direction in ("left", "up"):
         first, last = last, first
     if across:
-        return replace(thing, x=first), replace(thing, x=last)
-    return replace(thing, y=first), replace(thing, y=last)
+        return replace(placement, x=first), replace(placement, x=last)
+    return replace(placement, y=first), replace(placement, y=last)
 
 
 def _lanes(rng: np.random.Generator, motion: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -207,17 +207,17 @@ def _sample_actors(rng: np.random.Generator, motions: list[str], background: str
     actors = []
     for motion, box in zip(motions, boxes, strict=True):
         shape = pick(rng, TURNING if motion == "rotates" else SHAPES)
-        colour, new_colour = pick(rng, COLOURS), pick(rng, COLOURS) if motion == "changes" else ""
-        if new_colour and not (clear_on(new_colour, background) and clear_pair(colour, new_colour)):
+        color, new_color = pick(rng, COLORS), pick(rng, COLORS) if motion == "changes" else ""
+        if new_color and not (clear_on(new_color, background) and clear_pair(color, new_color)):
             return None
         roll = rng.random()
         size = "small" if roll < 0.35 else "large" if roll > 0.8 and len(motions) == 1 else ""
         size = "" if motion in ("grows", "shrinks") else size
         states = _act(rng, shape, size, motion, box)
-        if states is None or not clear_on(colour, background):
+        if states is None or not clear_on(color, background):
             return None
-        actors.append(Actor(shape, colour, size, motion, *states, new_colour))
-    if len(actors) == 2 and not clear_pair(actors[0].colour, actors[1].colour):
+        actors.append(Actor(shape, color, size, motion, *states, new_color))
+    if len(actors) == 2 and not clear_pair(actors[0].color, actors[1].color):
         return None
     return tuple(actors)
 

@@ -6,7 +6,7 @@ from . import motion_words as m
 from .captions import VOCABULARY, Phrase, caption_words, phrase_of, strings, with_background
 from .motion import DIRECTIONS, Actor, Clip
 from .scenes import pick
-from .words import COLOUR_WORDS
+from .words import COLOR_WORDS
 
 BACKGROUND_UNSAID = 0.3
 
@@ -17,14 +17,14 @@ def verb(actor: Actor, rng: np.random.Generator) -> tuple[str, str, str]:
         where = pick(rng, m.DIRECTION_WORDS[actor.motion])
         return tuple(f"{form} {where}" for form in pick(rng, m.MOVES))
     if actor.motion == "changes":
-        colour = pick(rng, COLOUR_WORDS.get(actor.new_colour, (actor.new_colour,)))
-        return tuple(form.format(c=colour) for form in pick(rng, m.CHANGES))
+        color = pick(rng, COLOR_WORDS.get(actor.new_color, (actor.new_color,)))
+        return tuple(form.format(c=color) for form in pick(rng, m.CHANGES))
     return pick(rng, m.ALONE[actor.motion])
 
 
 def canonical(actor: Actor, phrase: Phrase) -> str:
-    """The regular words: count, size, colour, shape, motion, and the new colour if there is one."""
-    return f"{phrase.canonical} {actor.motion} {actor.new_colour}".strip()
+    """The regular words: count, size, color, shape, motion, and the new color if there is one."""
+    return f"{phrase.canonical} {actor.motion} {actor.new_color}".strip()
 
 
 def _alone(actor: Actor, phrase: Phrase, rng: np.random.Generator) -> tuple[str, str]:
@@ -62,7 +62,7 @@ def _together(clip: Clip, first: Phrase, second: Phrase, rng: np.random.Generato
 def describe_clip(clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
     """(caption, canonical form) of the clip; draws its wording from rng.
 
-    The canonical form is "<count> <size> <colour> <shape> <motion> [<new colour>]" per figure, joined by " ; ", and
+    The canonical form is "<count> <size> <color> <shape> <motion> [<new color>]" per figure, joined by " ; ", and
     ends as that of a scene. Figures are said to "cross" when the caption does not say which way; the one that is named
     first then moves right and the other left.
     """

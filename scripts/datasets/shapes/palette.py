@@ -1,4 +1,4 @@
-"""Colours of the drawn world and which of them can be told apart (sRGB, 0..255)."""
+"""Colors of the drawn world and which of them can be told apart (sRGB, 0..255)."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ BACKGROUND_RGB: dict[str, tuple[int, int, int]] = {
     "white": (246, 246, 245),
     "gray": (144, 146, 150),
 }
-COLOURS = tuple(FIGURE_RGB)
+COLORS = tuple(FIGURE_RGB)
 BACKGROUNDS = tuple(BACKGROUND_RGB)
 PATTERNS = ("plain", "striped", "dotted", "checkered")
 CLEAR = 36.0
@@ -43,7 +43,7 @@ def second_tone(name: str) -> tuple[int, int, int]:
 
 
 def lab(rgb: Sequence[float]) -> tuple[float, float, float]:
-    """CIE L*a*b* (D65) of an sRGB colour with values 0..255."""
+    """CIE L*a*b* (D65) of an sRGB color with values 0..255."""
     linear = [(v / 255 + 0.055) / 1.055 for v in rgb]
     linear = [base**2.4 if v > 10.3 else v / 255 / 12.92 for base, v in zip(linear, rgb, strict=True)]
     r, g, b = linear
@@ -57,7 +57,7 @@ def lab(rgb: Sequence[float]) -> tuple[float, float, float]:
 
 
 def distance(first: Sequence[float], second: Sequence[float]) -> float:
-    """Euclidean distance of two sRGB colours in L*a*b*."""
+    """Euclidean distance of two sRGB colors in L*a*b*."""
     return sum((a - b) ** 2 for a, b in zip(lab(first), lab(second), strict=True)) ** 0.5
 
 
@@ -69,16 +69,16 @@ _CLEAR_ON = {
 }
 _CLEAR_PAIR = {
     (first, second): first != second and distance(FIGURE_RGB[first], FIGURE_RGB[second]) >= CLEAR
-    for first in COLOURS
-    for second in COLOURS
+    for first in COLORS
+    for second in COLORS
 }
 
 
 def clear_on(figure: str, background: str) -> bool:
-    """True when a figure of this colour stands out from both tones of the background."""
+    """True when a figure of this color stands out from both tones of the background."""
     return _CLEAR_ON[figure, background]
 
 
 def clear_pair(first: str, second: str) -> bool:
-    """True when a figure of the first colour stands out on a figure of the second."""
+    """True when a figure of the first color stands out on a figure of the second."""
     return _CLEAR_PAIR[first, second]

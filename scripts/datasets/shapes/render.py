@@ -36,11 +36,11 @@ def _pattern_mask(pattern: str, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _ground(colour: str, pattern: str, size: int) -> np.ndarray:
+def _ground(color: str, pattern: str, size: int) -> np.ndarray:
     """Background (size, size, 3), float32 in 0..255, with a light fall-off towards the corners."""
     mask = _pattern_mask(pattern, size)[..., None]
-    base = np.array(BACKGROUND_RGB[colour], dtype=np.float32)
-    other = np.array(second_tone(colour), dtype=np.float32)
+    base = np.array(BACKGROUND_RGB[color], dtype=np.float32)
+    other = np.array(second_tone(color), dtype=np.float32)
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     corner = axis[None, :] ** 2 + axis[:, None] ** 2
     light = 1.02 - 0.13 * corner - 0.02 * (axis[None, :] + axis[:, None])
@@ -52,7 +52,7 @@ def _mask(points: np.ndarray, hole: np.ndarray | None, box: tuple[int, int, int,
     left, top, right, bottom = box
     fine = Image.new("L", ((right - left) * SUPERSAMPLE, (bottom - top) * SUPERSAMPLE), 0)
     pen = ImageDraw.Draw(fine)
-    # Pillow puts pixel centres on whole numbers, hence the half pixel.
+    # Pillow puts pixel centers on whole numbers, hence the half pixel.
     origin = np.array([left, top], dtype=np.float64)
     pen.polygon(((points - origin) * SUPERSAMPLE - 0.5).ravel().tolist(), fill=255)
     if hole is not None:
@@ -77,12 +77,12 @@ def figure_box_and_mask(
 
 def _draw_group(canvas: np.ndarray, group: Group, size: int) -> None:
     """Draws the figures of the group onto canvas (size, size, 3), float32 in 0..255, in place."""
-    colour = np.array(FIGURE_RGB[group.colour], dtype=np.float32)
+    color = np.array(FIGURE_RGB[group.color], dtype=np.float32)
     blur = 0.012 * size
     drop = max(1, round(0.012 * size))
     pad = math.ceil(3 * blur) + drop
-    for thing in group.things:
-        box, image = figure_box_and_mask(group.shape, thing.x, thing.y, thing.radius, thing.angle, size, pad)
+    for figure in group.placements:
+        box, image = figure_box_and_mask(group.shape, figure.x, figure.y, figure.radius, figure.angle, size, pad)
         left, top, right, bottom = box
         soft = np.asarray(image.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32) * (1 / 255)
         mask = np.asarray(image, dtype=np.float32)[..., None] * (1 / 255)
@@ -90,13 +90,13 @@ def _draw_group(canvas: np.ndarray, group: Group, size: int) -> None:
         shadow = np.zeros_like(soft)
         shadow[drop:, drop:] = soft[:-drop, :-drop]
         patch *= (1 - SHADOW * shadow)[..., None]
-        across = (np.arange(left, right, dtype=np.float32) + 0.5) / size - thing.x
-        down = (np.arange(top, bottom, dtype=np.float32) + 0.5) / size - thing.y
-        slope = -(across[None, :] * 0.6 + down[:, None] * 0.8) / thing.radius
+        across = (np.arange(left, right, dtype=np.float32) + 0.5) / size - figure.x
+        down = (np.arange(top, bottom, dtype=np.float32) + 0.5) / size - figure.y
+        slope = -(across[None, :] * 0.6 + down[:, None] * 0.8) / figure.radius
         light = np.clip(slope, -1.2, 1.2)
         rim = 1 - np.clip(soft * 2 - 1, 0, 1)
         factor = 1 + 0.07 * light - 0.10 * rim
-        lit = colour * factor[..., None] + (9 * np.clip(light, 0, None))[..., None]
+        lit = color * factor[..., None] + (9 * np.clip(light, 0, None))[..., None]
         patch += (lit - patch) * mask
 
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from .layout import Thing, layout_scene
-from .palette import BACKGROUNDS, COLOURS, PATTERNS, clear_on, clear_pair
+from .layout import Placement, layout_scene
+from .palette import BACKGROUNDS, COLORS, PATTERNS, clear_on, clear_pair
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "crescent")
 CONTAINERS = ("circle", "square", "triangle", "heart", "star", "ring")
@@ -33,12 +33,12 @@ Relations = tuple[tuple[int, str, int], ...]
 
 @dataclass(frozen=True)
 class Group:
-    """One to four figures of the same shape, colour and size; size is "small", "large" or "" (medium)."""
+    """One to four figures of the same shape, color and size; size is "small", "large" or "" (medium)."""
 
     shape: str
-    colour: str
+    color: str
     size: str
-    things: tuple[Thing, ...]
+    placements: tuple[Placement, ...]
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,23 @@ class Scene:
     pattern: str
 
 
-def falls_out(combination: str) -> bool:
+def held_out_by_hash(combination: str) -> bool:
     """Whether training never sees a combination of words: one in ten, by its hash."""
     digest = hashlib.sha256(combination.encode()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
 HELD_OUT: frozenset[tuple[str, str, str]] = frozenset(
-    (colour, shape, relation)
-    for colour in COLOURS
+    (color, shape, relation)
+    for color in COLORS
     for shape in SHAPES
     for relation in INVERSE
-    if (relation != "around" or shape in CONTAINERS) and falls_out(f"drawn world: {colour} {shape} {relation}")
+    if (relation != "around" or shape in CONTAINERS) and held_out_by_hash(f"drawn world: {color} {shape} {relation}")
 )
 
 
 def held_out_list() -> list[str]:
-    """The held-out combinations as sorted lines, "colour shape relation", for publishing."""
+    """The held-out combinations as sorted lines, "color shape relation", for publishing."""
     return sorted(" ".join(triple) for triple in HELD_OUT)
 
 
@@ -80,7 +80,7 @@ def _held_out_kinds(kinds: Kinds, relations: Relations) -> bool:
 
 def is_held_out(scene: Scene) -> bool:
     """True when a relation of the scene, read from either side, is a held-out combination."""
-    return _held_out_kinds([(group.colour, group.shape) for group in scene.groups], scene.relations)
+    return _held_out_kinds([(group.color, group.shape) for group in scene.groups], scene.relations)
 
 
 def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
@@ -89,9 +89,9 @@ def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def _sample_background(rng: np.random.Generator) -> tuple[str, str]:
-    colour = "white" if rng.random() < 0.12 else pick(rng, BACKGROUNDS)
+    color = "white" if rng.random() < 0.12 else pick(rng, BACKGROUNDS)
     pattern = "plain" if rng.random() < 0.4 else pick(rng, PATTERNS[1:])
-    return colour, pattern
+    return color, pattern
 
 
 def _sample_relations(rng: np.random.Generator, groups: int) -> Relations:
@@ -105,12 +105,12 @@ def _sample_relations(rng: np.random.Generator, groups: int) -> Relations:
 
 
 def _sample_kinds(rng: np.random.Generator, relations: Relations, groups: int, background: str) -> Kinds | None:
-    """(colour, shape) for every group, or None when a figure would be hard to see on what lies behind it."""
+    """(color, shape) for every group, or None when a figure would be hard to see on what lies behind it."""
     kinds: Kinds = []
     for index in range(groups):
         contains = any(relation == "inside" and other == index for _, relation, other in relations)
-        kinds.append((pick(rng, COLOURS), pick(rng, CONTAINERS if contains else SHAPES)))
-    names = [colour for colour, _ in kinds]
+        kinds.append((pick(rng, COLORS), pick(rng, CONTAINERS if contains else SHAPES)))
+    names = [color for color, _ in kinds]
     if len({*names, background}) <= groups or not all(clear_on(name, background) for name in names):
         return None
     if any(rel == "inside" and not clear_pair(names[a], names[b]) for a, rel, b in relations):
@@ -194,8 +194,8 @@ def sample_scene(rng: np.random.Generator, held_out: bool | None = False) -> Sce
         else:
             continue
         groups = tuple(
-            Group(shape, colour, size, things)
-            for (colour, shape), size, things in zip(kinds, sizes, places, strict=True)
+            Group(shape, color, size, placements)
+            for (color, shape), size, placements in zip(kinds, sizes, places, strict=True)
         )
         listed = not held_out and relations and relations[0][1] != "inside" and rng.random() < 0.08
         return Scene(groups, () if listed else relations, background, pattern)

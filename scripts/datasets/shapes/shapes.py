@@ -63,7 +63,7 @@ def _triangle() -> np.ndarray:
     return 1.17 * np.array([(0.0, -1.0), (math.sqrt(0.75), 0.5), (-math.sqrt(0.75), 0.5)])
 
 
-def _centred(points: np.ndarray) -> np.ndarray:
+def _centered(points: np.ndarray) -> np.ndarray:
     """Moves a simple polygon (n, 2) so that its area centroid is the origin."""
     x, y = points.T
     x2, y2 = np.roll(points, -1, axis=0).T
@@ -103,7 +103,7 @@ def outline(shape: str) -> np.ndarray:
     """Outer outline (n, 2) of the unit shape. ValueError when the shape is not one of the eight."""
     if shape not in _MAKERS:
         raise ValueError(f"shape {shape!r} is unknown: a shape is one of {', '.join(_MAKERS)}; nearest: circle")
-    return _centred(_MAKERS[shape]())
+    return _centered(_MAKERS[shape]())
 
 
 def placed_outline(shape: str, x: float, y: float, radius: float, angle: float) -> np.ndarray:

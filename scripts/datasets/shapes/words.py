@@ -1,4 +1,4 @@
-"""The words captions are made of: synonyms for every thing that a scene can contain."""
+"""The words captions are made of: synonyms for everything that a scene can contain."""
 
 # (singular, plural); the first is the canonical word and the commonest.
 NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -11,7 +11,7 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
     "cross": (("cross", "crosses"), ("plus", "pluses"), ("plus sign", "plus signs")),
     "crescent": (("crescent", "crescents"), ("moon", "moons"), ("crescent moon", "crescent moons")),
 }
-COLOUR_WORDS: dict[str, tuple[str, ...]] = {"purple": ("purple", "violet"), "gray": ("gray", "grey")}
+COLOR_WORDS: dict[str, tuple[str, ...]] = {"purple": ("purple", "violet"), "gray": ("gray", "grey")}
 SIZE_WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "small", "small", "little", "tiny"),
     "large": ("large", "large", "big", "big", "huge"),
@@ -172,7 +172,7 @@ BACKGROUND_HEADS = (
     "{a} background and ",
 )
 # Words that no caption needs but a stranger may use; the tokenizer should know them.
-STRANGERS_WORDS = (
+EXTRA_WORDS = (
     "about also all along among any artwork as be being beside between both but by canvas clear color colored colors "
     "colour coloured colours corner depicting depict each edge empty exactly figure figures five for from geometric "
     "has have having her his illustration image its just kind like lines little lot made me medium middle minimal my "

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.datasets.shapes.layout import between
-from scripts.datasets.shapes.palette import BACKGROUND_RGB, BACKGROUNDS, COLOURS, FIGURE_RGB, clear_pair, distance
-from scripts.datasets.shapes.scenes import falls_out, pick
+from scripts.datasets.shapes.palette import BACKGROUND_RGB, BACKGROUNDS, COLORS, FIGURE_RGB, clear_pair, distance
+from scripts.datasets.shapes.scenes import held_out_by_hash, pick
 
 from .solids import MARKS, SOLIDS
 
@@ -23,12 +23,12 @@ CLEAR = 24.0  # least CIELAB distance between a solid in any light and the backg
 
 @dataclass(frozen=True)
 class Part:
-    """One solid: colour, mark on its front ("" for none), the mark's colour; where it stands and how large it is."""
+    """One solid: color, mark on its front ("" for none), the mark's color; where it stands and how large it is."""
 
     solid: str
-    colour: str
+    color: str
     mark: str = ""
-    mark_colour: str = ""
+    mark_color: str = ""
     y: float = 0.0
     z: float = 0.0
     scale: float = 1.0
@@ -43,7 +43,7 @@ class SolidObject:
         relation: "", "on" or "beside".
         view: "side", "" or "above", a range of elevations.
         elevation: of the camera, degrees.
-        background: colour word.
+        background: color word.
     """
 
     parts: tuple[Part, ...]
@@ -58,21 +58,21 @@ class SolidObject:
 
     @property
     def kinds(self) -> tuple[tuple[str, str, str], ...]:
-        return tuple((part.colour, part.solid, part.mark) for part in self.parts)
+        return tuple((part.color, part.solid, part.mark) for part in self.parts)
 
 
 HELD_OUT_SOLIDS: frozenset[tuple[str, str, str]] = frozenset(
-    (colour, solid, mark)
-    for colour in COLOURS
+    (color, solid, mark)
+    for color in COLORS
     for solid in SOLIDS
     for mark in (*MARKS, "")
-    if falls_out(f"solid world: {colour} {solid} with {mark or 'nothing'}")
+    if held_out_by_hash(f"solid world: {color} {solid} with {mark or 'nothing'}")
 )
 
 
-def is_held_out_object(thing: SolidObject) -> bool:
-    """True when a part has a colour, form and mark that are never together in training."""
-    return any(kind in HELD_OUT_SOLIDS for kind in thing.kinds)
+def is_held_out_object(obj: SolidObject) -> bool:
+    """True when a part has a color, form and mark that are never together in training."""
+    return any(kind in HELD_OUT_SOLIDS for kind in obj.kinds)
 
 
 def _tones(rgb: tuple[int, int, int], *lights: float) -> list[tuple[float, ...]]:
@@ -80,20 +80,20 @@ def _tones(rgb: tuple[int, int, int], *lights: float) -> list[tuple[float, ...]]
 
 
 _CLEAR_ON = {
-    (colour, ground): min(
+    (color, ground): min(
         distance(tone, shadow)
         for tone in _tones(rgb, DARKEST, 0.75, BRIGHTEST)
         for shadow in _tones(BACKGROUND_RGB[ground], 0.78, 1.0)
     )
     >= CLEAR
-    for colour, rgb in FIGURE_RGB.items()
+    for color, rgb in FIGURE_RGB.items()
     for ground in BACKGROUNDS
 }
 
 
-def clear_in_any_light(colour: str, background: str) -> bool:
+def clear_in_any_light(color: str, background: str) -> bool:
     """True when the lit and the dark side of a solid stand out from the background and the shadow on it."""
-    return _CLEAR_ON[colour, background]
+    return _CLEAR_ON[color, background]
 
 
 def arrange(parts: tuple[Part, ...], relation: str, scale: float) -> tuple[Part, ...]:
@@ -108,25 +108,25 @@ def arrange(parts: tuple[Part, ...], relation: str, scale: float) -> tuple[Part,
 
 
 def _placed(part: Part, y: float, z: float, scale: float) -> Part:
-    return Part(part.solid, part.colour, part.mark, part.mark_colour, y, z, scale)
+    return Part(part.solid, part.color, part.mark, part.mark_color, y, z, scale)
 
 
 def _sample_parts(rng: np.random.Generator, relation: str, background: str) -> tuple[Part, ...] | None:
-    """Parts whose colours can be told apart, or None."""
+    """Parts whose colors can be told apart, or None."""
     count = 2 if relation else 1
     solids = [pick(rng, tuple(SOLIDS)) for _ in range(count)]
     if relation == "on":
         solids[1] = pick(rng, FLAT_TOPS)
-    colours = [pick(rng, COLOURS) for _ in range(count)]
-    mark_colour, mark = pick(rng, COLOURS), pick(rng, MARKS)
+    colors = [pick(rng, COLORS) for _ in range(count)]
+    mark_color, mark = pick(rng, COLORS), pick(rng, MARKS)
     bearer = int(rng.random() * count)
-    if not all(clear_in_any_light(colour, background) for colour in (*colours, mark_colour)):
+    if not all(clear_in_any_light(color, background) for color in (*colors, mark_color)):
         return None
-    if not all(clear_pair(mark_colour, colour) for colour in colours) or (count == 2 and not clear_pair(*colours)):
+    if not all(clear_pair(mark_color, color) for color in colors) or (count == 2 and not clear_pair(*colors)):
         return None
     return tuple(
-        Part(solid, colour, mark, mark_colour) if index == bearer else Part(solid, colour)
-        for index, (solid, colour) in enumerate(zip(solids, colours, strict=True))
+        Part(solid, color, mark, mark_color) if index == bearer else Part(solid, color)
+        for index, (solid, color) in enumerate(zip(solids, colors, strict=True))
     )
 
 
@@ -145,6 +145,6 @@ def sample_object(rng: np.random.Generator, held_out: bool | None = False) -> So
         height = rng.random()
         view = "side" if height < 0.2 else "above" if height > 0.8 else ""
         placed = arrange(parts, relation, between(rng, *SCALE))
-        thing = SolidObject(placed, relation, view, between(rng, *ELEVATIONS[view]), background)
-        if held_out is None or is_held_out_object(thing) == held_out:
-            return thing
+        obj = SolidObject(placed, relation, view, between(rng, *ELEVATIONS[view]), background)
+        if held_out is None or is_held_out_object(obj) == held_out:
+            return obj

@@ -32,64 +32,62 @@ class Surface:
     """What rays meet, (T, N) each.
 
     Attributes:
-        colour: index of what is met: -1 the ground, 2 i part i, 2 i + 1 its mark.
+        color: index of what is met: -1 the ground, 2 i part i, 2 i + 1 its mark.
         light: light on it, about 0.5 to 1.05; on the ground 1 less the shadow.
         gloss: 0 to 1, how directly it faces the light.
     """
 
-    colour: np.ndarray
+    color: np.ndarray
     light: np.ndarray
     gloss: np.ndarray
 
 
-def _distances(thing: SolidObject, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
+def _distances(obj: SolidObject, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
     """Distance (N,) of points to each part."""
     return [
         SOLIDS[part.solid].distance(x / part.scale, (y - part.y) / part.scale, (z - part.z) / part.scale) * part.scale
-        for part in thing.parts
+        for part in obj.parts
     ]
 
 
-def _distance(thing: SolidObject, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    found = _distances(thing, x, y, z)
+def _distance(obj: SolidObject, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    found = _distances(obj, x, y, z)
     return found[0] if len(found) == 1 else np.minimum(*found)
 
 
-def _rays(
-    thing: SolidObject, turns: np.ndarray, across: np.ndarray, down: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _rays(obj: SolidObject, turns: np.ndarray, across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Starts and directions (3, T * N) of the rays through points of the picture (N,), seen from T azimuths."""
-    turn, rise = np.radians(turns), np.radians(thing.elevation)
+    turn, rise = np.radians(turns), np.radians(obj.elevation)
     level = np.zeros_like(turn)
     out = np.stack([np.cos(rise) * np.cos(turn), np.cos(rise) * np.sin(turn), level + np.sin(rise)])
     right = np.stack([-np.sin(turn), np.cos(turn), level])
     up = np.stack([-np.sin(rise) * np.cos(turn), -np.sin(rise) * np.sin(turn), level + np.cos(rise)])
-    camera = (out * DISTANCE + np.array([[0.0], [0.0], [thing.height / 2]])).astype(np.float32)
+    camera = (out * DISTANCE + np.array([[0.0], [0.0], [obj.height / 2]])).astype(np.float32)
     out, right, up = (axis.astype(np.float32)[:, :, None] for axis in (out, right * HALF_FIELD, up * HALF_FIELD))
     rays = (right * across - up * down - out).reshape(3, -1)
     return camera.repeat(across.size, axis=1), rays / np.sqrt((rays**2).sum(0))
 
 
-def _box(thing: SolidObject) -> tuple[np.ndarray, np.ndarray]:
+def _box(obj: SolidObject) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest corner (3,) of what the object fills."""
     low, high = np.full(3, np.inf), np.full(3, -np.inf)
-    for part in thing.parts:
+    for part in obj.parts:
         wide, tall = SOLIDS[part.solid].width * part.scale, SOLIDS[part.solid].height * part.scale
         low = np.minimum(low, (-wide, part.y - wide, part.z))
         high = np.maximum(high, (wide, part.y + wide, part.z + tall))
     return (low - 0.01).astype(np.float32), (high + 0.01).astype(np.float32)
 
 
-def _march(thing: SolidObject, camera: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _march(obj: SolidObject, camera: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the rays that meet the object, and how far away."""
     with np.errstate(divide="ignore"):
-        walls = [(edge[:, None] - camera) / rays for edge in _box(thing)]
+        walls = [(edge[:, None] - camera) / rays for edge in _box(obj)]
     enter, leave = np.minimum(*walls).max(0), np.maximum(*walls).min(0)
     alive = np.flatnonzero(enter < leave)
     far, end, start, ray = enter[alive], leave[alive], camera[:, alive], rays[:, alive]
     met, where = [], []
     for step in range(STEPS):
-        gap = _distance(thing, *(start + ray * far))
+        gap = _distance(obj, *(start + ray * far))
         far = far + gap
         if step % 4 == 3 or step == STEPS - 1:
             hit = gap < NEAR
@@ -102,71 +100,71 @@ def _march(thing: SolidObject, camera: np.ndarray, rays: np.ndarray) -> tuple[np
     return np.concatenate(met), np.concatenate(where)
 
 
-def _shade(thing: SolidObject, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colour index, light and gloss (N,) of points (3, N) on the object."""
+def _shade(obj: SolidObject, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Color index, light and gloss (N,) of points (3, N) on the object."""
     x, y, z = points
-    gaps = np.stack(_distances(thing, x, y, z))
+    gaps = np.stack(_distances(obj, x, y, z))
     which = gaps.argmin(0)
     here, step = gaps.min(0), np.float32(0.003)
     normal = np.stack(
-        [_distance(thing, *(points + step * np.eye(3, dtype=np.float32)[a][:, None])) - here for a in range(3)]
+        [_distance(obj, *(points + step * np.eye(3, dtype=np.float32)[a][:, None])) - here for a in range(3)]
     )
     normal /= np.maximum(np.sqrt((normal**2).sum(0)), 1e-6)
     facing = np.tensordot(np.array(LIGHT, dtype=np.float32), normal, 1)
     light = 0.48 + 0.26 * (1 + facing) + 0.1 * np.maximum(normal[2], 0)
-    colour = 2 * which
-    for index, part in enumerate(thing.parts):
+    color = 2 * which
+    for index, part in enumerate(obj.parts):
         own = (x / part.scale, (y - part.y) / part.scale, (z - part.z) / part.scale)
-        colour[(which == index) & marked(part.solid, part.mark, *own)] += 1
-    return colour, light, np.maximum(facing, 0) ** 2
+        color[(which == index) & marked(part.solid, part.mark, *own)] += 1
+    return color, light, np.maximum(facing, 0) ** 2
 
 
-def _shadow(thing: SolidObject, points: np.ndarray) -> np.ndarray:
+def _shadow(obj: SolidObject, points: np.ndarray) -> np.ndarray:
     """Soft shadow (N,), 0 to 1, of points (3, N) on the ground: how nearly their way to the light is blocked."""
     room = np.ones(points.shape[1], dtype=np.float32)
     for way in (0.15, 0.3, 0.5, 0.75, 1.0):
         x, y, z = points + np.array(LIGHT, dtype=np.float32)[:, None] * np.float32(way)
-        room = np.minimum(room, _distance(thing, x, y, z) / (0.15 + 0.35 * way) + 0.5 * way)
+        room = np.minimum(room, _distance(obj, x, y, z) / (0.15 + 0.35 * way) + 0.5 * way)
     return 1 - np.clip(room, 0, 1)
 
 
 def trace(
-    thing: SolidObject, turns: Sequence[float], across: np.ndarray, down: np.ndarray, shadow: bool = True
+    obj: SolidObject, turns: Sequence[float], across: np.ndarray, down: np.ndarray, shadow: bool = True
 ) -> Surface:
     """What the rays through points of views meet.
 
     Args:
-        thing: the object.
+        obj: the object.
         turns: azimuths (T,) of the camera, degrees.
         across, down: points (N,) of the picture, float32, -1 to 1 from left to right and from top to bottom.
         shadow: whether the ground is looked at, too.
     """
-    camera, rays = _rays(thing, np.asarray(turns), across, down)
+    camera, rays = _rays(obj, np.asarray(turns), across, down)
     count = rays.shape[1]
-    colour = np.full(count, -1)
+    color = np.full(count, -1)
     light, gloss = np.ones(count, dtype=np.float32), np.zeros(count, dtype=np.float32)
-    met, far = _march(thing, camera, rays)
-    colour[met], light[met], gloss[met] = _shade(thing, camera[:, met] + rays[:, met] * far)
+    met, far = _march(obj, camera, rays)
+    color[met], light[met], gloss[met] = _shade(obj, camera[:, met] + rays[:, met] * far)
     if shadow:
-        low = np.flatnonzero((colour < 0) & (rays[2] < -1e-3))
+        low = np.flatnonzero((color < 0) & (rays[2] < -1e-3))
         ground = camera[:, low] - rays[:, low] * (camera[2, low] / rays[2, low])
         near = (ground[0] ** 2 + ground[1] ** 2) < SHADOW_REACH**2
-        light[low[near]] = 1 - SHADOW * _shadow(thing, ground[:, near])
-    return Surface(*(values.reshape(len(turns), -1) for values in (colour, light, gloss)))
+        light[low[near]] = 1 - SHADOW * _shadow(obj, ground[:, near])
+    return Surface(*(values.reshape(len(turns), -1) for values in (color, light, gloss)))
 
 
-def pixel_centres(size: int, samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def pixel_centers(size: int, samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """(across, down), (N,) each, of samples x samples points in every pixel, rows from the top."""
     axis = (((np.arange(size * samples) + 0.5) / (size * samples)) * 2 - 1).astype(np.float32)
     across, down = np.broadcast_arrays(axis[None, :], axis[:, None])
     return across.ravel(), down.ravel()
 
 
-def _paint(thing: SolidObject, surface: Surface) -> np.ndarray:
-    """Colours (T, N, 3), float32 in 0..255."""
-    names = [name for part in thing.parts for name in (part.colour, part.mark_colour or part.colour)]
-    tones = np.array([*(FIGURE_RGB[name] for name in names), BACKGROUND_RGB[thing.background]], dtype=np.float32)
-    return np.clip(tones[surface.colour] * surface.light[..., None] + 14 * surface.gloss[..., None], 0, 255)
+def _paint(obj: SolidObject, surface: Surface) -> np.ndarray:
+    """Colors (T, N, 3), float32 in 0..255."""
+    names = [name for part in obj.parts for name in (part.color, part.mark_color or part.color)]
+    tones = np.array([*(FIGURE_RGB[name] for name in names), BACKGROUND_RGB[obj.background]], dtype=np.float32)
+    return np.clip(tones[surface.color] * surface.light[..., None] + 14 * surface.gloss[..., None], 0, 255)
 
 
 def _edges(picture: np.ndarray) -> np.ndarray:
@@ -181,14 +179,14 @@ def _edges(picture: np.ndarray) -> np.ndarray:
     return np.flatnonzero(edge)
 
 
-def render_view(thing: SolidObject, azimuth: float, size: int = 128) -> np.ndarray:
+def render_view(obj: SolidObject, azimuth: float, size: int = 128) -> np.ndarray:
     """uint8 (size, size, 3), sRGB, seen from an azimuth in degrees. Deterministic."""
-    across, down = pixel_centres(size)
-    picture = _paint(thing, trace(thing, [azimuth], across, down))[0]
+    across, down = pixel_centers(size)
+    picture = _paint(obj, trace(obj, [azimuth], across, down))[0]
     edge = _edges(picture.reshape(size, size, 3))
-    finer = [offset[:, None] / size for offset in pixel_centres(1, SAMPLES)]
+    finer = [offset[:, None] / size for offset in pixel_centers(1, SAMPLES)]
     rays = (points[edge] + offset for points, offset in zip((across, down), finer, strict=True))
-    fine = _paint(thing, trace(thing, [azimuth], *(points.ravel() for points in rays)))[0]
+    fine = _paint(obj, trace(obj, [azimuth], *(points.ravel() for points in rays)))[0]
     picture[edge] = fine.reshape(SAMPLES**2, -1, 3).mean(0)
     return (picture.reshape(size, size, 3) + 0.5).astype(np.uint8)
 
@@ -198,7 +196,7 @@ def azimuths(count: int) -> Sequence[float]:
     return [index * 360 / count for index in range(count)]
 
 
-def render_views(thing: SolidObject, count: int = 8, size: int = 128) -> np.ndarray:
+def render_views(obj: SolidObject, count: int = 8, size: int = 128) -> np.ndarray:
     """uint8 (count, size, size, 3), sRGB: the camera goes once round the object, view 0 faces its mark.
 
     Raises:
@@ -208,4 +206,4 @@ def render_views(thing: SolidObject, count: int = 8, size: int = 128) -> np.ndar
         raise ValueError(f"count {count} is too small: an object has at least 1 view; nearest: 1")
     if size < 16:
         raise ValueError(f"size {size} is too small: a view has at least 16 pixels a side; nearest: 16")
-    return np.stack([render_view(thing, azimuth, size) for azimuth in azimuths(count)])
+    return np.stack([render_view(obj, azimuth, size) for azimuth in azimuths(count)])

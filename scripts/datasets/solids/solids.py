@@ -22,7 +22,7 @@ class Solid:
         distance: signed distance (N,) of points.
         width: largest distance from the z axis.
         height: of its highest point.
-        front: centre of its dot, on the surface at azimuth 0.
+        front: center of its dot, on the surface at azimuth 0.
         dot: radius of its dot.
     """
 

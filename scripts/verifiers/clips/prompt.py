@@ -5,24 +5,24 @@ Owns the grammar of motion, on top of that of pictures in `prompt.py`. Words it 
 
 from dataclasses import dataclass, replace
 
-from scripts.verifiers.pictures.prompt import PHRASES, Asked, Token, noun_phrase, read_tokens, take_background
+from scripts.verifiers.pictures.prompt import PHRASES, AskedGroup, Token, noun_phrase, read_tokens, take_background
 from scripts.verifiers.pictures.shapes import SHAPES
 
 
 @dataclass(frozen=True)
-class Moving:
-    """A figure that is asked for, what it does ("cross": passes the other, "": unsaid) and its last colour."""
+class AskedFigure:
+    """A figure that is asked for, what it does ("cross": passes the other, "": unsaid) and its last color."""
 
-    figure: Asked
+    figure: AskedGroup
     motion: str = ""
-    new_colour: str = ""
+    new_color: str = ""
 
 
 @dataclass(frozen=True)
 class ClipRequest:
     """What a prompt asks for; background and pattern are "" when unsaid."""
 
-    figures: tuple[Moving, ...]
+    figures: tuple[AskedFigure, ...]
     background: str = ""
     pattern: str = ""
 
@@ -76,7 +76,7 @@ _MOTION_PHRASES: dict[tuple[str, ...], Token] = {
 _ALL: dict[tuple[str, ...], Token] = {
     **{phrase: token for phrase, token in PHRASES.items() if token[0] not in ("PLACE", "RELATION", "BARE")},
     **_MOTION_PHRASES,
-    ("cross",): ("SHAPE", "cross"),  # a shape behind a colour, else what figures do
+    ("cross",): ("SHAPE", "cross"),  # a shape behind a color, else what figures do
     ("crosses",): ("SHAPES", "cross"),
 }
 
@@ -86,7 +86,7 @@ def _verbs_of_cross(tokens: list[Token]) -> list[Token]:
     found = []
     for at, (kind, value) in enumerate(tokens):
         before = [other for other, _ in tokens[max(0, at - 2) : at]]
-        named = before[-1:] and before[-1] in ("THE", "NUMBER", "ONE", "SIZE", "COLOUR") and before != ["IN", "COLOUR"]
+        named = before[-1:] and before[-1] in ("THE", "NUMBER", "ONE", "SIZE", "COLOR") and before != ["IN", "COLOR"]
         found.append(
             ("CROSS", "") if value == "cross" and kind in ("SHAPE", "SHAPES") and not named else (kind, value)
         )
@@ -94,8 +94,8 @@ def _verbs_of_cross(tokens: list[Token]) -> list[Token]:
 
 
 def _turning(tokens: list[Token], at: int) -> str:
-    """The colour behind a verb that may mean a change of colour, else ""."""
-    return str(tokens[at + 1][1]) if at + 1 < len(tokens) and tokens[at + 1][0] == "COLOUR" else ""
+    """The color behind a verb that may mean a change of color, else ""."""
+    return str(tokens[at + 1][1]) if at + 1 < len(tokens) and tokens[at + 1][0] == "COLOR" else ""
 
 
 def read_clip_prompt(text: str) -> ClipRequest:
@@ -105,31 +105,31 @@ def read_clip_prompt(text: str) -> ClipRequest:
         ValueError: no word of the prompt names a figure.
     """
     background, pattern, tokens = take_background(_verbs_of_cross(read_tokens(text, _ALL)))
-    figures: list[Moving] = []
+    figures: list[AskedFigure] = []
     crossing, moving, at = False, False, 0
     while at < len(tokens):
         phrase = noun_phrase(tokens, at)
         if phrase is not None:
-            figures.append(Moving(phrase[0]))
+            figures.append(AskedFigure(phrase[0]))
             at, moving = phrase[2], False
             continue
         kind, value = tokens[at]
-        colour = _turning(tokens, at)
+        color = _turning(tokens, at)
         if figures and not figures[-1].motion:
-            if colour and (kind == "CHANGE" or (kind == "DOES" and value == "rotates")):
-                figures[-1] = Moving(figures[-1].figure, "changes", colour)
+            if color and (kind == "CHANGE" or (kind == "DOES" and value == "rotates")):
+                figures[-1] = AskedFigure(figures[-1].figure, "changes", color)
                 at += 1
             elif kind == "DOES":
-                figures[-1] = Moving(figures[-1].figure, str(value))
+                figures[-1] = AskedFigure(figures[-1].figure, str(value))
             elif kind == "WAY" and moving:
-                figures[-1] = Moving(figures[-1].figure, str(value))
-            elif kind == "COLOUR" and not figures[-1].figure.colour:  # "a ring in black"
-                figures[-1] = Moving(replace(figures[-1].figure, colour=str(value)))
+                figures[-1] = AskedFigure(figures[-1].figure, str(value))
+            elif kind == "COLOR" and not figures[-1].figure.color:  # "a ring in black"
+                figures[-1] = AskedFigure(replace(figures[-1].figure, color=str(value)))
         moving = kind == "MOVE" or (moving and kind == "THE")
         crossing |= kind == "CROSS"
         at += 1
     if not figures:
         raise ValueError(f"prompt {text!r} names no figure; it needs one of: {', '.join(SHAPES)}.")
     if crossing:
-        figures = [Moving(each.figure, each.motion or "cross") for each in figures]
+        figures = [AskedFigure(each.figure, each.motion or "cross") for each in figures]
     return ClipRequest(tuple(figures), background, pattern)

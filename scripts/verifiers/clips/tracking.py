@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy
+import numpy as np
 
 from scripts.verifiers.pictures.figures import Figure, read_picture
 
-LOST = 6  # frames after which a figure that is seen again is another; in between its colour may be the background's
-TWICE = 2  # frames for which a figure that changes its colour may be seen as two parts
+LOST = 6  # frames after which a figure that is seen again is another; in between its color may be the background's
+TWICE = 2  # frames for which a figure that changes its color may be seen as two parts
 JUMP = 0.16  # a figure does not move further than this from one frame to the next
 TRAVEL = 0.2  # less than this is no way
 GROWTH = 1.35  # ratio of radii; less is no growth
@@ -34,17 +34,17 @@ class Track:
 
     frames: list[int]
     figures: list[Figure]
-    outlines: list[numpy.ndarray]
+    outlines: list[np.ndarray]
 
     @cached_property
-    def colour(self) -> str:
-        """Colour word in its first frames."""
-        return Counter(figure.colour for figure in self.figures[: 1 + len(self.figures) // 4]).most_common(1)[0][0]
+    def color(self) -> str:
+        """Color word in its first frames."""
+        return Counter(figure.color for figure in self.figures[: 1 + len(self.figures) // 4]).most_common(1)[0][0]
 
     @cached_property
-    def new_colour(self) -> str:
-        """Colour word in its last frames."""
-        return Counter(figure.colour for figure in self.figures[-1 - len(self.figures) // 4 :]).most_common(1)[0][0]
+    def new_color(self) -> str:
+        """Color word in its last frames."""
+        return Counter(figure.color for figure in self.figures[-1 - len(self.figures) // 4 :]).most_common(1)[0][0]
 
     @cached_property
     def shape(self) -> str:
@@ -57,9 +57,9 @@ class Track:
     @cached_property
     def motion(self) -> str:
         """One of left, right, up, down, rotates, grows, shrinks, bounces, changes, stays."""
-        if self.colour != self.new_colour:
+        if self.color != self.new_color:
             return "changes"
-        x, y = (numpy.array([getattr(figure, axis) for figure in self.figures]) for axis in "xy")
+        x, y = (np.array([getattr(figure, axis) for figure in self.figures]) for axis in "xy")
         ends = max(1, len(x) // 6)
         across, down = (float(values[-ends:].mean() - values[:ends].mean()) for values in (x, y))
         if _hops(y) >= 1:
@@ -68,7 +68,7 @@ class Track:
             if abs(across) > abs(down):
                 return "right" if across > 0 else "left"
             return "down" if down > 0 else "up"
-        radii = numpy.sqrt([figure.area for figure in self.figures])
+        radii = np.sqrt([figure.area for figure in self.figures])
         growth = radii[-ends:].mean() / radii[:ends].mean()
         if max(growth, 1 / growth) > GROWTH:
             return "grows" if growth > 1 else "shrinks"
@@ -79,7 +79,7 @@ class Track:
         return sum(map(rotation_between, self.outlines, self.outlines[1:]))
 
 
-def _hops(y: numpy.ndarray) -> int:
+def _hops(y: np.ndarray) -> int:
     """How often a figure rises by HOP and falls again."""
     hops, low, high = 0, y[0], y[0]
     rising = True
@@ -95,35 +95,35 @@ def _hops(y: numpy.ndarray) -> int:
     return hops
 
 
-def outline_signature(mask: numpy.ndarray) -> numpy.ndarray:
-    """Second moment of a silhouette (H, W) in each of SPOKES directions around its centre, mean taken off."""
-    rows, columns = numpy.nonzero(mask)
+def outline_signature(mask: np.ndarray) -> np.ndarray:
+    """Second moment of a silhouette (H, W) in each of SPOKES directions around its center, mean taken off."""
+    rows, columns = np.nonzero(mask)
     down, across = rows - rows.mean(), columns - columns.mean()
-    direction = numpy.arctan2(down, across) / (2 * numpy.pi) * SPOKES
-    low = numpy.floor(direction).astype(int)
+    direction = np.arctan2(down, across) / (2 * np.pi) * SPOKES
+    low = np.floor(direction).astype(int)
     share = direction - low
     weight = down**2 + across**2
-    sums = numpy.bincount(low % SPOKES, weight * (1 - share), SPOKES)
-    sums += numpy.bincount((low + 1) % SPOKES, weight * share, SPOKES)
-    smooth = sum(numpy.roll(sums, step) * (3 - abs(step)) for step in range(-2, 3))
+    sums = np.bincount(low % SPOKES, weight * (1 - share), SPOKES)
+    sums += np.bincount((low + 1) % SPOKES, weight * share, SPOKES)
+    smooth = sum(np.roll(sums, step) * (3 - abs(step)) for step in range(-2, 3))
     return smooth / max(smooth.mean(), 1e-9) - 1
 
 
-def rotation_between(first: numpy.ndarray, second: numpy.ndarray, most: float = 24.0) -> float:
+def rotation_between(first: np.ndarray, second: np.ndarray, most: float = 24.0) -> float:
     """Degrees, at most `most`, by which the second signature is the first one turned; 0 for round figures."""
     reach = round(most / 360 * SPOKES)
     if min(first.std(), second.std()) < 0.12:
         return 0.0
-    steps = numpy.arange(-reach - 1, reach + 2)
-    likeness = numpy.array([(numpy.roll(first, step) * second).mean() for step in steps])
+    steps = np.arange(-reach - 1, reach + 2)
+    likeness = np.array([(np.roll(first, step) * second).mean() for step in steps])
     best = 1 + int(likeness[1:-1].argmax())
     before, here, after = likeness[best - 1 : best + 2]
     bend = before - 2 * here + after
     fine = 0.5 * (before - after) / bend if bend < 0 else 0.0
-    return float((steps[best] + numpy.clip(fine, -0.5, 0.5)) / SPOKES * 360)
+    return float((steps[best] + np.clip(fine, -0.5, 0.5)) / SPOKES * 360)
 
 
-def follow(frames: numpy.ndarray) -> list[Track]:
+def follow(frames: np.ndarray) -> list[Track]:
     """The figures of a clip of bytes (F, H, W, 3), longest seen first.
 
     Figures are joined frame by frame, nearest first; a figure may be lost for LOST - 1 frames. What shows in less than
@@ -155,7 +155,7 @@ def follow(frames: numpy.ndarray) -> list[Track]:
 
 
 def _joined(tracks: list[Track]) -> list[Track]:
-    """Makes one of tracks of which the second begins where and when the first ends: a colour on its way to another."""
+    """Makes one of tracks of which the second begins where and when the first ends: a color on its way to another."""
     joined: list[Track] = []
     for track in sorted(tracks, key=lambda track: track.frames[0]):
         for first in joined:
@@ -163,7 +163,7 @@ def _joined(tracks: list[Track]) -> list[Track]:
             if not 0 < both <= TWICE or both >= min(len(first.frames), len(track.frames)):
                 continue
             before, after = first.figures[-1 - both], track.figures[both]  # the last and the first that is whole
-            if numpy.hypot(before.x - after.x, before.y - after.y) < JUMP / 2:
+            if np.hypot(before.x - after.x, before.y - after.y) < JUMP / 2:
                 first.frames[-both:], first.figures[-both:] = track.frames[both:], track.figures[both:]
                 first.outlines[-both:] = track.outlines[both:]
                 break
@@ -173,15 +173,15 @@ def _joined(tracks: list[Track]) -> list[Track]:
 
 
 def _step(track: Track, figure: Figure) -> float:
-    """How far a figure is from where a track was last seen, a little more when its colour is another."""
+    """How far a figure is from where a track was last seen, a little more when its color is another."""
     last = track.figures[-1]
-    return float(numpy.hypot(last.x - figure.x, last.y - figure.y)) + 0.04 * (last.colour != figure.colour)
+    return float(np.hypot(last.x - figure.x, last.y - figure.y)) + 0.04 * (last.color != figure.color)
 
 
-def flicker(frames: numpy.ndarray, tracks: list[Track]) -> float:
+def flicker(frames: np.ndarray, tracks: list[Track]) -> float:
     """Mean change of a byte from one frame to the next where nothing moves: outside all figures' boxes."""
     height, width = frames.shape[1:3]
-    still = numpy.ones((height, width), dtype=bool)
+    still = np.ones((height, width), dtype=bool)
     for figure in (figure for track in tracks for figure in track.figures):
         reach = 1.6 * figure.radius + 0.05
         rows = slice(max(0, int((figure.y - reach) * height)), int((figure.y + reach) * height) + 1)
@@ -189,5 +189,5 @@ def flicker(frames: numpy.ndarray, tracks: list[Track]) -> float:
         still[rows, columns] = False
     if not still.any():
         return 0.0
-    change = numpy.abs(numpy.diff(frames.astype(numpy.int16), axis=0))
+    change = np.abs(np.diff(frames.astype(np.int16), axis=0))
     return float(change[:, still].mean())

@@ -1,19 +1,19 @@
-"""Finds and names the background of a picture: its tones, colour word and pattern.
+"""Finds and names the background of a picture: its tones, color word and pattern.
 
 Owns what is known of backgrounds; knows nothing of figures beyond a mask of where they are.
 """
 
-import numpy
+import numpy as np
 from scipy import ndimage
 
-from scripts.verifiers.colors import colour_word
+from scripts.verifiers.colors import color_word
 
 _SOFT = 1.0  # pixels of blur before gradients are taken
 _PLAIN = 0.75  # root mean square of the lightness change per pixel, CIELAB units, below which there is no pattern
 
 
-def find_tones(lab: numpy.ndarray, flat: numpy.ndarray) -> numpy.ndarray:
-    """Colours that the rim of the picture is made of.
+def find_tones(lab: np.ndarray, flat: np.ndarray) -> np.ndarray:
+    """Colors that the rim of the picture is made of.
 
     Args:
         lab: picture (H, W, 3), CIELAB.
@@ -22,36 +22,36 @@ def find_tones(lab: numpy.ndarray, flat: numpy.ndarray) -> numpy.ndarray:
     Returns:
         Tones of the background (K, 3), most frequent first.
     """
-    rim = numpy.ones(flat.shape, dtype=bool)
+    rim = np.ones(flat.shape, dtype=bool)
     rim[4:-4, 4:-4] = False
     chosen = rim & flat
-    colours = lab[chosen if chosen.sum() > 200 else rim]
-    cells, member, counts = numpy.unique(
-        numpy.round(colours / 5).astype(int), axis=0, return_inverse=True, return_counts=True
+    colors = lab[chosen if chosen.sum() > 200 else rim]
+    cells, member, counts = np.unique(
+        np.round(colors / 5).astype(int), axis=0, return_inverse=True, return_counts=True
     )
     member = member.ravel()
-    centres = numpy.stack([numpy.bincount(member, colours[:, c]) for c in range(3)], axis=1) / counts[:, None]
-    tones: list[numpy.ndarray] = []
+    centers = np.stack([np.bincount(member, colors[:, c]) for c in range(3)], axis=1) / counts[:, None]
+    tones: list[np.ndarray] = []
     weights: list[float] = []
-    for index in numpy.argsort(-counts, kind="stable"):
-        gaps = [float(numpy.linalg.norm(centres[index] - tone)) for tone in tones]
+    for index in np.argsort(-counts, kind="stable"):
+        gaps = [float(np.linalg.norm(centers[index] - tone)) for tone in tones]
         if gaps and min(gaps) < 10:
-            weights[int(numpy.argmin(gaps))] += float(counts[index])
+            weights[int(np.argmin(gaps))] += float(counts[index])
         else:
-            tones.append(centres[index])
+            tones.append(centers[index])
             weights.append(float(counts[index]))
-    share = numpy.array(weights) / sum(weights)
-    order = [int(i) for i in numpy.argsort(-share, kind="stable") if share[i] > 0.06]
-    return numpy.stack([tones[i] for i in order]).astype(numpy.float32)
+    share = np.array(weights) / sum(weights)
+    order = [int(i) for i in np.argsort(-share, kind="stable") if share[i] > 0.06]
+    return np.stack([tones[i] for i in order]).astype(np.float32)
 
 
-def background_word(tones: numpy.ndarray) -> str:
-    """Colour word of a background of tones (K, 3): a pattern darkens its colour, but lightens black."""
+def background_word(tones: np.ndarray) -> str:
+    """Color word of a background of tones (K, 3): a pattern darkens its color, but lightens black."""
     darkest, brightest = tones[tones[:, 0].argmin()], tones[tones[:, 0].argmax()]
-    return colour_word(darkest if darkest[0] < 28 else brightest)
+    return color_word(darkest if darkest[0] < 28 else brightest)
 
 
-def background_pattern(lightness: numpy.ndarray, figures: numpy.ndarray) -> str:
+def background_pattern(lightness: np.ndarray, figures: np.ndarray) -> str:
     """Names the pattern of a background by the directions of its edges.
 
     Stripes have edges of one direction, a checkerboard of two at right angles, dots of all directions.
@@ -69,11 +69,11 @@ def background_pattern(lightness: numpy.ndarray, figures: numpy.ndarray) -> str:
         return "plain"
     down = ndimage.gaussian_filter(lightness, _SOFT, order=(1, 0))[free]
     right = ndimage.gaussian_filter(lightness, _SOFT, order=(0, 1))[free]
-    strength = numpy.hypot(down, right)
+    strength = np.hypot(down, right)
     power = float((strength**2).sum())
     if power < _PLAIN**2 * free.sum():
         return "plain"
     turn = right + 1j * down
     twofold = abs((turn**2).sum()) / power
-    fourfold = abs((turn**4 / numpy.maximum(strength, 1e-6) ** 2).sum()) / power
+    fourfold = abs((turn**4 / np.maximum(strength, 1e-6) ** 2).sum()) / power
     return "striped" if twofold > 0.6 else "checkered" if fourfold > 0.45 else "dotted"

@@ -6,11 +6,11 @@ H, W are picture rows and columns; positions and radii are fractions of the pict
 
 from dataclasses import dataclass, field
 
-import numpy
+import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from scripts.verifiers.colors import COLOURS, name_pixels, to_lab
+from scripts.verifiers.colors import COLORS, name_pixels, to_lab
 from scripts.verifiers.pictures.background import background_pattern, background_word, find_tones
 from scripts.verifiers.pictures.shapes import classify_shape
 
@@ -18,9 +18,9 @@ SIDE = 128  # pictures are read at this many pixels on their shorter side
 SMALLEST = 140  # pixels at SIDE, half of the smallest figure drawn; less is a dot of the pattern or an artefact
 _FLAT = 7.0  # CIELAB units between neighbours; more than this is an edge
 _TONE = 15.0  # CIELAB units around a background tone that still are background
-_ALIKE = 14.0  # CIELAB units around a figure's colour that still are the figure
+_ALIKE = 14.0  # CIELAB units around a figure's color that still are the figure
 _REACH = 4  # pixels over which an edge pixel may belong to a flat area
-_WHITE, _GRAY = COLOURS.index("white") + 1, COLOURS.index("gray") + 1
+_WHITE, _GRAY = COLORS.index("white") + 1, COLORS.index("gray") + 1
 # Area of each shape of radius 1, as the drawn world defines "radius".
 _AREA = {
     "circle": 3.14,
@@ -42,7 +42,7 @@ class Figure:
     """One figure found in a picture.
 
     Attributes:
-        colour: colour word.
+        color: color word.
         shape: shape word, or "blob".
         x, y: centroid of the silhouette, fractions of the width and height.
         radius: estimated radius of the drawing, fraction of the shorter side.
@@ -51,7 +51,7 @@ class Figure:
         inside: index of the figure that surrounds this one, None on the background.
     """
 
-    colour: str
+    color: str
     shape: str
     x: float
     y: float
@@ -63,7 +63,7 @@ class Figure:
 
 @dataclass
 class Reading:
-    """What a picture shows: its figures, the colour word and pattern of its background, and each figure's pixels.
+    """What a picture shows: its figures, the color word and pattern of its background, and each figure's pixels.
 
     Silhouettes are masks (H, W) of the picture with a shorter side of SIDE pixels.
     """
@@ -71,43 +71,43 @@ class Reading:
     figures: list[Figure] = field(default_factory=list)
     background: str = ""
     pattern: str = "plain"
-    silhouettes: list[numpy.ndarray] = field(default_factory=list, repr=False, compare=False)
+    silhouettes: list[np.ndarray] = field(default_factory=list, repr=False, compare=False)
 
 
-def _prepare(array: numpy.ndarray) -> numpy.ndarray:
+def _prepare(array: np.ndarray) -> np.ndarray:
     """Picture bytes (H, W, 3) with the shorter side SIDE."""
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != numpy.uint8:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise ValueError(f"picture has shape {array.shape} and type {array.dtype}; allowed: (H, W, 3) of uint8.")
     height, width = array.shape[:2]
     if min(height, width) == SIDE:
         return array
     scale = SIDE / min(height, width)
     size = (max(round(width * scale), SIDE), max(round(height * scale), SIDE))
-    return numpy.asarray(Image.fromarray(array).resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.LANCZOS))
 
 
-def _steepness(lab: numpy.ndarray) -> numpy.ndarray:
-    """Largest colour step (H, W) from each pixel to its four neighbours, CIELAB units."""
-    down = numpy.sqrt(((lab[1:] - lab[:-1]) ** 2).sum(-1))
-    right = numpy.sqrt(((lab[:, 1:] - lab[:, :-1]) ** 2).sum(-1))
-    steep = numpy.zeros(lab.shape[:2], dtype=numpy.float32)
-    numpy.maximum(steep[1:], down, out=steep[1:])
-    numpy.maximum(steep[:-1], down, out=steep[:-1])
-    numpy.maximum(steep[:, 1:], right, out=steep[:, 1:])
-    numpy.maximum(steep[:, :-1], right, out=steep[:, :-1])
+def _steepness(lab: np.ndarray) -> np.ndarray:
+    """Largest color step (H, W) from each pixel to its four neighbours, CIELAB units."""
+    down = np.sqrt(((lab[1:] - lab[:-1]) ** 2).sum(-1))
+    right = np.sqrt(((lab[:, 1:] - lab[:, :-1]) ** 2).sum(-1))
+    steep = np.zeros(lab.shape[:2], dtype=np.float32)
+    np.maximum(steep[1:], down, out=steep[1:])
+    np.maximum(steep[:-1], down, out=steep[:-1])
+    np.maximum(steep[:, 1:], right, out=steep[:, 1:])
+    np.maximum(steep[:, :-1], right, out=steep[:, :-1])
     return steep
 
 
-def _distance(lab: numpy.ndarray, points: numpy.ndarray) -> numpy.ndarray:
-    """Distance (...) from each colour (..., 3) to the nearest of the points (K, 3)."""
-    return numpy.sqrt(numpy.stack([((lab - point) ** 2).sum(-1) for point in points]).min(axis=0))
+def _distance(lab: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Distance (...) from each color (..., 3) to the nearest of the points (K, 3)."""
+    return np.sqrt(np.stack([((lab - point) ** 2).sum(-1) for point in points]).min(axis=0))
 
 
-def _label_pixels(lab: numpy.ndarray, steep: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Gives each pixel 0 (background) or 1 + index of its colour word.
+def _label_pixels(lab: np.ndarray, steep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gives each pixel 0 (background) or 1 + index of its color word.
 
     Flat areas get their own nearest word. An edge pixel is a mixture, so its own word means nothing: it joins that
-    flat area within _REACH pixels whose colour is nearest.
+    flat area within _REACH pixels whose color is nearest.
 
     Returns:
         Labels (H, W) int, and the background's tones (K, 3).
@@ -118,21 +118,21 @@ def _label_pixels(lab: numpy.ndarray, steep: numpy.ndarray) -> tuple[numpy.ndarr
     names[_distance(lab, tones) < _TONE] = 0
     if (names == _WHITE).sum() >= SMALLEST:
         names[names == _GRAY] = _WHITE  # the drawn world has no gray figures: it is a shadow on a white one
-    best = numpy.full(flat.shape, numpy.inf, dtype=numpy.float32)
-    labels = numpy.zeros(flat.shape, dtype=int)
-    for name in numpy.unique(names[flat]):
+    best = np.full(flat.shape, np.inf, dtype=np.float32)
+    labels = np.zeros(flat.shape, dtype=int)
+    for name in np.unique(names[flat]):
         core = flat & (names == name)
         if name:
             core = _without_specks(core, 6)
             if core.sum() < 20:
                 continue
-        points = tones if name == 0 else numpy.median(lab[core], axis=0)[None]
+        points = tones if name == 0 else np.median(lab[core], axis=0)[None]
         if name:
-            # Thin parts (tips of stars, thin rings) are nowhere flat, but have the colour of what they are joined to.
+            # Thin parts (tips of stars, thin rings) are nowhere flat, but have the color of what they are joined to.
             alike = core | (_distance(lab, points) < _ALIKE)
             core = ndimage.binary_dilation(core, _EIGHT, iterations=3, mask=alike)
         near = ndimage.distance_transform_edt(~core) <= _REACH
-        gap = numpy.where(core, -1.0, _distance(lab, points))
+        gap = np.where(core, -1.0, _distance(lab, points))
         better = near & (gap < best)
         labels[better] = name
         best[better] = gap[better]
@@ -140,7 +140,7 @@ def _label_pixels(lab: numpy.ndarray, steep: numpy.ndarray) -> tuple[numpy.ndarr
     return labels, tones
 
 
-def _find_lost(labels: numpy.ndarray, lab: numpy.ndarray, tones: numpy.ndarray) -> None:
+def _find_lost(labels: np.ndarray, lab: np.ndarray, tones: np.ndarray) -> None:
     """Labels (in place) what is nowhere flat and yet no background, such as a thin ring behind strong compression."""
     away = _distance(lab, tones)
     lost = (labels == 0) & (away > 25)
@@ -149,36 +149,36 @@ def _find_lost(labels: numpy.ndarray, lab: numpy.ndarray, tones: numpy.ndarray) 
     for index in range(1, count + 1):
         area = areas == index
         if area.sum() >= SMALLEST and (area & thick).sum() >= 0.5 * area.sum():
-            middle = area & (away >= numpy.median(away[area]))  # the rest is mixed with the background
-            labels[area] = int(name_pixels(numpy.median(lab[middle], axis=0)[None])[0]) + 1
+            middle = area & (away >= np.median(away[area]))  # the rest is mixed with the background
+            labels[area] = int(name_pixels(np.median(lab[middle], axis=0)[None])[0]) + 1
 
 
-def _without_specks(mask: numpy.ndarray, smallest: int) -> numpy.ndarray:
+def _without_specks(mask: np.ndarray, smallest: int) -> np.ndarray:
     """Drops connected parts of fewer than `smallest` pixels from a mask (H, W)."""
     parts, _ = ndimage.label(mask, _EIGHT)
-    sizes = numpy.bincount(parts.ravel())
+    sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return (sizes >= smallest)[parts]
 
 
 @dataclass
 class _Part:
-    """A connected area of one colour: label, mask (H, W), the mask with its holes filled, and what surrounds it."""
+    """A connected area of one color: label, mask (H, W), the mask with its holes filled, and what surrounds it."""
 
     label: int
-    mask: numpy.ndarray
-    filled: numpy.ndarray
+    mask: np.ndarray
+    filled: np.ndarray
     holder: int | None = None
     see_through: bool = False  # the holder's holder, seen through a hole
 
 
-def _fit(mask: numpy.ndarray) -> float:
+def _fit(mask: np.ndarray) -> float:
     """How well an area (H, W), with or without its holes, looks like any shape, 0..1."""
     return max(classify_shape(mask).score, classify_shape(ndimage.binary_fill_holes(mask)).score)
 
 
-def _split(mask: numpy.ndarray) -> list[numpy.ndarray]:
-    """Parts two or more figures of one colour that touch; an area that looks like one shape stays whole."""
+def _split(mask: np.ndarray) -> list[np.ndarray]:
+    """Parts two or more figures of one color that touch; an area that looks like one shape stays whole."""
     if mask.sum() < 2 * SMALLEST or (whole := _fit(mask)) > 0.82:
         return [mask]
     for depth in (1, 2, 3):
@@ -186,19 +186,19 @@ def _split(mask: numpy.ndarray) -> list[numpy.ndarray]:
         large = [i for i in range(1, count + 1) if (cores == i).sum() >= SMALLEST // 2]
         if len(large) < 2:
             continue
-        far = numpy.stack([ndimage.distance_transform_edt(cores != i) for i in large])
+        far = np.stack([ndimage.distance_transform_edt(cores != i) for i in large])
         pieces = [mask & (far.argmin(axis=0) == i) for i in range(len(large))]
         if min(_fit(piece) for piece in pieces) > whole + 0.05:
             return [part for piece in pieces for part in _split(piece)]
     return [mask]
 
 
-def _parts(labels: numpy.ndarray) -> list[_Part]:
+def _parts(labels: np.ndarray) -> list[_Part]:
     """Connected areas that are large enough to be figures, largest (holes filled) first, each with its holder."""
     found = []
-    for name in numpy.unique(labels[labels > 0]):
+    for name in np.unique(labels[labels > 0]):
         areas, count = ndimage.label(labels == name, _FOUR)
-        for index, size in enumerate(numpy.bincount(areas.ravel(), minlength=count + 1)):
+        for index, size in enumerate(np.bincount(areas.ravel(), minlength=count + 1)):
             if index and size >= SMALLEST:
                 found += [_Part(int(name), mask, ndimage.binary_fill_holes(mask)) for mask in _split(areas == index)]
     found.sort(key=lambda part: -int(part.filled.sum()))
@@ -210,7 +210,7 @@ def _parts(labels: numpy.ndarray) -> list[_Part]:
     return found
 
 
-def _rim(mask: numpy.ndarray) -> numpy.ndarray:
+def _rim(mask: np.ndarray) -> np.ndarray:
     """The three pixels around a mask (H, W)."""
     return ndimage.binary_dilation(mask, _EIGHT, iterations=3) & ~mask
 
@@ -227,7 +227,7 @@ def _surrounds(outer: _Part, inner: _Part) -> bool:
     return bool((both & rim).sum() >= 0.8 * rim.sum())
 
 
-def _silhouette(part: _Part, children: list[_Part]) -> numpy.ndarray:
+def _silhouette(part: _Part, children: list[_Part]) -> np.ndarray:
     """The part's mask (H, W), with the figures that lie on it filled in; those in its own hole are not."""
     own = part.mask
     for child in children:
@@ -237,7 +237,7 @@ def _silhouette(part: _Part, children: list[_Part]) -> numpy.ndarray:
     return own
 
 
-def _is_fringe(part: _Part, larger: list[_Part], lab: numpy.ndarray, tones: numpy.ndarray, score: float) -> bool:
+def _is_fringe(part: _Part, larger: list[_Part], lab: np.ndarray, tones: np.ndarray, score: float) -> bool:
     """Whether an area is thin and of no shape, or a darker strip of the background or of a figure that it touches."""
     thickness = ndimage.distance_transform_edt(part.mask).max()
     if (score > 0.8 and part.label != _GRAY) or thickness > 5:
@@ -246,16 +246,16 @@ def _is_fringe(part: _Part, larger: list[_Part], lab: numpy.ndarray, tones: nump
     beside = [other for other in larger if (other.mask & rim).any()]
     if beside and score < 0.7:
         return True
-    colour = numpy.median(lab[part.mask], axis=0)
-    grounds = [*tones, *(numpy.median(lab[other.mask], axis=0) for other in beside)]
+    color = np.median(lab[part.mask], axis=0)
+    grounds = [*tones, *(np.median(lab[other.mask], axis=0) for other in beside)]
     for ground in grounds:
-        light = colour[0] / max(float(ground[0]), 1.0)
-        if 0.65 < light < 1 and numpy.linalg.norm(colour - ground * light) < 12:
+        light = color[0] / max(float(ground[0]), 1.0)
+        if 0.65 < light < 1 and np.linalg.norm(color - ground * light) < 12:
             return True
     return False
 
 
-def read_picture(array: numpy.ndarray) -> Reading:
+def read_picture(array: np.ndarray) -> Reading:
     """Finds the figures of a picture.
 
     Args:
@@ -269,25 +269,25 @@ def read_picture(array: numpy.ndarray) -> Reading:
     """
     picture = _prepare(array)
     lab = to_lab(picture)
-    lab = numpy.stack([ndimage.median_filter(lab[..., c], size=3, mode="nearest") for c in range(3)], axis=-1)
+    lab = np.stack([ndimage.median_filter(lab[..., c], size=3, mode="nearest") for c in range(3)], axis=-1)
     labels, tones = _label_pixels(lab, _steepness(lab))
     parts = _parts(labels)
     height, width = labels.shape
     reading = Reading([], background_word(tones), background_pattern(lab[..., 0], labels > 0))
     place: dict[int, int] = {}
     for index, part in enumerate(parts):
-        if part.see_through or COLOURS[part.label - 1] == reading.background:
-            continue  # nothing is drawn in the background's own colour
+        if part.see_through or COLORS[part.label - 1] == reading.background:
+            continue  # nothing is drawn in the background's own color
         own = _silhouette(part, [child for child in parts if child.holder == index and not child.see_through])
         guess = classify_shape(own)
         if _is_fringe(part, parts[:index], lab, tones, guess.score):
             continue
         place[index] = len(reading.figures)
-        rows, columns = numpy.nonzero(own)
+        rows, columns = np.nonzero(own)
         area = float(own.sum())
         reading.figures.append(
             Figure(
-                colour=COLOURS[part.label - 1],
+                color=COLORS[part.label - 1],
                 shape=guess.name,
                 x=float(columns.mean() + 0.5) / width,
                 y=float(rows.mean() + 0.5) / height,

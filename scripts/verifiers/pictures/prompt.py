@@ -6,17 +6,17 @@ Owns the grammar, which works on words only (no text encoder, no captions module
 import re
 from dataclasses import dataclass, replace
 
-from scripts.verifiers.colors import COLOURS
+from scripts.verifiers.colors import COLORS
 from scripts.verifiers.pictures.shapes import SHAPES
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedGroup:
     """A group that is asked for; "" or 0 where the prompt leaves something open. place as in "top_left"."""
 
     count: int
     size: str
-    colour: str
+    color: str
     shape: str
     place: str = ""
 
@@ -25,7 +25,7 @@ class Asked:
 class Request:
     """What a prompt asks for; relations are (subject group, relation, object group), background "" when unsaid."""
 
-    groups: tuple[Asked, ...]
+    groups: tuple[AskedGroup, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
     background: str = ""
     pattern: str = ""
@@ -59,7 +59,7 @@ _WORDS = {
         "huge": "large",
         "medium": "",
     },
-    "COLOUR": {**{name: name for name in COLOURS}, "violet": "purple", "grey": "gray"},
+    "COLOR": {**{name: name for name in COLORS}, "violet": "purple", "grey": "gray"},
     "PATTERN": {
         "plain": "plain",
         "simple": "plain",
@@ -151,12 +151,12 @@ def read_tokens(text: str, phrases: dict[tuple[str, ...], Token] = PHRASES) -> l
 
 
 def _background_span(kinds: list[str]) -> tuple[int, int] | None:
-    """Where the background's colour and pattern stand: "plain white background", "background is white with dots"."""
+    """Where the background's color and pattern stand: "plain white background", "background is white with dots"."""
     if "BACKGROUND" not in kinds:
         for start in (at for at, kind in enumerate(kinds) if kind == "ON"):
             # "on striped white" at the end of a clause; "on white squares" is not a background
             stop = start + 1
-            while stop < len(kinds) and kinds[stop] in ("COLOUR", "PATTERN"):
+            while stop < len(kinds) and kinds[stop] in ("COLOR", "PATTERN"):
                 stop += 1
             if stop > start + 1:
                 stop += 2 * (kinds[stop : stop + 2] == ["WITH", "PATTERN"])
@@ -165,10 +165,10 @@ def _background_span(kinds: list[str]) -> tuple[int, int] | None:
         return None
     middle = kinds.index("BACKGROUND")
     start, stop = middle, middle + 1
-    while start > 0 and kinds[start - 1] in ("COLOUR", "PATTERN"):
+    while start > 0 and kinds[start - 1] in ("COLOR", "PATTERN"):
         start -= 1
     if start == middle:
-        while stop < len(kinds) and kinds[stop] in ("COLOUR", "PATTERN"):
+        while stop < len(kinds) and kinds[stop] in ("COLOR", "PATTERN"):
             stop += 1
     if kinds[stop : stop + 2] == ["WITH", "PATTERN"]:
         stop += 2
@@ -178,33 +178,33 @@ def _background_span(kinds: list[str]) -> tuple[int, int] | None:
 
 
 def take_background(tokens: list[Token]) -> tuple[str, str, list[Token]]:
-    """The background's colour and pattern, "" where unsaid, and the tokens without it."""
+    """The background's color and pattern, "" where unsaid, and the tokens without it."""
     span = _background_span([kind for kind, _ in tokens])
     if span is None:
         return "", "", tokens
     said = {kind: str(value) for kind, value in tokens[span[0] : span[1]]}
-    return said.get("COLOUR", ""), said.get("PATTERN", ""), tokens[: span[0]] + tokens[span[1] :]
+    return said.get("COLOR", ""), said.get("PATTERN", ""), tokens[: span[0]] + tokens[span[1] :]
 
 
-def noun_phrase(tokens: list[Token], at: int) -> tuple[Asked, bool, int] | None:
+def noun_phrase(tokens: list[Token], at: int) -> tuple[AskedGroup, bool, int] | None:
     """A figure's words at a position: (what is asked, whether "the" stands before it, position behind it)."""
-    definite, count, size, colour, adjectives = False, 0, "", "", 0
+    definite, count, size, color, adjectives = False, 0, "", "", 0
     if at < len(tokens) and tokens[at][0] == "THE":
         definite, at = True, at + 1
     if at < len(tokens) and tokens[at][0] in ("NUMBER", "ONE"):
         count, at = int(tokens[at][1]), at + 1
-    while at < len(tokens) and tokens[at][0] in ("SIZE", "COLOUR"):
+    while at < len(tokens) and tokens[at][0] in ("SIZE", "COLOR"):
         adjectives += 1
         if tokens[at][0] == "SIZE":
             size = str(tokens[at][1])
         else:
-            colour = str(tokens[at][1])
+            color = str(tokens[at][1])
         at += 1
     if at < len(tokens) and tokens[at][0] in ("SHAPE", "SHAPES"):
         count = count or int(tokens[at][0] == "SHAPE")
-        return Asked(count, size, colour, str(tokens[at][1])), definite, at + 1
+        return AskedGroup(count, size, color, str(tokens[at][1])), definite, at + 1
     if at < len(tokens) and adjectives and tokens[at][0] in ("ONE", "ONES"):
-        return Asked(count, size, colour, ""), definite, at + 1
+        return AskedGroup(count, size, color, ""), definite, at + 1
     return None
 
 
@@ -212,7 +212,7 @@ class _Reader:
     """Walks over the tokens of a prompt; the last figure named is the subject of the next relation."""
 
     def __init__(self) -> None:
-        self.groups: list[Asked] = []
+        self.groups: list[AskedGroup] = []
         self.relations: list[tuple[int, str, int]] = []
         self.last: int | None = None  # figure named last
         self.owner: int | None = None  # figure before "with"
@@ -226,12 +226,12 @@ class _Reader:
         if subject != other and (subject, relation, other) not in self.relations:
             self.relations.append((subject, relation, other))
 
-    def figure(self, asked: Asked, definite: bool) -> None:
+    def figure(self, asked: AskedGroup, definite: bool) -> None:
         """Takes a figure: a new one, or one that was named before ("the ring", "the blue one")."""
         known = [
             index
             for index, group in enumerate(self.groups)
-            if asked.colour in ("", group.colour) and asked.shape in ("", group.shape)
+            if asked.color in ("", group.color) and asked.shape in ("", group.shape)
         ]
         if definite and known:
             index = known[0]
@@ -292,8 +292,8 @@ class _Reader:
         """Takes one token that is not part of a figure's words; `behind` is the position after it."""
         if kind == "RELATION" or (kind == "IN" and noun_phrase(tokens, behind) is not None):
             self.waiting = (self.last, value or "inside")
-        elif kind == "COLOUR" and self.last is not None and not self.groups[self.last].colour:
-            self.groups[self.last] = replace(self.groups[self.last], colour=value)
+        elif kind == "COLOR" and self.last is not None and not self.groups[self.last].color:
+            self.groups[self.last] = replace(self.groups[self.last], color=value)
         elif kind == "WITH":
             self.owner = self.last
         elif kind == "IT":

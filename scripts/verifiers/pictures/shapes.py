@@ -1,18 +1,18 @@
 """Names the shape of a silhouette by comparing it with silhouettes drawn here.
 
-Owns the verifier's own idea of the eight shapes; knows nothing of colours, captions or the renderer.
+Owns the verifier's own idea of the eight shapes; knows nothing of colors, captions or the renderer.
 Every silhouette is moved to its centroid and scaled to unit area, so position and size do not matter.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy
+import numpy as np
 from scipy import ndimage
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "crescent")
-GRID = 44  # samples per side of the normalised silhouette
-EXTENT = 1.3  # half side of the normalised silhouette, in units of sqrt(area)
+GRID = 44  # samples per side of the normalized silhouette
+EXTENT = 1.3  # half side of the normalized silhouette, in units of sqrt(area)
 _FINE = 220  # samples per side of the drawings that the templates are made from
 # Least score that a silhouette needs to be called a shape at all; thin shapes overlap less when a little off.
 _LEAST = {"ring": 0.45, "crescent": 0.5}
@@ -38,10 +38,10 @@ class ShapeGuess:
     margin: float
 
 
-def _polygon(x: numpy.ndarray, y: numpy.ndarray, corners: numpy.ndarray) -> numpy.ndarray:
+def _polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Even-odd test of points (H, W) against a closed polygon (K, 2)."""
-    inside = numpy.zeros(x.shape, dtype=bool)
-    for (ax, ay), (bx, by) in zip(corners, numpy.roll(corners, -1, axis=0), strict=True):
+    inside = np.zeros(x.shape, dtype=bool)
+    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         if ay == by:
             continue
         crosses = ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
@@ -49,37 +49,37 @@ def _polygon(x: numpy.ndarray, y: numpy.ndarray, corners: numpy.ndarray) -> nump
     return inside
 
 
-def _star(x: numpy.ndarray, y: numpy.ndarray, waist: float) -> numpy.ndarray:
-    turns = numpy.arange(10) * numpy.pi / 5
-    reach = numpy.where(numpy.arange(10) % 2 == 0, 1.0, waist)
-    return _polygon(x, y, numpy.stack([reach * numpy.sin(turns), -reach * numpy.cos(turns)], axis=1))
+def _star(x: np.ndarray, y: np.ndarray, waist: float) -> np.ndarray:
+    turns = np.arange(10) * np.pi / 5
+    reach = np.where(np.arange(10) % 2 == 0, 1.0, waist)
+    return _polygon(x, y, np.stack([reach * np.sin(turns), -reach * np.cos(turns)], axis=1))
 
 
-def _heart_curve(x: numpy.ndarray, y: numpy.ndarray) -> numpy.ndarray:
+def _heart_curve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     u, v = x * 1.25, -y * 1.25
     return (u * u + v * v - 1) ** 3 - u * u * v**3 < 0
 
 
-def _heart_lobes(x: numpy.ndarray, y: numpy.ndarray, lobe: float) -> numpy.ndarray:
+def _heart_lobes(x: np.ndarray, y: np.ndarray, lobe: float) -> np.ndarray:
     """Two round lobes over a point: the heart as children cut it from paper."""
-    lobes = (numpy.abs(x) - lobe) ** 2 + (y + 0.35) ** 2 < lobe * lobe
-    depth = numpy.clip((y + 0.2) / 1.1, 0, 1)
-    return lobes | ((y > -0.35) & (y < 0.9) & (numpy.abs(x) < 2 * lobe * (1 - depth) * 0.99))
+    lobes = (np.abs(x) - lobe) ** 2 + (y + 0.35) ** 2 < lobe * lobe
+    depth = np.clip((y + 0.2) / 1.1, 0, 1)
+    return lobes | ((y > -0.35) & (y < 0.9) & (np.abs(x) < 2 * lobe * (1 - depth) * 0.99))
 
 
-def _crescent(x: numpy.ndarray, y: numpy.ndarray, bite: float, shift: float, side: int) -> numpy.ndarray:
+def _crescent(x: np.ndarray, y: np.ndarray, bite: float, shift: float, side: int) -> np.ndarray:
     return (x * x + y * y < 1) & ((x - side * shift) ** 2 + y * y > bite * bite)
 
 
-def _drawings(x: numpy.ndarray, y: numpy.ndarray) -> list[tuple[str, bool, numpy.ndarray]]:
+def _drawings(x: np.ndarray, y: np.ndarray) -> list[tuple[str, bool, np.ndarray]]:
     """All template silhouettes (name, whether tilting changes it, mask (H, W)) within the unit circle."""
     radius2 = x * x + y * y
     found = [("circle", False, radius2 < 1)]
-    found.append(("square", True, numpy.maximum(abs(x), abs(y)) < 0.9))
-    rounded = numpy.hypot(numpy.maximum(abs(x) - 0.65, 0), numpy.maximum(abs(y) - 0.65, 0)) < 0.25
+    found.append(("square", True, np.maximum(abs(x), abs(y)) < 0.9))
+    rounded = np.hypot(np.maximum(abs(x) - 0.65, 0), np.maximum(abs(y) - 0.65, 0)) < 0.25
     found.append(("square", True, rounded))
     for height in (0.8, 1.0, 1.15):
-        corners = numpy.array([[0, -height], [0.9, 0.6], [-0.9, 0.6]])
+        corners = np.array([[0, -height], [0.9, 0.6], [-0.9, 0.6]])
         found.append(("triangle", True, _polygon(x, y, corners)))
     found += [("star", True, _star(x, y, waist)) for waist in (0.36, 0.43, 0.5)]
     found.append(("heart", True, _heart_curve(x, y)))
@@ -88,14 +88,14 @@ def _drawings(x: numpy.ndarray, y: numpy.ndarray) -> list[tuple[str, bool, numpy
         ("ring", False, (radius2 < 1) & (radius2 > hole * hole)) for hole in (0.28, 0.35, 0.45, 0.55, 0.65, 0.75)
     ]
     for arm in (0.24, 0.32, 0.4):
-        plus = (numpy.minimum(abs(x), abs(y)) < arm) & (numpy.maximum(abs(x), abs(y)) < 0.95)
+        plus = (np.minimum(abs(x), abs(y)) < arm) & (np.maximum(abs(x), abs(y)) < 0.95)
         found.append(("cross", True, plus))
     for bite, shift in ((0.8, 0.35), (0.85, 0.5), (0.75, 0.5), (0.95, 0.6)):
         found += [("crescent", True, _crescent(x, y, bite, shift, side)) for side in (-1, 1)]
     return found
 
 
-def normalise(mask: numpy.ndarray) -> numpy.ndarray:
+def normalize(mask: np.ndarray) -> np.ndarray:
     """Moves a silhouette to its centroid and scales it to unit area.
 
     Args:
@@ -107,42 +107,42 @@ def normalise(mask: numpy.ndarray) -> numpy.ndarray:
     Raises:
         ValueError: the mask is empty.
     """
-    mask = mask.astype(numpy.float32)
+    mask = mask.astype(np.float32)
     area = float(mask.sum())
     if area <= 0:
         raise ValueError("mask has an area of 0 pixels; a silhouette needs at least 1.")
     rows, columns = mask.sum(axis=1), mask.sum(axis=0)
-    centre_y = float(rows @ numpy.arange(rows.size)) / area
-    centre_x = float(columns @ numpy.arange(columns.size)) / area
+    center_y = float(rows @ np.arange(rows.size)) / area
+    center_x = float(columns @ np.arange(columns.size)) / area
     step = 2 * EXTENT * area**0.5 / GRID
     if step > 1.5:  # many pixels per sample: average before sampling, or thin parts flicker
         mask = ndimage.uniform_filter(mask, size=max(int(round(step)), 1), mode="constant")
     offset = (GRID - 1) / 2 * step
-    start = (centre_y - offset, centre_x - offset)
+    start = (center_y - offset, center_x - offset)
     return ndimage.affine_transform(mask, (step, step), start, (GRID, GRID), order=1, mode="constant", prefilter=False)
 
 
 @lru_cache(maxsize=1)
-def _templates() -> tuple[numpy.ndarray, tuple[str, ...]]:
+def _templates() -> tuple[np.ndarray, tuple[str, ...]]:
     """Template silhouettes (T, GRID * GRID) and their names."""
-    axis = (numpy.arange(_FINE) + 0.5) / _FINE * 3 - 1.5
+    axis = (np.arange(_FINE) + 0.5) / _FINE * 3 - 1.5
     stack, names = [], []
-    base_x, base_y = numpy.meshgrid(axis, axis)
+    base_x, base_y = np.meshgrid(axis, axis)
     unit = _FINE / 3  # samples per radius
     for tilt in _TILTS:
-        turn = numpy.deg2rad(tilt)
-        x = base_x * numpy.cos(turn) + base_y * numpy.sin(turn)
-        y = base_y * numpy.cos(turn) - base_x * numpy.sin(turn)
+        turn = np.deg2rad(tilt)
+        x = base_x * np.cos(turn) + base_y * np.sin(turn)
+        y = base_y * np.cos(turn) - base_x * np.sin(turn)
         for name, tilts, mask in _drawings(x, y):
             if tilt and not tilts:
                 continue
-            blunt = ndimage.gaussian_filter(mask.astype(numpy.float32), _BLUNT * unit) > 0.5
-            stack += [normalise(mask).ravel(), normalise(blunt).ravel()]
+            blunt = ndimage.gaussian_filter(mask.astype(np.float32), _BLUNT * unit) > 0.5
+            stack += [normalize(mask).ravel(), normalize(blunt).ravel()]
             names += [name, name]
-    return numpy.stack(stack), tuple(names)
+    return np.stack(stack), tuple(names)
 
 
-def classify_shape(mask: numpy.ndarray) -> ShapeGuess:
+def classify_shape(mask: np.ndarray) -> ShapeGuess:
     """Names the shape of a silhouette.
 
     Args:
@@ -155,12 +155,12 @@ def classify_shape(mask: numpy.ndarray) -> ShapeGuess:
         ValueError: the mask is empty.
     """
     stack, names = _templates()
-    sample = normalise(mask).ravel()
-    overlap = numpy.minimum(stack, sample).sum(axis=1)
+    sample = normalize(mask).ravel()
+    overlap = np.minimum(stack, sample).sum(axis=1)
     union = stack.sum(axis=1) + sample.sum() - overlap
     scores = overlap / union
     best_of: dict[str, int] = {}
-    for index in numpy.argsort(-scores, kind="stable"):
+    for index in np.argsort(-scores, kind="stable"):
         best_of.setdefault(names[index], int(index))
     (name, first), (runner_up, second) = list(best_of.items())[:2]
     margin = float(scores[first] - scores[second])

@@ -1,4 +1,4 @@
-"""Checks the verifier itself: on pictures that are right, also blurred, noisy and recoloured, and on wrong ones.
+"""Checks the verifier itself: on pictures that are right, also blurred, noisy and recolored, and on wrong ones.
 
 Owns the disturbances and the wrong requests; the renderer of the drawn world makes the pictures.
 """
@@ -7,48 +7,48 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 
-import numpy
+import numpy as np
 from PIL import Image
 from scipy import ndimage
 
 from scripts.datasets.shapes import Scene, render, sample_scene
-from scripts.verifiers.colors import COLOURS
+from scripts.verifiers.colors import COLORS
 from scripts.verifiers.pictures.figures import read_picture
 from scripts.verifiers.pictures.prompt import Request
 from scripts.verifiers.pictures.shapes import SHAPES
-from scripts.verifiers.pictures.verdict import Verdict, judge, request_of_scene
+from scripts.verifiers.pictures.verdict import Verdict, request_of_scene, verify_picture
 
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "inside": "left of"}
-Disturbance = Callable[[numpy.ndarray, numpy.random.Generator], numpy.ndarray]
+Disturbance = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
-def _as_drawn(picture: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
+def _as_drawn(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return picture
 
 
-def _blurred(picture: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
-    return ndimage.gaussian_filter(picture.astype(float), (0.7, 0.7, 0)).round().astype(numpy.uint8)
+def _blurred(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return ndimage.gaussian_filter(picture.astype(float), (0.7, 0.7, 0)).round().astype(np.uint8)
 
 
-def _compressed(picture: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
-    """JPEG at quality 75 with full colour resolution: ringing and blocks, as decoders of small latents leave them."""
+def _compressed(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """JPEG at quality 75 with full color resolution: ringing and blocks, as decoders of small latents leave them."""
     file = BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=75, subsampling=0)
-    return numpy.asarray(Image.open(file).convert("RGB"))
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
-def _noisy(picture: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
-    return numpy.clip(picture + rng.normal(0, 4, picture.shape), 0, 255).astype(numpy.uint8)
+def _noisy(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.clip(picture + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
 
 
-def _recoloured(picture: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
+def _recolored(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Each channel scaled and moved by up to 5 %."""
     scale, move = rng.uniform(0.95, 1.05, 3), rng.uniform(-0.05, 0.05, 3) * 128
-    return numpy.clip(picture * scale + move, 0, 255).astype(numpy.uint8)
+    return np.clip(picture * scale + move, 0, 255).astype(np.uint8)
 
 
-def _all_of_them(picture: numpy.ndarray, rng: numpy.random.Generator) -> numpy.ndarray:
-    return _compressed(_recoloured(_blurred(picture, rng), rng), rng)
+def _all_of_them(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return _compressed(_recolored(_blurred(picture, rng), rng), rng)
 
 
 DISTURBANCES: dict[str, Disturbance] = {
@@ -56,12 +56,12 @@ DISTURBANCES: dict[str, Disturbance] = {
     "blurred (sigma 0.7 pixels)": _blurred,
     "JPEG, quality 75": _compressed,
     "noise (sigma 4 of 255)": _noisy,
-    "colours off by 5 %": _recoloured,
+    "colours off by 5 %": _recolored,
     "blurred, recoloured and JPEG": _all_of_them,
 }
 
 
-def truth(count: int, seed: int, disturbance: str = "as drawn") -> Iterator[tuple[Scene, numpy.ndarray, Verdict]]:
+def truth(count: int, seed: int, disturbance: str = "as drawn") -> Iterator[tuple[Scene, np.ndarray, Verdict]]:
     """Draws scenes and judges their pictures against themselves.
 
     Args:
@@ -70,13 +70,13 @@ def truth(count: int, seed: int, disturbance: str = "as drawn") -> Iterator[tupl
         disturbance: key of `DISTURBANCES`.
     """
     for index in range(count):
-        rng = numpy.random.default_rng([seed, index])
+        rng = np.random.default_rng([seed, index])
         scene = sample_scene(rng, held_out=None)
         picture = DISTURBANCES[disturbance](render(scene), rng)
-        yield scene, picture, judge(read_picture(picture), scene)
+        yield scene, picture, verify_picture(read_picture(picture), scene)
 
 
-def wrong_requests(scene: Scene, rng: numpy.random.Generator) -> dict[str, Request]:
+def wrong_requests(scene: Scene, rng: np.random.Generator) -> dict[str, Request]:
     """Requests that a picture of the scene does not fulfil, each with one thing changed, by the thing's name."""
     request = request_of_scene(scene)
     index = int(rng.integers(len(request.groups)))
@@ -87,15 +87,15 @@ def wrong_requests(scene: Scene, rng: numpy.random.Generator) -> dict[str, Reque
         groups[index] = replace(group, **what)
         return replace(request, groups=tuple(groups))
 
-    others = [name for name in COLOURS[:10] if name not in {g.colour for g in request.groups}]
+    others = [name for name in COLORS[:10] if name not in {g.color for g in request.groups}]
     wrong = {
-        "colour": change(colour=str(rng.choice(others))),
+        "colour": change(color=str(rng.choice(others))),
         "shape": change(shape=str(rng.choice([name for name in SHAPES if name != group.shape]))),
         "count": change(count=group.count + 1 if group.count == 1 or rng.random() < 0.5 else group.count - 1),
-        "background": replace(request, background=str(rng.choice([c for c in COLOURS if c != scene.background]))),
+        "background": replace(request, background=str(rng.choice([c for c in COLORS if c != scene.background]))),
     }
-    turned = [replace(g, colour=h.colour) for g, h in zip(request.groups, request.groups[::-1], strict=True)]
-    if {(g.count, g.colour, g.shape) for g in turned} != {(g.count, g.colour, g.shape) for g in request.groups}:
+    turned = [replace(g, color=h.color) for g, h in zip(request.groups, request.groups[::-1], strict=True)]
+    if {(g.count, g.color, g.shape) for g in turned} != {(g.count, g.color, g.shape) for g in request.groups}:
         wrong["exchange of colours"] = replace(request, groups=tuple(turned), relations=())
     if request.relations:
         first = request.relations[0]
@@ -116,11 +116,11 @@ def noticed(count: int, seed: int) -> dict[str, tuple[int, int]]:
     """For each kind of wrong request: (how many were found wrong, how many there were)."""
     sums: dict[str, list[int]] = {}
     for index in range(count):
-        rng = numpy.random.default_rng([seed, index])
+        rng = np.random.default_rng([seed, index])
         scene = sample_scene(rng, held_out=None)
         reading = read_picture(render(scene))
         for kind, request in wrong_requests(scene, rng).items():
             pair = sums.setdefault(f"wrong {kind} noticed", [0, 0])
-            pair[0] += not judge(reading, request).all_right
+            pair[0] += not verify_picture(reading, request).all_right
             pair[1] += 1
     return {kind: (found, asked) for kind, (found, asked) in sums.items()}

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
+import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from scripts.verifiers.pictures.figures import Figure, Reading
-from scripts.verifiers.pictures.prompt import Asked, Request, read_prompt
+from scripts.verifiers.pictures.prompt import AskedGroup, Request, read_prompt
 
 SMALL_BELOW = (
     0.143  # radius, fraction of the picture side; drawn: small 0.11 (up to 0.14 inside another), medium 0.155
@@ -28,7 +28,7 @@ class ObjectVerdict:
 
     group: int
     figure: int | None
-    colour_right: bool
+    color_right: bool
     shape_right: bool
     size_right: bool | None
 
@@ -37,8 +37,8 @@ class ObjectVerdict:
 class RelationVerdict:
     """One relation that was asked for.
 
-    holds: the figures found for it stand so; a figure counts when its colour or its shape is right.
-    strict: they stand so, none of them is missing, and all have the right colour and shape.
+    holds: the figures found for it stand so; a figure counts when its color or its shape is right.
+    strict: they stand so, none of them is missing, and all have the right color and shape.
     """
 
     holds: bool
@@ -51,10 +51,10 @@ class Verdict:
 
     Attributes:
         objects: one per figure asked for.
-        counts: one per group: as many figures of its colour as asked for.
+        counts: one per group: as many figures of its color as asked for.
         figures_right: no figure too many or too few in the whole picture.
         relations: one per relation.
-        background_right, pattern_right: colour word and pattern of the background.
+        background_right, pattern_right: color word and pattern of the background.
         places_right: "in the top left corner" and the like.
         wrong: one line per thing that is wrong.
     """
@@ -78,10 +78,10 @@ def request_of_scene(scene: Any, caption: str | None = None) -> Request:
     """What a scene asks for; with a caption, background and pattern only as far as the caption says them.
 
     Args:
-        scene: a scene of the drawn world, with groups (shape, colour, size, things), relations, background, pattern.
+        scene: a scene of the drawn world, with groups (shape, color, size, things), relations, background, pattern.
         caption: words that describe it, None for all that the scene has.
     """
-    groups = tuple(Asked(len(group.things), group.size, group.colour, group.shape) for group in scene.groups)
+    groups = tuple(AskedGroup(len(group.placements), group.size, group.color, group.shape) for group in scene.groups)
     if caption is None:
         return Request(groups, tuple(scene.relations), scene.background, scene.pattern)
     said = read_prompt(caption)
@@ -89,14 +89,14 @@ def request_of_scene(scene: Any, caption: str | None = None) -> Request:
     return Request(groups, tuple(scene.relations), background, scene.pattern if said.pattern else "")
 
 
-def _match(figures: list[Figure], wanted: list[Asked]) -> dict[int, int]:
+def _match(figures: list[Figure], wanted: list[AskedGroup]) -> dict[int, int]:
     """Best matching of the figures asked for to the figures found: index of `wanted` -> index of `figures`."""
     if not figures or not wanted:
         return {}
-    cost = numpy.zeros((len(wanted), len(figures)))
+    cost = np.zeros((len(wanted), len(figures)))
     for row, asked in enumerate(wanted):
         for column, figure in enumerate(figures):
-            cost[row, column] += asked.colour not in ("", figure.colour)
+            cost[row, column] += asked.color not in ("", figure.color)
             cost[row, column] += 0.9 * (asked.shape not in ("", figure.shape))
             cost[row, column] += 0.1 * (_size_right(asked, figure) is False)
             cost[row, column] += 0.05 * (1 - figure.score)
@@ -104,7 +104,7 @@ def _match(figures: list[Figure], wanted: list[Asked]) -> dict[int, int]:
     return {int(row): int(column) for row, column in zip(rows, columns, strict=True)}
 
 
-def _size_right(asked: Asked, figure: Figure) -> bool | None:
+def _size_right(asked: AskedGroup, figure: Figure) -> bool | None:
     if not asked.size:
         return None
     return figure.radius < SMALL_BELOW if asked.size == "small" else figure.radius > LARGE_ABOVE
@@ -126,9 +126,9 @@ def _stands(relation: str, subject: list[int], other: list[int], figures: list[F
     def gap(axis: str, reduce: Any, first: list[int], second: list[int]) -> float:
         return float(reduce([getattr(figures[b], axis) - getattr(figures[a], axis) for a in first for b in second]))
 
-    middle = sign * gap(along, numpy.mean, subject, other)
-    aside = abs(gap(across, numpy.mean, subject, other))
-    nearest = gap(along, numpy.min if sign > 0 else numpy.max, subject, other) * sign
+    middle = sign * gap(along, np.mean, subject, other)
+    aside = abs(gap(across, np.mean, subject, other))
+    nearest = gap(along, np.min if sign > 0 else np.max, subject, other) * sign
     return middle > aside and nearest > 0
 
 
@@ -140,20 +140,20 @@ def _place_right(place: str, figure: Figure) -> bool:
     return all(limits[word] for word in place.split("_"))
 
 
-def _name(asked: Asked) -> str:
-    words = (asked.size, asked.colour, asked.shape or "figure")
+def _name(asked: AskedGroup) -> str:
+    words = (asked.size, asked.color, asked.shape or "figure")
     return " ".join(word for word in words if word)
 
 
-def _count_right(asked: Asked, figures: list[Figure]) -> bool:
+def _count_right(asked: AskedGroup, figures: list[Figure]) -> bool:
     found = sum(
-        figure.colour == asked.colour if asked.colour else asked.shape in ("", figure.shape) for figure in figures
+        figure.color == asked.color if asked.color else asked.shape in ("", figure.shape) for figure in figures
     )
     return found == asked.count if asked.count else found > 0
 
 
 def _judge_objects(
-    figures: list[Figure], wanted: list[tuple[int, Asked]]
+    figures: list[Figure], wanted: list[tuple[int, AskedGroup]]
 ) -> tuple[tuple[ObjectVerdict, ...], list[str]]:
     matches = _match(figures, [asked for _, asked in wanted])
     objects, wrong = [], []
@@ -164,11 +164,11 @@ def _judge_objects(
             wrong.append(f"{_name(asked)}: missing")
             continue
         figure = figures[found]
-        colour, shape = asked.colour in ("", figure.colour), asked.shape in ("", figure.shape)
+        color, shape = asked.color in ("", figure.color), asked.shape in ("", figure.shape)
         size = _size_right(asked, figure)
-        objects.append(ObjectVerdict(group, found, colour, shape, size))
-        if not (colour and shape):
-            wrong.append(f"{_name(asked)}: the picture shows a {figure.colour} {figure.shape}")
+        objects.append(ObjectVerdict(group, found, color, shape, size))
+        if not (color and shape):
+            wrong.append(f"{_name(asked)}: the picture shows a {figure.color} {figure.shape}")
         elif size is False:
             wrong.append(f"{_name(asked)}: radius is {figure.radius:.2f} of the picture side")
     return tuple(objects), wrong
@@ -182,17 +182,17 @@ def _judge_relations(
     for subject, relation, other in request.relations:
         sides = [[o for o in objects if o.group == group] for group in (subject, other)]
         known = [
-            [o.figure for o in side if o.figure is not None and (o.colour_right or o.shape_right)] for side in sides
+            [o.figure for o in side if o.figure is not None and (o.color_right or o.shape_right)] for side in sides
         ]
         stands = all(known) and _stands(relation, known[0], known[1], figures)
-        clean = all(o.colour_right and o.shape_right for side in sides for o in side)
+        clean = all(o.color_right and o.shape_right for side in sides for o in side)
         verdicts.append(RelationVerdict(stands, stands and clean))
         if not stands:
             wrong.append(f"{_name(request.groups[subject])} is not {relation} {_name(request.groups[other])}")
     return tuple(verdicts), wrong
 
 
-def judge(reading: Reading, scene: Any) -> Verdict:
+def verify_picture(reading: Reading, scene: Any) -> Verdict:
     """Compares a reading with what was asked for.
 
     Args:

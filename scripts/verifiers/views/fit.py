@@ -1,20 +1,20 @@
 """Finds the one object of the solid world that explains all views of a picture series best.
 
-Owns the search: solids, size and camera height by silhouettes, then the mark by colours. Uses the renderer, never the
-captions. n views are read at SIDE pixels a side; pictures are (n, SIDE, SIDE, 3), colours bytes, elevations degrees.
+Owns the search: solids, size and camera height by silhouettes, then the mark by colors. Uses the renderer, never the
+captions. n views are read at SIDE pixels a side; pictures are (n, SIDE, SIDE, 3), colors bytes, elevations degrees.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy
+import numpy as np
 from PIL import Image
 from scipy import ndimage
 
 from scripts.datasets.solids.objects import FLAT_TOPS, Part, SolidObject, arrange
-from scripts.datasets.solids.render import azimuths, pixel_centres, trace
-from scripts.verifiers.colors import colour_word, to_lab
+from scripts.datasets.solids.render import azimuths, pixel_centers, trace
+from scripts.verifiers.colors import color_word, to_lab
 from scripts.verifiers.views.prompt import SOLIDS
 
 SIDE = 40
@@ -24,23 +24,23 @@ _WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))  
 _SHADOW = 0.7  # least light on the ground
 _FINALISTS = 3
 _BLUR = 0.6  # pixels of blur that views are taken to have
-_SAME = 16.0  # CIELAB distance below which a mark has the colour of its solid
+_SAME = 16.0  # CIELAB distance below which a mark has the color of its solid
 
 Kind = tuple[tuple[str, ...], str]  # solids and their relation
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The best object, its colours, and how its silhouettes overlap with those of the views.
+    """The best object, its colors, and how its silhouettes overlap with those of the views.
 
     Attributes:
-        thing: the object; its colours are colour words.
-        tones: colour (2 * parts, 3) of each part and its mark in full light.
+        obj: the object; its colors are color words.
+        tones: color (2 * parts, 3) of each part and its mark in full light.
         overlaps: intersection over union of the silhouettes, for each view.
     """
 
-    thing: SolidObject
-    tones: numpy.ndarray
+    obj: SolidObject
+    tones: np.ndarray
     overlaps: tuple[float, ...]
 
 
@@ -48,37 +48,37 @@ class Fit:
 class Views:
     """Views (n, SIDE, SIDE, 3) float32, their backgrounds (n, 3) and their silhouettes (n, SIDE, SIDE)."""
 
-    pictures: numpy.ndarray
-    grounds: numpy.ndarray
-    masks: numpy.ndarray
+    pictures: np.ndarray
+    grounds: np.ndarray
+    masks: np.ndarray
 
 
-def read_views(views: numpy.ndarray) -> Views:
+def read_views(views: np.ndarray) -> Views:
     """Cuts the object out of views (n, H, W, 3): what is neither background nor background in shadow.
 
     Raises:
         ValueError: the views are not square pictures of bytes.
     """
-    if views.ndim != 4 or views.shape[1] != views.shape[2] or views.shape[3] != 3 or views.dtype != numpy.uint8:
+    if views.ndim != 4 or views.shape[1] != views.shape[2] or views.shape[3] != 3 or views.dtype != np.uint8:
         raise ValueError(f"views have shape {views.shape} and type {views.dtype}; allowed: (n, S, S, 3) of uint8.")
     small = [Image.fromarray(view).resize((SIDE, SIDE), Image.Resampling.BOX) for view in views]
-    pictures = numpy.stack([numpy.asarray(view) for view in small])
-    rim = numpy.ones((SIDE, SIDE), dtype=bool)
+    pictures = np.stack([np.asarray(view) for view in small])
+    rim = np.ones((SIDE, SIDE), dtype=bool)
     rim[2:-2, 2:-2] = False
-    grounds = numpy.median(pictures[:, rim].astype(numpy.float32), axis=1)
-    flat = pictures.astype(numpy.float32)
-    light = (flat * grounds[:, None, None]).sum(-1) / numpy.maximum((grounds**2).sum(-1), 1)[:, None, None]
-    shaded = grounds[:, None, None] * numpy.clip(light, _SHADOW, 1.06)[..., None]
-    away = numpy.linalg.norm(to_lab(pictures) - to_lab(numpy.clip(shaded, 0, 255).astype(numpy.uint8)), axis=-1)
+    grounds = np.median(pictures[:, rim].astype(np.float32), axis=1)
+    flat = pictures.astype(np.float32)
+    light = (flat * grounds[:, None, None]).sum(-1) / np.maximum((grounds**2).sum(-1), 1)[:, None, None]
+    shaded = grounds[:, None, None] * np.clip(light, _SHADOW, 1.06)[..., None]
+    away = np.linalg.norm(to_lab(pictures) - to_lab(np.clip(shaded, 0, 255).astype(np.uint8)), axis=-1)
     # A pixel on the edge is half object: the limit is half of what the object itself differs by.
-    limits = [numpy.clip(0.45 * numpy.median(view[view > 12]), 12, 30) if (view > 12).any() else 12 for view in away]
-    return Views(flat, grounds, away > numpy.array(limits)[:, None, None])
+    limits = [np.clip(0.45 * np.median(view[view > 12]), 12, 30) if (view > 12).any() else 12 for view in away]
+    return Views(flat, grounds, away > np.array(limits)[:, None, None])
 
 
-def overlap(first: numpy.ndarray, second: numpy.ndarray) -> numpy.ndarray:
+def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Intersection over union (...) of masks (..., H, W); 0 where both are empty."""
     both, either = (first & second).sum((-1, -2)), (first | second).sum((-1, -2))
-    return both / numpy.maximum(either, 1)
+    return both / np.maximum(either, 1)
 
 
 def _object(kind: Kind, elevation: float, scale: float) -> SolidObject:
@@ -88,16 +88,16 @@ def _object(kind: Kind, elevation: float, scale: float) -> SolidObject:
     )
 
 
-def _silhouettes(thing: SolidObject, count: int) -> numpy.ndarray:
+def _silhouettes(obj: SolidObject, count: int) -> np.ndarray:
     """Masks (count, SIDE, SIDE) of an object."""
-    surface = trace(thing, azimuths(count), *pixel_centres(SIDE), shadow=False)
-    return (surface.colour >= 0).reshape(count, SIDE, SIDE)
+    surface = trace(obj, azimuths(count), *pixel_centers(SIDE), shadow=False)
+    return (surface.color >= 0).reshape(count, SIDE, SIDE)
 
 
 @lru_cache(maxsize=128)
-def _first_silhouettes(kind: Kind, count: int) -> numpy.ndarray:
+def _first_silhouettes(kind: Kind, count: int) -> np.ndarray:
     """Masks (elevations * scales, count, SIDE, SIDE) where the search for a kind of object starts."""
-    return numpy.stack([_silhouettes(_object(kind, e, s), count) for e in _ELEVATIONS for s in _SCALES])
+    return np.stack([_silhouettes(_object(kind, e, s), count) for e in _ELEVATIONS for s in _SCALES])
 
 
 def _rivals(kind: Kind) -> Iterator[Kind]:
@@ -132,7 +132,7 @@ def _climb(
     for rise, growth in _STEPS:
         for up, out in ways:
             while True:
-                there = float(numpy.clip(elevation + up * rise, 2, 35)), scale + out * growth
+                there = float(np.clip(elevation + up * rise, 2, 35)), scale + out * growth
                 found = score(*there)
                 if found <= best:
                     break
@@ -150,82 +150,82 @@ def _climb_by_silhouettes(kind: Kind, views: Views) -> tuple[float, float]:
     return _climb(score, *_first_guess(kind, views)[1:], _WAYS)[1:]
 
 
-def _climb_by_colours(thing: SolidObject, views: Views) -> tuple[float, SolidObject]:
-    """(error, object) at the elevation that explains the colours best: round solids look alike from any height."""
+def _climb_by_colors(obj: SolidObject, views: Views) -> tuple[float, SolidObject]:
+    """(error, object) at the elevation that explains the colors best: round solids look alike from any height."""
 
     def score(elevation: float, scale: float) -> float:
-        return -_tones(replace(thing, elevation=elevation), views)[1]
+        return -_tones(replace(obj, elevation=elevation), views)[1]
 
-    best, elevation, _ = _climb(score, thing.elevation, 1.0, ((1, 0), (-1, 0)))
-    return -best, replace(thing, elevation=elevation)
+    best, elevation, _ = _climb(score, obj.elevation, 1.0, ((1, 0), (-1, 0)))
+    return -best, replace(obj, elevation=elevation)
 
 
-def predict(thing: SolidObject, tones: numpy.ndarray, ground: numpy.ndarray, count: int) -> numpy.ndarray:
+def predict(obj: SolidObject, tones: np.ndarray, ground: np.ndarray, count: int) -> np.ndarray:
     """Views (count, SIDE, SIDE, 3), float32, of an object in these tones (2 * parts, 3) on a ground (3,)."""
-    surface = trace(thing, azimuths(count), *pixel_centres(SIDE))
-    colours = numpy.concatenate([tones, ground[None]])[surface.colour]
-    views = colours * surface.light[..., None] + 14 * surface.gloss[..., None]
-    sharp = numpy.clip(views, 0, 255).reshape(count, SIDE, SIDE, 3).astype(numpy.float32)
+    surface = trace(obj, azimuths(count), *pixel_centers(SIDE))
+    colors = np.concatenate([tones, ground[None]])[surface.color]
+    views = colors * surface.light[..., None] + 14 * surface.gloss[..., None]
+    sharp = np.clip(views, 0, 255).reshape(count, SIDE, SIDE, 3).astype(np.float32)
     return ndimage.gaussian_filter(sharp, (0, _BLUR, _BLUR, 0))
 
 
-def _tones(thing: SolidObject, views: Views) -> tuple[numpy.ndarray, float]:
-    """Colours (2 * parts, 3) in full light that explain the views best, and the error that they leave.
+def _tones(obj: SolidObject, views: Views) -> tuple[np.ndarray, float]:
+    """Colors (2 * parts, 3) in full light that explain the views best, and the error that they leave.
 
-    Pixels of a blurred view mix colours, so that a narrow stripe shows in none of them as it is: the colours are the
+    Pixels of a blurred view mix colors, so that a narrow stripe shows in none of them as it is: the colors are the
     least-squares solution for all pixels of the object, each a mixture of blurred areas.
     """
-    surface = trace(thing, azimuths(len(views.masks)), *pixel_centres(SIDE), shadow=False)
+    surface = trace(obj, azimuths(len(views.masks)), *pixel_centers(SIDE), shadow=False)
     shape = views.masks.shape
-    colour, light, gloss = surface.colour.reshape(shape), surface.light.reshape(shape), surface.gloss.reshape(shape)
-    where = views.masks | (colour >= 0)
+    color, light, gloss = surface.color.reshape(shape), surface.light.reshape(shape), surface.gloss.reshape(shape)
+    where = views.masks | (color >= 0)
 
-    def soft(values: numpy.ndarray) -> numpy.ndarray:
-        return ndimage.gaussian_filter(values.astype(numpy.float32), (0, _BLUR, _BLUR))[where]
+    def soft(values: np.ndarray) -> np.ndarray:
+        return ndimage.gaussian_filter(values.astype(np.float32), (0, _BLUR, _BLUR))[where]
 
-    shares = numpy.stack([soft(light * (colour == index)) for index in range(2 * len(thing.parts))], axis=1)
-    grounds = numpy.broadcast_to(views.grounds[:, None, None], views.pictures.shape)[where]
-    rest = views.pictures[where] - 14 * soft(gloss)[:, None] - grounds * soft(colour < 0)[:, None]
-    tones = numpy.linalg.solve(shares.T @ shares + 1e-2 * numpy.eye(shares.shape[1]), shares.T @ rest)
-    return tones.astype(numpy.float32), float(abs(shares @ tones - rest).mean())
+    shares = np.stack([soft(light * (color == index)) for index in range(2 * len(obj.parts))], axis=1)
+    grounds = np.broadcast_to(views.grounds[:, None, None], views.pictures.shape)[where]
+    rest = views.pictures[where] - 14 * soft(gloss)[:, None] - grounds * soft(color < 0)[:, None]
+    tones = np.linalg.solve(shares.T @ shares + 1e-2 * np.eye(shares.shape[1]), shares.T @ rest)
+    return tones.astype(np.float32), float(abs(shares @ tones - rest).mean())
 
 
-def _marks(thing: SolidObject) -> Iterator[SolidObject]:
+def _marks(obj: SolidObject) -> Iterator[SolidObject]:
     """The object without a mark, and with each mark on each part."""
-    yield thing
-    for index, part in enumerate(thing.parts):
+    yield obj
+    for index, part in enumerate(obj.parts):
         for mark in ("stripe", "dot"):
-            parts = list(thing.parts)
+            parts = list(obj.parts)
             parts[index] = replace(part, mark=mark)
-            yield replace(thing, parts=tuple(parts))
+            yield replace(obj, parts=tuple(parts))
 
 
-def lab_of(tones: numpy.ndarray) -> numpy.ndarray:
-    """CIELAB (..., 3) of colours (..., 3) in bytes or beyond."""
-    return to_lab(numpy.clip(tones, 0, 255).round().astype(numpy.uint8))
+def lab_of(tones: np.ndarray) -> np.ndarray:
+    """CIELAB (..., 3) of colors (..., 3) in bytes or beyond."""
+    return to_lab(np.clip(tones, 0, 255).round().astype(np.uint8))
 
 
-def _word(tone: numpy.ndarray) -> str:
-    """Colour word of a solid; gray is white or black in wrong light."""
+def _word(tone: np.ndarray) -> str:
+    """Color word of a solid; gray is white or black in wrong light."""
     lab = lab_of(tone)
-    word = colour_word(lab)
+    word = color_word(lab)
     return word if word != "gray" else "white" if lab[0] > 50 else "black"
 
 
-def _named(thing: SolidObject, tones: numpy.ndarray) -> SolidObject:
-    """The object with colour words; a mark that cannot be told from its solid is none."""
+def _named(obj: SolidObject, tones: np.ndarray) -> SolidObject:
+    """The object with color words; a mark that cannot be told from its solid is none."""
     parts = []
-    for part, own, other in zip(thing.parts, tones[::2], tones[1::2], strict=True):
-        plain = not part.mark or numpy.linalg.norm(lab_of(own) - lab_of(other)) < _SAME
+    for part, own, other in zip(obj.parts, tones[::2], tones[1::2], strict=True):
+        plain = not part.mark or np.linalg.norm(lab_of(own) - lab_of(other)) < _SAME
         parts.append(
             replace(
                 part,
-                colour=_word(own),
+                color=_word(own),
                 mark="" if plain else part.mark,
-                mark_colour="" if plain else _word(other),
+                mark_color="" if plain else _word(other),
             )
         )
-    return replace(thing, parts=tuple(parts))
+    return replace(obj, parts=tuple(parts))
 
 
 def fit_views(views: Views, kind: Kind) -> Fit:
@@ -236,9 +236,9 @@ def fit_views(views: Views, kind: Kind) -> Fit:
         kind: solids and relation that are asked for.
     """
     likely = sorted(_rivals(kind), key=lambda rival: -_first_guess(rival, views)[0])[:_FINALISTS]
-    things = [_object(rival, *_climb_by_silhouettes(rival, views)) for rival in likely]
-    shape = min(things, key=lambda thing: min(_tones(marked, views)[1] for marked in _marks(thing)))
-    _, best = min((_climb_by_colours(marked, views) for marked in _marks(shape)), key=lambda pair: pair[0])
+    objects = [_object(rival, *_climb_by_silhouettes(rival, views)) for rival in likely]
+    shape = min(objects, key=lambda obj: min(_tones(marked, views)[1] for marked in _marks(obj)))
+    _, best = min((_climb_by_colors(marked, views) for marked in _marks(shape)), key=lambda pair: pair[0])
     tones, _ = _tones(best, views)
     overlaps = overlap(_silhouettes(best, len(views.masks)), views.masks)
     return Fit(_named(best, tones), tones, tuple(float(value) for value in overlaps))

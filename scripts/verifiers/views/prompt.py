@@ -1,6 +1,6 @@
 """Reads what a prompt for views asks for: solids, their marks, how they stand, the camera's height, the background.
 
-Owns the grammar of solids, on top of the words for colours and backgrounds in `prompt.py`. Unknown words are skipped.
+Owns the grammar of solids, on top of the words for colors and backgrounds in `prompt.py`. Unknown words are skipped.
 """
 
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ class AskedPart:
     """A solid that is asked for, with its mark ("stripe", "dot"); "" where the prompt leaves something open."""
 
     solid: str
-    colour: str = ""
+    color: str = ""
     mark: str = ""
-    mark_colour: str = ""
+    mark_color: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ _WORDS: dict[str, dict[str, str]] = {
     },
     "VIEW": {"from above": "above", "from the side": "side", "eye level": "side"},
 }
-_KEPT = ("NUMBER", "ONE", "COLOUR", "PATTERN", "BACKGROUND", "ON", "IN", "WITH", "BREAK")
+_KEPT = ("NUMBER", "ONE", "COLOR", "PATTERN", "BACKGROUND", "ON", "IN", "WITH", "BREAK")
 _ALL: dict[tuple[str, ...], Token] = {
     **{phrase: token for phrase, token in PHRASES.items() if token[0] in _KEPT},
     **{tuple(phrase.split()): (kind, value) for kind, table in _WORDS.items() for phrase, value in table.items()},
@@ -63,18 +63,18 @@ def read_views_prompt(text: str) -> ViewsRequest:
     """
     background, _, tokens = take_background(read_tokens(text, _ALL))
     parts: list[AskedPart] = []
-    relation, view, colour, last = "", "", "", ""
+    relation, view, color, last = "", "", "", ""
     for kind, value in tokens:
-        if kind == "COLOUR" and last == "IN" and parts and parts[-1].mark:  # "a stripe in red"
-            parts[-1] = replace(parts[-1], mark_colour=str(value))
-        elif kind == "COLOUR":
-            colour = str(value)
+        if kind == "COLOR" and last == "IN" and parts and parts[-1].mark:  # "a stripe in red"
+            parts[-1] = replace(parts[-1], mark_color=str(value))
+        elif kind == "COLOR":
+            color = str(value)
         elif kind == "SOLID":
-            parts.append(AskedPart(str(value), colour))
-            colour = ""
+            parts.append(AskedPart(str(value), color))
+            color = ""
         elif kind == "MARK" and parts:
-            parts[-1] = replace(parts[-1], mark=str(value), mark_colour=colour)
-            colour = ""
+            parts[-1] = replace(parts[-1], mark=str(value), mark_color=color)
+            color = ""
         elif kind == "RELATION" or (kind == "ON" and parts):
             relation = str(value) or relation or "on"
         elif kind == "VIEW":

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import numpy
+import numpy as np
 
 from scripts.datasets.solids.render import azimuths
-from scripts.verifiers.colors import colour_word
+from scripts.verifiers.colors import color_word
 from scripts.verifiers.views.fit import Fit, Views, fit_views, lab_of, predict, read_views
 from scripts.verifiers.views.prompt import ViewsRequest
 
@@ -22,10 +22,10 @@ class ViewsVerdict:
     """What is right about the views.
 
     Attributes:
-        solids, colours, marks: for each part that was asked for; a mark is right in kind, colour and place.
+        solids, colors, marks: for each part that was asked for; a mark is right in kind, color and place.
         relation: the parts stand as asked.
         view: the camera's height is as asked, None when unsaid.
-        background: its colour is as asked, None when unsaid.
+        background: its color is as asked, None when unsaid.
         overlaps: of the silhouettes of one object with those of the views, for each view.
         azimuths: best azimuth of each view, degrees.
         one_object: no view leaves far more unexplained than the others do.
@@ -33,7 +33,7 @@ class ViewsVerdict:
     """
 
     solids: tuple[bool, ...]
-    colours: tuple[bool, ...]
+    colors: tuple[bool, ...]
     marks: tuple[bool, ...]
     relation: bool
     view: bool | None
@@ -51,7 +51,7 @@ class ViewsVerdict:
     @property
     def wrong(self) -> tuple[str, ...]:
         """One line per thing that is wrong."""
-        parts = {"solid": self.solids, "colour": self.colours, "mark": self.marks}
+        parts = {"solid": self.solids, "colour": self.colors, "mark": self.marks}
         wrong = [f"{name} wrong" for name, answers in parts.items() if not all(answers)]
         whole = {"relation": self.relation, "camera": self.view, "background": self.background}
         wrong += [f"{name} wrong" for name, answer in whole.items() if answer is False]
@@ -63,50 +63,50 @@ class ViewsVerdict:
         return not self.wrong
 
 
-def _errors(fit: Fit, views: Views) -> numpy.ndarray:
+def _errors(fit: Fit, views: Views) -> np.ndarray:
     """Mean difference of a byte (n, TURNS) between each view and the fitted object from each azimuth."""
-    ground = numpy.median(views.grounds, axis=0)
-    drawn = predict(fit.thing, fit.tones, ground, TURNS)
-    return numpy.stack([abs(drawn - view).mean((1, 2, 3)) for view in views.pictures])
+    ground = np.median(views.grounds, axis=0)
+    drawn = predict(fit.obj, fit.tones, ground, TURNS)
+    return np.stack([abs(drawn - view).mean((1, 2, 3)) for view in views.pictures])
 
 
-def _in_order(errors: numpy.ndarray) -> bool:
+def _in_order(errors: np.ndarray) -> bool:
     """Whether the views' azimuths grow by 360 / n from view to view, beginning at 0.
 
     A view is off when an azimuth further than TOLERANCE from its own explains it clearly better; views from which the
     mark cannot be seen may look alike. None may be off, and at least half must be nearest to their own azimuth.
     """
-    wanted = numpy.array(azimuths(len(errors)))
-    away = abs((numpy.array(azimuths(TURNS))[None] - wanted[:, None] + 180) % 360 - 180)
-    own = numpy.where(away <= TOLERANCE, errors, numpy.inf).min(1)
-    near = away[numpy.arange(len(errors)), errors.argmin(1)] <= TOLERANCE
+    wanted = np.array(azimuths(len(errors)))
+    away = abs((np.array(azimuths(TURNS))[None] - wanted[:, None] + 180) % 360 - 180)
+    own = np.where(away <= TOLERANCE, errors, np.inf).min(1)
+    near = away[np.arange(len(errors)), errors.argmin(1)] <= TOLERANCE
     return bool((own <= CLEARLY * errors.min(1)).all() and near.mean() >= 0.5)
 
 
-def judge_views(request: ViewsRequest, pictures: numpy.ndarray) -> ViewsVerdict:
+def verify_views(request: ViewsRequest, pictures: np.ndarray) -> ViewsVerdict:
     """Compares what a prompt asks for with views of bytes (n, S, S, 3), view i from azimuth i * 360 / n."""
     views = read_views(pictures)
     fit = fit_views(views, (tuple(part.solid for part in request.parts), request.relation))
-    found = fit.thing.parts
+    found = fit.obj.parts
     alike = len(found) == len(request.parts) and sum(fit.overlaps) / len(fit.overlaps) >= LEAST_OVERLAP
     pairs = list(zip(request.parts, found, strict=False)) if alike else []
     missing = (False,) * (len(request.parts) - len(pairs))
     errors = _errors(fit, views)
     left = errors.min(1)
     low, high = VIEW_LIMITS.get(request.view, (0.0, 90.0))
-    ground = colour_word(lab_of(numpy.median(views.grounds, axis=0)))
+    ground = color_word(lab_of(np.median(views.grounds, axis=0)))
     return ViewsVerdict(
         solids=(*(asked.solid == part.solid for asked, part in pairs), *missing),
-        colours=(*(asked.colour in ("", part.colour) for asked, part in pairs), *missing),
+        colors=(*(asked.color in ("", part.color) for asked, part in pairs), *missing),
         marks=(
-            *(asked.mark == part.mark and asked.mark_colour in ("", part.mark_colour) for asked, part in pairs),
+            *(asked.mark == part.mark and asked.mark_color in ("", part.mark_color) for asked, part in pairs),
             *missing,
         ),
-        relation=alike and fit.thing.relation == request.relation,
-        view=low <= fit.thing.elevation <= high if request.view else None,
+        relation=alike and fit.obj.relation == request.relation,
+        view=low <= fit.obj.elevation <= high if request.view else None,
         background=ground == request.background if request.background else None,
         overlaps=fit.overlaps,
         azimuths=tuple(float(index * 360 / TURNS) for index in errors.argmin(1)),
-        one_object=bool((left <= FOREIGN[0] + FOREIGN[1] * numpy.median(left)).all()),
+        one_object=bool((left <= FOREIGN[0] + FOREIGN[1] * np.median(left)).all()),
         order=_in_order(errors),
     )

@@ -11,7 +11,7 @@ from scripts.datasets.shapes.motion import (
     MOTIONS,
     Actor,
     Clip,
-    Thing,
+    Placement,
     is_held_out_clip,
     render_clip,
     sample_clip,
@@ -19,7 +19,7 @@ from scripts.datasets.shapes.motion import (
 from scripts.datasets.shapes.motion_captions import CLIP_VOCABULARY, describe_clip
 from scripts.datasets.shapes.palette import FIGURE_RGB
 from scripts.datasets.shapes.shapes import placed_outline
-from scripts.datasets.shapes.words import COLOUR_WORDS
+from scripts.datasets.shapes.words import COLOR_WORDS
 
 
 def clips(number: int, held_out: bool | None = False) -> list[Clip]:
@@ -63,8 +63,8 @@ def test_every_figure_does_what_its_motion_says():
     assert seen == {*MOTIONS, "stays"}
 
 
-def test_a_colour_changes_gradually_and_completely():
-    thing = Thing(0.5, 0.5, 0.2, 0.0)
+def test_a_color_changes_gradually_and_completely():
+    thing = Placement(0.5, 0.5, 0.2, 0.0)
     clip = Clip((Actor("square", "red", "", "changes", thing, thing, "blue"),), "white", "plain")
     frames = render_clip(clip, 64)
     assert frames.shape == (FRAMES, 64, 64, 3) and frames.dtype == np.uint8
@@ -82,8 +82,8 @@ def test_held_out_clips_are_kept_apart(held_out):
     assert 0.06 < len(HELD_OUT_MOTIONS) / possible < 0.14
 
 
-def place_of(colour: str, caption: str) -> int:
-    return min(place for word in COLOUR_WORDS.get(colour, (colour,)) if (place := caption.find(word)) >= 0)
+def place_of(color: str, caption: str) -> int:
+    return min(place for word in COLOR_WORDS.get(color, (color,)) if (place := caption.find(word)) >= 0)
 
 
 def test_captions_use_known_words_and_say_what_is_there():
@@ -94,11 +94,11 @@ def test_captions_use_known_words_and_say_what_is_there():
         assert background in ("background any", f"background {clip.pattern} {clip.background}")
         assert len(figures) == len(clip.actors)
         for actor in clip.actors:
-            assert any(f" {actor.colour} {actor.shape} " in figure for figure in figures), (caption, canonical)
+            assert any(f" {actor.color} {actor.shape} " in figure for figure in figures), (caption, canonical)
         if "cross" in figures[0].split()[4:]:
             assert {actor.motion for actor in clip.actors} == {"left", "right"}
             right, left = sorted(clip.actors, key=lambda actor: actor.motion == "left")
-            assert place_of(right.colour, caption) < place_of(left.colour, caption)  # the first that is named
+            assert place_of(right.color, caption) < place_of(left.color, caption)  # the first that is named
         else:
             assert {figure.split()[4] for figure in figures} == {actor.motion for actor in clip.actors}
 

@@ -1,4 +1,4 @@
-"""The drawn world keeps its promises: geometry, held-out combinations, wording and colours."""
+"""The drawn world keeps its promises: geometry, held-out combinations, wording and colors."""
 
 import time
 from collections import Counter
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from scripts.datasets.shapes import (
-    COLOURS,
+    COLORS,
     HELD_OUT,
     PATTERNS,
     RELATIONS,
     SHAPES,
     VOCABULARY,
     Group,
+    Placement,
     Scene,
-    Thing,
     describe,
     describe_with_form,
     held_out_list,
@@ -45,7 +45,7 @@ def descriptions(scenes: list[Scene]) -> list[tuple[Scene, str, str, str]]:
     return [(scene, *describe_with_form(scene, rng)) for scene in scenes]
 
 
-def _edge(shape: str, thing: Thing) -> np.ndarray:
+def _edge(shape: str, thing: Placement) -> np.ndarray:
     """Points (n, 2) along the whole edge of a figure, close enough for distances."""
     points = placed_outline(shape, thing.x, thing.y, thing.radius, thing.angle)
     steps = np.arange(max(1, 96 // len(points))) / max(1, 96 // len(points))
@@ -64,8 +64,8 @@ def _surrounds(polygon: np.ndarray, points: np.ndarray) -> bool:
     return bool((crosses.sum(1) % 2 == 1).all())
 
 
-def _centre(group: Group) -> tuple[float, float]:
-    return float(np.mean([t.x for t in group.things])), float(np.mean([t.y for t in group.things]))
+def _center(group: Group) -> tuple[float, float]:
+    return float(np.mean([t.x for t in group.placements])), float(np.mean([t.y for t in group.placements]))
 
 
 def _inside_pairs(scene: Scene) -> set[tuple[int, int]]:
@@ -75,7 +75,7 @@ def _inside_pairs(scene: Scene) -> set[tuple[int, int]]:
 def test_every_figure_keeps_its_margin_to_the_border(scenes):
     for scene in scenes:
         for group in scene.groups:
-            for thing in group.things:
+            for thing in group.placements:
                 edge = _edge(group.shape, thing)
                 assert edge.min() >= 0.02 - 1e-6 and edge.max() <= 0.98 + 1e-6, (scene, group)
 
@@ -83,7 +83,7 @@ def test_every_figure_keeps_its_margin_to_the_border(scenes):
 def test_figures_never_touch_unless_one_lies_inside_the_other(scenes):
     for scene in scenes:
         within = _inside_pairs(scene)
-        edges = [(i, _edge(g.shape, t)) for i, g in enumerate(scene.groups) for t in g.things]
+        edges = [(i, _edge(g.shape, t)) for i, g in enumerate(scene.groups) for t in g.placements]
         for position, (i, first) in enumerate(edges):
             for j, second in edges[position + 1 :]:
                 if (i, j) not in within:
@@ -96,9 +96,9 @@ def test_an_inner_figure_lies_fully_inside_its_container(scenes):
         for subject, other in _inside_pairs(scene):
             inner, outer = scene.groups[subject], scene.groups[other]
             seen[outer.shape] += 1
-            (hull,) = outer.things
+            (hull,) = outer.placements
             assert outer.shape in CONTAINERS and 0.339 <= hull.radius <= 0.401
-            for thing in inner.things:
+            for thing in inner.placements:
                 edge = _edge(inner.shape, thing)
                 assert 0.1 <= thing.radius <= 0.15
                 assert _surrounds(placed_outline(outer.shape, hull.x, hull.y, hull.radius, hull.angle), edge), scene
@@ -114,36 +114,36 @@ def test_relations_are_true_and_clear(scenes):
             if relation == "inside":
                 continue
             first, second = scene.groups[subject], scene.groups[other]
-            (ax, ay), (bx, by) = _centre(first), _centre(second)
+            (ax, ay), (bx, by) = _center(first), _center(second)
             axis = 0 if relation in ("left of", "right of") else 1
             along, across = ((bx - ax), abs(by - ay)) if axis == 0 else ((by - ay), abs(bx - ax))
             sign = 1 if relation in ("left of", "above") else -1
             assert sign * along > 1.3 * across, scene
-            ones = np.concatenate([_edge(first.shape, t) for t in first.things])[:, axis] * sign
-            others = np.concatenate([_edge(second.shape, t) for t in second.things])[:, axis] * sign
+            ones = np.concatenate([_edge(first.shape, t) for t in first.placements])[:, axis] * sign
+            others = np.concatenate([_edge(second.shape, t) for t in second.placements])[:, axis] * sign
             assert ones.max() < others.min(), scene
 
 
-def test_sizes_counts_tilts_and_colours_follow_the_rules(scenes):
+def test_sizes_counts_tilts_and_colors_follow_the_rules(scenes):
     for scene in scenes:
-        names = [group.colour for group in scene.groups]
+        names = [group.color for group in scene.groups]
         assert len({*names, scene.background}) == len(names) + 1
-        assert 1 <= len(scene.groups) <= 3 and sum(len(group.things) for group in scene.groups) <= 5
+        assert 1 <= len(scene.groups) <= 3 and sum(len(group.placements) for group in scene.groups) <= 5
         inside = {index for pair in _inside_pairs(scene) for index in pair}
         for index, group in enumerate(scene.groups):
-            assert 1 <= len(group.things) <= 4
-            assert all(abs(thing.angle) <= 8 for thing in group.things)
+            assert 1 <= len(group.placements) <= 4
+            assert all(abs(thing.angle) <= 8 for thing in group.placements)
             if index not in inside:
-                assert all(abs(thing.radius / RADII[group.size] - 1) <= 0.0601 for thing in group.things)
+                assert all(abs(thing.radius / RADII[group.size] - 1) <= 0.0601 for thing in group.placements)
             for tone in (BACKGROUND_RGB[scene.background], second_tone(scene.background)):
-                assert distance(FIGURE_RGB[group.colour], tone) > 30
+                assert distance(FIGURE_RGB[group.color], tone) > 30
 
 
 def test_the_training_mix_is_the_agreed_one():
     rng = np.random.default_rng(13)
     scenes = [sample_scene(rng) for _ in range(4000)]
     groups = Counter(len(scene.groups) for scene in scenes)
-    lone = sum(len(s.groups) == 1 and len(s.groups[0].things) == 1 for s in scenes)
+    lone = sum(len(s.groups) == 1 and len(s.groups[0].placements) == 1 for s in scenes)
     relations = Counter(relation for scene in scenes for _, relation, _ in scene.relations)
     assert abs(lone / 4000 - 0.15) < 0.03 and abs(groups[1] / 4000 - 0.30) < 0.03
     assert abs(groups[2] / 4000 - 0.50) < 0.03 and abs(groups[3] / 4000 - 0.20) < 0.03
@@ -151,7 +151,7 @@ def test_the_training_mix_is_the_agreed_one():
     assert 0.12 < relations["inside"] / relations.total() < 0.25
     assert {scene.pattern for scene in scenes} == set(PATTERNS)
     assert {group.shape for scene in scenes for group in scene.groups} == set(SHAPES)
-    assert {group.colour for scene in scenes for group in scene.groups} == set(COLOURS)
+    assert {group.color for scene in scenes for group in scene.groups} == set(COLORS)
 
 
 def test_about_a_tenth_of_the_combinations_is_held_out_and_listed():
@@ -163,8 +163,8 @@ def test_about_a_tenth_of_the_combinations_is_held_out_and_listed():
     assert lines[:3] == ["black circle inside", "black heart around", "black square inside"]
 
 
-def test_every_shape_colour_and_relation_is_mostly_trained():
-    for position, kinds in enumerate((COLOURS, SHAPES, tuple(INVERSE))):
+def test_every_shape_color_and_relation_is_mostly_trained():
+    for position, kinds in enumerate((COLORS, SHAPES, tuple(INVERSE))):
         for kind in kinds:
             held = sum(triple[position] == kind for triple in HELD_OUT)
             assert held < 0.35 * 480 / len(kinds), kind
@@ -188,7 +188,7 @@ def test_figures_that_are_only_listed_still_avoid_held_out_places():
     listed = [s for s in (sample_scene(rng) for _ in range(8000)) if len(s.groups) == 2 and not s.relations]
     assert len(listed) > 50
     for scene in listed:
-        (ax, ay), (bx, by) = _centre(scene.groups[0]), _centre(scene.groups[1])
+        (ax, ay), (bx, by) = _center(scene.groups[0]), _center(scene.groups[1])
         if abs(bx - ax) > abs(by - ay):
             relation = "left of" if bx > ax else "right of"
         else:
@@ -217,8 +217,8 @@ def test_the_canonical_form_says_what_the_scene_holds(descriptions):
         if parts[-1] != "background any":
             assert parts[-1] == f"background {scene.pattern} {scene.background}"
         for group in scene.groups:
-            count = ("one", "two", "three", "four")[len(group.things) - 1]
-            assert f"{count} {group.size or 'medium'} {group.colour} {group.shape}" in canonical
+            count = ("one", "two", "three", "four")[len(group.placements) - 1]
+            assert f"{count} {group.size or 'medium'} {group.color} {group.shape}" in canonical
         said = {
             (parts[i].split(f" {name} ")[0][-40:], name, parts[i].split(f" {name} ")[1])
             for i in range(len(parts) - 1)
@@ -228,8 +228,8 @@ def test_the_canonical_form_says_what_the_scene_holds(descriptions):
         assert len(said) == len(scene.relations)
         truth = set()
         for subject, relation, other in scene.relations:
-            truth.add((scene.groups[subject].colour, relation.replace(" ", "_"), scene.groups[other].colour))
-            truth.add((scene.groups[other].colour, INVERSE[relation].replace(" ", "_"), scene.groups[subject].colour))
+            truth.add((scene.groups[subject].color, relation.replace(" ", "_"), scene.groups[other].color))
+            truth.add((scene.groups[other].color, INVERSE[relation].replace(" ", "_"), scene.groups[subject].color))
         assert all((first.split()[2], name, second.split()[2]) in truth for first, name, second in said)
 
 
@@ -269,7 +269,7 @@ def test_a_caption_names_the_background_exactly_when_the_canonical_form_does(des
     ],
 )
 def test_the_wordings_of_the_readme_occur_naturally(groups, relation, background, wanted):
-    made = tuple(Group(s, c, z, tuple(Thing(0.5, 0.5, 0.1, 0.0) for _ in range(n))) for s, c, z, n in groups)
+    made = tuple(Group(s, c, z, tuple(Placement(0.5, 0.5, 0.1, 0.0) for _ in range(n))) for s, c, z, n in groups)
     scene = Scene(made, ((0, relation, 1),), background, "plain")
     rng = np.random.default_rng(16)
     assert wanted in {describe(scene, rng)[0] for _ in range(20000)}
@@ -290,7 +290,7 @@ def _visible(scene: Scene, wanted: int) -> np.ndarray:
     hidden = np.zeros((SIZE, SIZE), dtype=bool)
     over = {subject for subject, other in _inside_pairs(scene) if other == wanted}
     for index, group in enumerate(scene.groups):
-        for t in group.things:
+        for t in group.placements:
             (left, top, right, bottom), mask = figure_box_and_mask(group.shape, t.x, t.y, t.radius, t.angle, SIZE)
             pixels = np.asarray(mask)
             if index == wanted:
@@ -300,22 +300,22 @@ def _visible(scene: Scene, wanted: int) -> np.ndarray:
     return cover & ~hidden
 
 
-def test_the_mean_colour_of_a_figure_is_nearest_to_its_own_palette_entry(scenes):
+def test_the_mean_color_of_a_figure_is_nearest_to_its_own_palette_entry(scenes):
     for scene in scenes[::8]:
         picture = render(scene, SIZE)
         for index, group in enumerate(scene.groups):
             pixels = picture[_visible(scene, index)]
             assert len(pixels) > 60
             mean = pixels.astype(np.float64).mean(0)
-            assert min(COLOURS, key=lambda name: distance(mean, FIGURE_RGB[name])) == group.colour, scene
+            assert min(COLORS, key=lambda name: distance(mean, FIGURE_RGB[name])) == group.color, scene
 
 
-def test_the_background_has_its_own_colour_word(scenes):
+def test_the_background_has_its_own_color_word(scenes):
     for scene in scenes[::8]:
         picture = render(scene, SIZE)
         free = np.ones((SIZE, SIZE), dtype=bool)
         for group in scene.groups:
-            for t in group.things:
+            for t in group.placements:
                 box, _ = figure_box_and_mask(group.shape, t.x, t.y, t.radius, t.angle, SIZE, pad=4)
                 free[box[1] : box[3], box[0] : box[2]] = False
         mean = picture[free].astype(np.float64).mean(0)

@@ -16,8 +16,8 @@ from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from scripts import train
 from scripts.datasets.layouts import FORMS, scene_layout, views_layout
-from scripts.datasets.registry import clip_chance, find_world, pick_world
-from scripts.datasets.shapes import BACKGROUNDS, SHAPES, Group, Scene, Thing, is_held_out, render, sample_scene
+from scripts.datasets.registry import clip_chance, find_data_set, pick_data_set
+from scripts.datasets.shapes import BACKGROUNDS, SHAPES, Group, Placement, Scene, is_held_out, render, sample_scene
 from scripts.datasets.shapes.motion import is_held_out_clip, render_clip, sample_clip
 from scripts.datasets.solids import Part, SolidObject, render_views
 from scripts.embedded_models import latents as encoded
@@ -140,8 +140,8 @@ def test_more_noise_is_drawn_where_the_shift_asks_for_it(trained):
 
 
 def test_layout_targets_name_the_figure_at_each_token_and_where_it_is():
-    outer = Group("circle", "red", "large", (Thing(0.5, 0.5, 0.38, 0.0),))
-    inner = Group("star", "white", "", (Thing(0.5625, 0.4375, 0.1, 18.0),))
+    outer = Group("circle", "red", "large", (Placement(0.5, 0.5, 0.38, 0.0),))
+    inner = Group("star", "white", "", (Placement(0.5625, 0.4375, 0.1, 18.0),))
     targets = scene_layout(Scene((inner, outer), ((0, "inside", 1),), "gray", "plain"), 8).reshape(8, 8, 7)
     assert targets[0, 0].tolist() == [0, BACKGROUNDS.index("gray"), 0, 0, 0, 0, 0]  # a corner is background
     star = targets[3, 4]  # the token that the star is centred on; it hides the circle
@@ -155,7 +155,7 @@ def test_layout_targets_name_the_figure_at_each_token_and_where_it_is():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_figures_that_look_the_same_have_the_same_layout_and_others_do_not(shape):
     def look(angle):
-        scene = Scene((Group(shape, "red", "", (Thing(0.5, 0.5, 0.3, angle),)),), (), "gray", "plain")
+        scene = Scene((Group(shape, "red", "", (Placement(0.5, 0.5, 0.3, angle),)),), (), "gray", "plain")
         return render(scene, 64).astype(int), scene_layout(scene, 4)
 
     for angle in range(0, 360, 6):
@@ -340,7 +340,7 @@ def part_of_clips(folder):
 def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_clips):
     part = part_of_clips(with_clips)
     described = []
-    part.world = replace(part.world, describe=lambda clip, rng: described.append(clip) or ("", part.world.rare))
+    part.world = replace(part.world, describe=lambda clip, rng: described.append(clip) or ("", part.world.rare_phrase))
     latents, _, layouts = part.draw(numpy.random.default_rng(0), 200, 0.0)
     assert layouts.shape == (200, 5 * 2 * 2, 7)
     forward = [part.thing(index) for index in range(4)]
@@ -356,11 +356,11 @@ def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_cl
 
 
 def test_figures_that_may_be_said_to_cross_are_said_to_more_often_than_by_chance():
-    world, rng = find_world("clips"), numpy.random.default_rng(0)
+    world, rng = find_data_set("clips"), numpy.random.default_rng(0)
     clips = [clip for clip in (world.sample(rng) for _ in range(2000)) if clip.crossing]
     clips = [clip for clip in clips if clip.actors[0].motion in ("left", "right")]
     captions = {"by chance": [world.describe(clip, rng)[0] for clip in clips]}
-    captions["in training"] = [world.caption(clip, rng) for clip in clips]
+    captions["in training"] = [world.caption_for_training(clip, rng) for clip in clips]
     crossing = {
         name: sum(read_clip_prompt(text).figures[0].motion == "cross" for text in texts) / len(clips)
         for name, texts in captions.items()
@@ -372,9 +372,9 @@ def test_what_is_easy_is_taken_seldom(with_clips):
     part = part_of_clips(with_clips)
     assert all(clip_chance(part.thing(index)) > 0 for index in range(50))
     crossing = [part.thing(index).crossing for index in range(400)]
-    part.world = replace(part.world, chance=lambda clip: 0.25 if clip.crossing else 1.0)
+    part.world = replace(part.world, training_chance=lambda clip: 0.25 if clip.crossing else 1.0)
     seldom = [part.thing(index).crossing for index in range(400)]
-    part.world = replace(part.world, chance=None)
+    part.world = replace(part.world, training_chance=None)
     drawn = [part.thing(index).crossing for index in range(400)]
     assert sum(crossing) > 1.3 * sum(drawn) > 2.6 * sum(seldom) > 0
 
@@ -383,7 +383,7 @@ def test_clips_are_encoded_from_the_frames_that_the_encoder_reads(with_clips):
     part = part_of_clips(with_clips)
     whole = to_pixels(part.world.render(part.thing(1), 32, part.length)[None])
     with torch.no_grad():
-        read = encode_frames(part.vae, whole, part.world.stride).mode() * part.vae.config.scaling_factor
+        read = encode_frames(part.vae, whole, part.world.frame_stride).mode() * part.vae.config.scaling_factor
     assert torch.allclose(part.latents[1].float(), read[0], atol=5e-3)
 
 
@@ -482,12 +482,12 @@ def test_the_layout_of_views_names_solids_and_turns():
 
 def test_worlds_are_picked_by_their_shares():
     shares = {"views": 0.25, "clips": 0.5, "pictures": 0.25}
-    picked = [pick_world(shares, roll) for roll in (0.0, 0.24, 0.26, 0.74, 0.76, 0.999)]
+    picked = [pick_data_set(shares, roll) for roll in (0.0, 0.24, 0.26, 0.74, 0.76, 0.999)]
     assert picked == ["views", "views", "clips", "clips", "pictures", "pictures"]
     with pytest.raises(ValueError, match="add up to 0.75"):
-        pick_world({"views": 0.75}, 0.5)
+        pick_data_set({"views": 0.75}, 0.5)
     with pytest.raises(ValueError, match="'films' is not known; one of: pictures, clips, views"):
-        pick_world({"films": 1.0}, 0.5)
+        pick_data_set({"films": 1.0}, 0.5)
 
 
 def test_parts_that_show_different_things_are_refused():

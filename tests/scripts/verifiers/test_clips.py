@@ -7,7 +7,7 @@ from scripts.datasets.shapes.motion import OPPOSITE, render_clip, sample_clip
 from scripts.datasets.shapes.motion_captions import describe_clip
 from scripts.verifiers.clips.prompt import read_clip_prompt
 from scripts.verifiers.clips.tracking import outline_signature, rotation_between
-from scripts.verifiers.clips.verdict import judge_clip
+from scripts.verifiers.clips.verdict import verify_clip
 from scripts.verifiers.registry import SERIES
 
 
@@ -24,7 +24,7 @@ def test_every_caption_is_read_as_it_is_meant():
         request = read_clip_prompt(caption)
         unsaid = "stays" if len(clip.actors) == 2 else ""
         got = {
-            (each.figure.colour, each.figure.shape, each.motion or unsaid, each.new_colour) for each in request.figures
+            (each.figure.color, each.figure.shape, each.motion or unsaid, each.new_color) for each in request.figures
         }
         assert got == {tuple((figure.split() + [""])[2:6]) for figure in figures}, caption
         said = f"{request.pattern or 'plain'} {request.background}" if request.background else "any"
@@ -34,13 +34,13 @@ def test_every_caption_is_read_as_it_is_meant():
 @pytest.mark.parametrize("index", range(6))
 def test_a_true_clip_is_right_and_does_not_flicker(index):
     clip, caption, _ = clip_and_caption(index)
-    verdict = judge_clip(read_clip_prompt(caption), render_clip(clip, frames=9))
+    verdict = verify_clip(read_clip_prompt(caption), render_clip(clip, frames=9))
     assert verdict.right and verdict.flicker == 0, (caption, verdict)
 
 
 def test_motions_are_counted_one_by_one_and_only_where_they_are_said():
     answers = SERIES["clips"].answers
-    verdict = judge_clip(
+    verdict = verify_clip(
         read_clip_prompt("a red star and a blue ring that moves left"), np.zeros((3, 32, 32, 3), np.uint8)
     )
     assert verdict.asked == ("", "left")
@@ -49,10 +49,10 @@ def test_motions_are_counted_one_by_one_and_only_where_they_are_said():
     assert set(answers(verdict)) == set(SERIES["clips"].rows)
 
 
-@pytest.mark.parametrize("number", [9, 83])  # its colour on the way, a figure is seen twice for a frame or two
-def test_a_figure_that_changes_its_colour_stays_one(number):
+@pytest.mark.parametrize("number", [9, 83])  # its color on the way, a figure is seen twice for a frame or two
+def test_a_figure_that_changes_its_color_stays_one(number):
     task = SERIES["clips"].task(number, 0, None)
-    verdict = judge_clip(read_clip_prompt(task.prompt), render_clip(task.scene))
+    verdict = verify_clip(read_clip_prompt(task.prompt), render_clip(task.scene))
     assert verdict.asked == ("changes",) and verdict.right, (task.prompt, verdict)
 
 
@@ -62,7 +62,7 @@ def test_a_clip_played_backwards_is_wrong_where_it_should_be():
               and clip.actors[0].motion in reversible][:4]  # fmt: skip
     for index in chosen:
         clip, caption, _ = clip_and_caption(index)
-        verdict = judge_clip(read_clip_prompt(caption), render_clip(clip, frames=9)[::-1])
+        verdict = verify_clip(read_clip_prompt(caption), render_clip(clip, frames=9)[::-1])
         assert verdict.motions == (False,), (caption, verdict)
 
 
@@ -71,8 +71,8 @@ def test_noise_is_counted_as_flicker_and_a_still_clip_moves_nothing():
     still = np.repeat(render_clip(clip, frames=2)[:1], 5, axis=0)
     noise = np.random.default_rng(0).integers(0, 5, still.shape, dtype=np.uint8)
     request = read_clip_prompt("a red circle moves left")
-    assert judge_clip(request, still).motions == (False,)
-    assert 1 < judge_clip(request, np.clip(still.astype(int) - noise, 0, 255).astype(np.uint8)).flicker < 3
+    assert verify_clip(request, still).motions == (False,)
+    assert 1 < verify_clip(request, np.clip(still.astype(int) - noise, 0, 255).astype(np.uint8)).flicker < 3
 
 
 def test_rotation_is_measured_in_degrees():

@@ -3,16 +3,16 @@
 import json
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.datasets.shapes import Group, Scene, Thing, describe, render, sample_scene
+from scripts.datasets.shapes import Group, Placement, Scene, describe, render, sample_scene
 from scripts.verifiers.pictures.figures import read_picture
-from scripts.verifiers.pictures.prompt import Asked, Request, read_prompt
+from scripts.verifiers.pictures.prompt import AskedGroup, Request, read_prompt
 from scripts.verifiers.pictures.shapes import SHAPES, classify_shape
 from scripts.verifiers.pictures.truth import DISTURBANCES, noticed, truth
-from scripts.verifiers.pictures.verdict import judge, request_of_scene
+from scripts.verifiers.pictures.verdict import request_of_scene, verify_picture
 from scripts.verifiers.report import add_up, sheet, table, wilson
 from scripts.verify import main
 
@@ -20,8 +20,8 @@ SCENES = 100
 MAIN_ROWS = ("right colours", "right shapes", "right relations")
 
 
-def thing(x: float, y: float, radius: float = 0.155) -> Thing:
-    return Thing(x, y, radius, 0.0)
+def thing(x: float, y: float, radius: float = 0.155) -> Placement:
+    return Placement(x, y, radius, 0.0)
 
 
 def star_above_ring(background: str = "white") -> Scene:
@@ -38,7 +38,7 @@ def test_truth_is_read_right_in_99_of_100_cases() -> None:
 
 
 @pytest.mark.parametrize("disturbance", [name for name in DISTURBANCES if name != "as drawn"])
-def test_blur_noise_compression_and_recolouring_leave_97_of_100_right(disturbance: str) -> None:
+def test_blur_noise_compression_and_recoloring_leave_97_of_100_right(disturbance: str) -> None:
     tally = add_up(verdict for _, _, verdict in truth(40, 2, disturbance))
     for row in MAIN_ROWS:
         right, asked = tally[row]
@@ -50,22 +50,22 @@ def test_changed_requests_are_found_wrong() -> None:
         assert asked > 20 and found >= 0.99 * asked, (kind, found, asked)
 
 
-def test_a_wrong_colour_shape_relation_or_count_is_named() -> None:
+def test_a_wrong_color_shape_relation_or_count_is_named() -> None:
     reading = read_picture(render(star_above_ring()))
-    star, ring = Asked(1, "", "green", "star"), Asked(1, "", "purple", "ring")
+    star, ring = AskedGroup(1, "", "green", "star"), AskedGroup(1, "", "purple", "ring")
     above = ((0, "above", 1),)
-    assert judge(reading, Request((star, ring), above)).all_right
+    assert verify_picture(reading, Request((star, ring), above)).all_right
 
-    verdict = judge(reading, Request((Asked(1, "", "red", "star"), ring), above))
-    assert [(item.colour_right, item.shape_right) for item in verdict.objects] == [(False, True), (True, True)]
-    verdict = judge(reading, Request((Asked(1, "", "green", "heart"), ring), above))
-    assert [(item.colour_right, item.shape_right) for item in verdict.objects] == [(True, False), (True, True)]
+    verdict = verify_picture(reading, Request((AskedGroup(1, "", "red", "star"), ring), above))
+    assert [(item.color_right, item.shape_right) for item in verdict.objects] == [(False, True), (True, True)]
+    verdict = verify_picture(reading, Request((AskedGroup(1, "", "green", "heart"), ring), above))
+    assert [(item.color_right, item.shape_right) for item in verdict.objects] == [(True, False), (True, True)]
     assert verdict.relations[0].holds and not verdict.relations[0].strict
-    verdict = judge(reading, Request((star, ring), ((0, "left of", 1),)))
+    verdict = verify_picture(reading, Request((star, ring), ((0, "left of", 1),)))
     assert not verdict.relations[0].holds and verdict.wrong == ("green star is not left of purple ring",)
-    verdict = judge(reading, Request((Asked(2, "", "green", "star"), ring), above))
+    verdict = verify_picture(reading, Request((AskedGroup(2, "", "green", "star"), ring), above))
     assert verdict.counts == (False, True) and not verdict.figures_right
-    verdict = judge(reading, Request((star,)))
+    verdict = verify_picture(reading, Request((star,)))
     assert not verdict.figures_right and verdict.wrong == ("2 figures instead of 1",)
 
 
@@ -76,13 +76,13 @@ def test_only_what_the_caption_says_is_judged() -> None:
     assert (silent.background, silent.pattern) == ("", "")
     assert (spoken.background, spoken.pattern) == ("yellow", "")
     reading = read_picture(render(star_above_ring("white")))
-    assert judge(reading, silent).background_right is None and judge(reading, silent).all_right
-    assert judge(reading, spoken).background_right is False
+    assert verify_picture(reading, silent).background_right is None and verify_picture(reading, silent).all_right
+    assert verify_picture(reading, spoken).background_right is False
 
 
 def test_an_empty_picture_shows_nothing_that_was_asked_for() -> None:
-    verdict = judge(read_picture(numpy.full((128, 128, 3), 200, dtype=numpy.uint8)), star_above_ring())
-    assert not any(item.colour_right or item.shape_right for item in verdict.objects)
+    verdict = verify_picture(read_picture(np.full((128, 128, 3), 200, dtype=np.uint8)), star_above_ring())
+    assert not any(item.color_right or item.shape_right for item in verdict.objects)
     assert not verdict.relations[0].holds and not verdict.all_right
 
 
@@ -92,19 +92,19 @@ def test_a_figure_inside_another_is_inside_and_leaves_its_shape_readable(contain
         inner = Group(shape, "yellow", "", (thing(0.5, 0.5, 0.12),))
         outer = Group(container, "blue", "", (thing(0.5, 0.5, 0.38),))
         scene = Scene((inner, outer), ((0, "inside", 1),), "white", "plain")
-        assert judge(read_picture(render(scene)), scene).wrong == (), (shape, container)
+        assert verify_picture(read_picture(render(scene)), scene).wrong == (), (shape, container)
 
 
 def test_pictures_of_other_sizes_are_read_alike() -> None:
     scene = star_above_ring()
     for size in (96, 160, 256):
-        assert judge(read_picture(render(scene, size)), scene).all_right, size
-    wide = numpy.concatenate([render(scene, 128), render(scene, 128)], axis=1)
+        assert verify_picture(read_picture(render(scene, size)), scene).all_right, size
+    wide = np.concatenate([render(scene, 128), render(scene, 128)], axis=1)
     assert sorted(figure.shape for figure in read_picture(wide).figures) == ["ring", "ring", "star", "star"]
 
 
 def test_silhouettes_are_named_at_any_place_and_size() -> None:
-    y, x = numpy.mgrid[:90, :120]
+    y, x = np.mgrid[:90, :120]
     disc = (x - 70) ** 2 + (y - 40) ** 2
     assert classify_shape(disc < 25**2).name == "circle"
     assert classify_shape((disc < 25**2) & (disc > 13**2)).name == "ring"
@@ -112,33 +112,33 @@ def test_silhouettes_are_named_at_any_place_and_size() -> None:
     splinters = (abs((x - 60) - (y - 45)) < 3) & (abs(x - 60) < 30)
     assert classify_shape(splinters).name == "blob"
     with pytest.raises(ValueError, match="0 pixels"):
-        classify_shape(numpy.zeros((8, 8), dtype=bool))
+        classify_shape(np.zeros((8, 8), dtype=bool))
 
 
 def test_a_picture_that_is_not_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
-        read_picture(numpy.zeros((128, 128, 3)))
+        read_picture(np.zeros((128, 128, 3)))
 
 
-def relations_by_colour(relations: tuple[tuple[int, str, int], ...], groups: tuple) -> set[tuple[str, str, str]]:
+def relations_by_color(relations: tuple[tuple[int, str, int], ...], groups: tuple) -> set[tuple[str, str, str]]:
     turned = {"right of": "left of", "below": "above"}
-    named = [(groups[a].colour, relation, groups[b].colour) for a, relation, b in relations]
+    named = [(groups[a].color, relation, groups[b].color) for a, relation, b in relations]
     return {(b, turned[relation], a) if relation in turned else (a, relation, b) for a, relation, b in named}
 
 
 def test_the_prompt_reader_agrees_with_the_scenes_of_captions() -> None:
     agreed = 0
     for index in range(300):
-        rng = numpy.random.default_rng([5, index])
+        rng = np.random.default_rng([5, index])
         scene = sample_scene(rng, held_out=None)
         caption, canonical = describe(scene, rng)
         request = read_prompt(caption)
         agreed += (
-            {(g.count, g.size, g.colour, g.shape) for g in request.groups}
-            == {(len(g.things), g.size, g.colour, g.shape) for g in scene.groups}
+            {(g.count, g.size, g.color, g.shape) for g in request.groups}
+            == {(len(g.placements), g.size, g.color, g.shape) for g in scene.groups}
             and len(request.groups) == len(scene.groups)
-            and relations_by_colour(request.relations, request.groups)
-            == relations_by_colour(scene.relations, scene.groups)
+            and relations_by_color(request.relations, request.groups)
+            == relations_by_color(scene.relations, scene.groups)
             and request.background == ("" if canonical.endswith("background any") else scene.background)
             and request.pattern in ("", scene.pattern)
         )
@@ -150,24 +150,28 @@ def test_the_prompt_reader_agrees_with_the_scenes_of_captions() -> None:
     [
         (
             "Two small green stars above a purple ring, white background",
-            Request((Asked(2, "small", "green", "star"), Asked(1, "", "purple", "ring")), ((0, "above", 1),), "white"),
+            Request(
+                (AskedGroup(2, "small", "green", "star"), AskedGroup(1, "", "purple", "ring")),
+                ((0, "above", 1),),
+                "white",
+            ),
         ),
         (
             "blue heart inside a yellow square",
-            Request((Asked(1, "", "blue", "heart"), Asked(1, "", "yellow", "square")), ((0, "inside", 1),)),
+            Request((AskedGroup(1, "", "blue", "heart"), AskedGroup(1, "", "yellow", "square")), ((0, "inside", 1),)),
         ),
         (
             "a big red disc with a tiny white moon in the middle on gray with dots",
             Request(
-                (Asked(1, "large", "red", "circle"), Asked(1, "small", "white", "crescent")),
+                (AskedGroup(1, "large", "red", "circle"), AskedGroup(1, "small", "white", "crescent")),
                 ((1, "inside", 0),),
                 "gray",
                 "dotted",
             ),
         ),
-        ("red circle on blue", Request((Asked(1, "", "red", "circle"),), (), "blue")),
-        ("a green cross in the top left corner", Request((Asked(1, "", "green", "cross", "top_left"),))),
-        ("hearts", Request((Asked(0, "", "", "heart"),))),
+        ("red circle on blue", Request((AskedGroup(1, "", "red", "circle"),), (), "blue")),
+        ("a green cross in the top left corner", Request((AskedGroup(1, "", "green", "cross", "top_left"),))),
+        ("hearts", Request((AskedGroup(0, "", "", "heart"),))),
     ],
 )
 def test_prompts_of_strangers_are_read(prompt: str, request_: Request) -> None:
@@ -190,8 +194,10 @@ def test_a_sheet_frames_right_pictures_green_and_wrong_ones_red() -> None:
     scene = star_above_ring()
     picture = render(scene)
     reading = read_picture(picture)
-    wrong = Request((Asked(1, "", "red", "heart"),))
-    page = numpy.asarray(sheet([picture, picture], ["a", "b"], [judge(reading, scene), judge(reading, wrong)]))
+    wrong = Request((AskedGroup(1, "", "red", "heart"),))
+    page = np.asarray(
+        sheet([picture, picture], ["a", "b"], [verify_picture(reading, scene), verify_picture(reading, wrong)])
+    )
     assert page[4, 20, 1] > page[4, 20, 0] and page[4, page.shape[1] // 2 + 20, 0] > 150
     with pytest.raises(ValueError, match="at least 1"):
         sheet([], [], [])

@@ -11,7 +11,7 @@ from scripts.datasets.solids import Part, SolidObject, describe_object, render_v
 from scripts.datasets.solids.objects import arrange
 from scripts.verifiers.registry import SERIES, reversed_but_first, soft, still, with_a_stranger
 from scripts.verifiers.views.prompt import AskedPart, ViewsRequest, read_views_prompt
-from scripts.verifiers.views.verdict import judge_views
+from scripts.verifiers.views.verdict import verify_views
 from scripts.verify_sequences import main, strip
 
 
@@ -24,17 +24,17 @@ def test_true_views_are_right(index):
     rng = np.random.default_rng([51, index])
     thing = sample_object(rng, None)
     caption, _ = describe_object(thing, rng)
-    verdict = judge_views(read_views_prompt(caption), render_views(thing, 8, 64))
+    verdict = verify_views(read_views_prompt(caption), render_views(thing, 8, 64))
     assert verdict.right and verdict.overlap > 0.85, (caption, verdict)
 
 
 def test_soft_views_are_right_and_exchanged_or_foreign_ones_are_not():
     request, rng = read_views_prompt("a yellow mug with a black stripe"), np.random.default_rng(0)
     views = render_views(mug(), 8, 64)
-    assert judge_views(request, soft(views, rng)).right
+    assert verify_views(request, soft(views, rng)).right
     for spoil in (reversed_but_first, still):
-        assert not judge_views(request, spoil(views, rng)).order, spoil
-    assert not judge_views(request, with_a_stranger(views, rng)).one_object
+        assert not verify_views(request, spoil(views, rng)).order, spoil
+    assert not verify_views(request, with_a_stranger(views, rng)).one_object
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_soft_views_are_right_and_exchanged_or_foreign_ones_are_not():
     ],
 )
 def test_what_is_not_asked_for_is_wrong(prompt, wrong):
-    assert judge_views(read_views_prompt(prompt), render_views(mug(), 4, 48)).wrong == (wrong,)
+    assert verify_views(read_views_prompt(prompt), render_views(mug(), 4, 48)).wrong == (wrong,)
 
 
 def test_prompts_of_strangers_are_read():
@@ -66,7 +66,7 @@ def test_prompts_of_strangers_are_read():
 
 def test_views_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="allowed"):
-        judge_views(ViewsRequest((AskedPart("cube"),)), np.zeros((2, 8, 9, 3), np.uint8))
+        verify_views(ViewsRequest((AskedPart("cube"),)), np.zeros((2, 8, 9, 3), np.uint8))
 
 
 def test_a_strip_shows_first_and_last():
