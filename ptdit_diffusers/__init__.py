@@ -1,18 +1,18 @@
 """PT-DiT (Qihoo-T2X) for diffusers and ComfyUI.
 
-Public names are loaded when they are first used: `import ptdit_diffusers` costs nothing, and the plain-torch backbones
-in `ptdit_diffusers.models` need neither diffusers nor transformers. Where diffusers is imported, before or after, its
-own loaders find our classes.
+Public names are loaded when they are first used, so `import ptdit_diffusers` is cheap, and the plain-torch code in
+`ptdit_diffusers.core` needs neither diffusers nor transformers. Whether diffusers is imported before or after, its own
+loaders find our classes.
 """
 
 import importlib
 from typing import Any
 
-from .import_hook import register, when_diffusers_is_imported
+from .import_hook import register, register_when_diffusers_is_imported
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {  # public name -> module of it
     "AutoencoderKLOpenSoraPlan": "models.autoencoder_ptdit",
     "PTDiTBlocks": "pipelines.modular_ptdit",
     "PTDiTImg2ImgPipeline": "pipelines.pipeline_ptdit_img2img",
@@ -25,21 +25,21 @@ _HOMES = {
     "contact_sheet": "core.views",
     "embedded_model_path": "core.embedded",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name == "ModelMixin":  # diffusers looks for it here when a model_index.json names our package
         return importlib.import_module("diffusers").ModelMixin
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "embedded_model_path":
         register()
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-when_diffusers_is_imported()
+register_when_diffusers_is_imported()

@@ -27,7 +27,6 @@ FLOORS = (
     ("ptdit_diffusers/core/backbones",),
     ("ptdit_diffusers/core",),
     ("ptdit_diffusers/models", "comfyui_nodes"),
-    ("ptdit_diffusers/registration.py",),
     ("ptdit_diffusers/pipelines", "ptdit_diffusers/conversion", "ptdit_diffusers/training"),
     ("ptdit_diffusers/import_hook.py",),
     ("ptdit_diffusers/__init__.py",),
@@ -50,7 +49,6 @@ MAY_IMPORT = {
     "ptdit_diffusers/core/": ("torch", "PIL", "ftfy", "ptdit_diffusers.core."),
     "ptdit_diffusers/core/backbones/": ("torch", "ptdit_diffusers.core.backbones."),
     "ptdit_diffusers/models/": ("torch", "diffusers", "ptdit_diffusers.core.", "ptdit_diffusers.models."),
-    "ptdit_diffusers/registration.py": ("torch", "diffusers", "ptdit_diffusers."),
     "ptdit_diffusers/pipelines/": (
         "torch",
         "numpy",

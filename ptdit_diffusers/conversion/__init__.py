@@ -4,3 +4,5 @@
 so for T5, `hub` fetches what is not on this machine, `writing` writes weights, `folder` puts it together. `quantize`
 makes smaller copies. Nothing here knows the command line or the pipeline.
 """
+
+import diffusers  # noqa: F401 (first of all: the import hook then registers our classes, for which it imports this folder)

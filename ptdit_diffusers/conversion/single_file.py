@@ -3,8 +3,7 @@
 diffusers' own loader looks for a configuration on the Hub when none is given, opens `state_dict` before anyone is
 asked, so that averaged weights beside it are lost, and leaves weights without values that the file does not have. So
 files of this machine are read by `Weights`, and diffusers gets finished names and a configuration; of GGUF only the
-configuration. All else (links, dictionaries) goes to diffusers as it is. Importing this module gives the classes their
-method.
+configuration. All else (links, dictionaries) goes to diffusers as it is.
 """
 
 import os
@@ -100,5 +99,7 @@ def loader(open_file: Callable[..., tuple[Weights, Options]], complete: Callable
     return classmethod(from_single_file)
 
 
-PTDiTTransformer3DModel.from_single_file = loader(open_transformer, transformer_options)
-AutoencoderKLOpenSoraPlan.from_single_file = loader(open_vae, lambda path, inferred, asked: inferred)
+def register_single_file_loaders() -> None:
+    """Give transformer and VAE their `from_single_file`; without it they have diffusers' own."""
+    PTDiTTransformer3DModel.from_single_file = loader(open_transformer, transformer_options)
+    AutoencoderKLOpenSoraPlan.from_single_file = loader(open_vae, lambda path, inferred, asked: inferred)

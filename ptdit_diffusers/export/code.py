@@ -10,16 +10,11 @@ from pathlib import Path
 from ptdit_diffusers.pipelines.ptdit_remote import entry_files
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ROOTS = (
-    "pipelines.pipeline_ptdit",
-    "pipelines.pipeline_ptdit_img2img",
-    "pipelines.pipeline_ptdit_inpaint",
-    "pipelines.modular_ptdit",
-)
+ROOT = "pipelines.ptdit_registration"  # imports every pipeline
 
 
 def write_code(folder: str | Path) -> list[str]:
-    """Write the entry files and every module that the pipelines import, and return the names of the files.
+    """Write the entry files and every module that they need, and return the names of the files.
 
     Args:
         folder: A model folder that exists.
@@ -34,8 +29,8 @@ def write_code(folder: str | Path) -> list[str]:
 
 
 def needed_modules() -> list[str]:
-    """Modules of the package (without its name) that the pipelines import, directly or not, sorted."""
-    found, waiting = set(), list(ROOTS)
+    """Return the names of ROOT and of all modules that it imports, directly or not; without the package's name, sorted."""
+    found, waiting = set(), [ROOT]
     while waiting:
         module = waiting.pop()
         if module not in found:

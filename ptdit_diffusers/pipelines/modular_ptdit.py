@@ -25,7 +25,6 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
-from ptdit_diffusers.registration import register_modular
 
 from .pipeline_ptdit import PTDiTPipeline
 from .ptdit_checks import check_settings
@@ -285,6 +284,3 @@ class PTDiTBlocks(SequentialPipelineBlocks):
     def description(self) -> str:
         """First line of the docstring."""
         return inspect.getdoc(type(self))
-
-
-register_modular(PTDiTModularPipeline, PTDiTBlocks)

@@ -10,7 +10,6 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ptdit_diffusers.core.sampling import Triple
-from ptdit_diffusers.registration import register_pipeline
 
 from .ptdit_base import PTDiTPipelineBase, PTDiTPipelineOutput
 from .ptdit_denoising import GenerationRequest
@@ -111,6 +110,3 @@ class PTDiTPipeline(PTDiTPipelineBase):
         """
         request = {name: value for name, value in locals().items() if name != "self"}
         return self.generate(GenerationRequest(**request), PTDiTPipelineOutput)
-
-
-register_pipeline(PTDiTPipeline, "TEXT2IMAGE", "TEXT2VIDEO")

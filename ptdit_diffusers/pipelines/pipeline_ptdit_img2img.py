@@ -11,7 +11,6 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 
 from ptdit_diffusers.core.sampling import Triple
-from ptdit_diffusers.registration import register_pipeline
 
 from .ptdit_base import PTDiTPipelineBase, PTDiTPipelineOutput
 from .ptdit_denoising import GenerationRequest
@@ -111,6 +110,3 @@ class PTDiTImg2ImgPipeline(PictureInputMixin, PTDiTPipelineBase):
         """
         request = {name: value for name, value in locals().items() if name != "self"}
         return self.generate(GenerationRequest(**request), PTDiTPipelineOutput)
-
-
-register_pipeline(PTDiTImg2ImgPipeline, "IMAGE2IMAGE")

@@ -24,6 +24,9 @@ else:
 {imports}
     from .modular_ptdit import PTDiTBlocks
     from .pipeline_ptdit import PTDiTPipeline
+    from .ptdit_registration import register_classes
+
+    register_classes()
 '''
 
 
@@ -36,7 +39,7 @@ def entry_files(modules: list[str]) -> dict[str, str]:
     Args:
         modules: Names of the code files without ".py".
     """
-    named = ("modular_ptdit", "pipeline_ptdit")
+    named = ("modular_ptdit", "pipeline_ptdit", "ptdit_registration")
     lines = [f"    from .{name} import __doc__ as _" for name in modules if name not in named]
     modular = {"_class_name": "PTDiTBlocks", "auto_map": {"ModularPipelineBlocks": "pipeline.PTDiTBlocks"}}
     return {

@@ -13,8 +13,9 @@ from diffusers import AutoModel, AutoPipelineForText2Image, DiffusionPipeline
 from diffusers.pipelines import auto_pipeline
 
 import ptdit_diffusers
-from ptdit_diffusers import PTDiTPipeline, PTDiTTransformer3DModel, import_hook, registration
+from ptdit_diffusers import PTDiTPipeline, PTDiTTransformer3DModel, import_hook
 from ptdit_diffusers.import_hook import register
+from ptdit_diffusers.pipelines.ptdit_registration import register_classes, single_file_vae
 
 
 def test_diffusers_loads_the_folder_as_one_of_its_own(tiny_model_folder):
@@ -43,16 +44,34 @@ def test_registering_twice_changes_nothing():
     assert diffusers.pipelines.PTDiTPipeline is PTDiTPipeline
 
 
+FIRST_IMPORTS = (
+    "import ptdit_diffusers",
+    "import ptdit_diffusers, diffusers",
+    "import diffusers, ptdit_diffusers",
+    "import ptdit_diffusers.models.transformer_ptdit",
+    "import ptdit_diffusers.pipelines.ptdit_lora",
+    "import ptdit_diffusers.conversion.networks",
+)
 LOADS = """
-from diffusers import AutoModel, AutoPipelineForInpainting, DiffusionPipeline
+from diffusers import AutoModel, AutoPipelineForInpainting, DiffusionPipeline, PTDiTTransformer3DModel
 assert type(DiffusionPipeline.from_pretrained(FOLDER)).__name__ == "PTDiTPipeline"
 assert type(AutoPipelineForInpainting.from_pretrained(FOLDER)).__name__ == "PTDiTInpaintPipeline"
 assert type(AutoModel.from_pretrained(FOLDER, subfolder="vae")).__name__ == "AutoencoderKLOpenSoraPlan"
+assert PTDiTTransformer3DModel.from_single_file.__module__ == "ptdit_diffusers.conversion.single_file"
+"""
+FORKS = """
+import os, sys, torch, transformers
+assert "diffusers" not in sys.modules
+for first in FIRST_IMPORTS:
+    if (child := os.fork()) == 0:
+        exec(first + LOADS)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, first
 """
 
 
-def test_importing_our_package_is_enough_for_the_loaders_of_diffusers(tiny_model_folder):
-    done = run_python(f"import ptdit_diffusers\nFOLDER = {str(tiny_model_folder)!r}\n" + LOADS)
+def test_importing_any_module_of_ours_is_enough_for_the_loaders_of_diffusers(tiny_model_folder):
+    done = run_python(f"FOLDER = {str(tiny_model_folder)!r}\n{FIRST_IMPORTS=}\n{LOADS=}\n" + FORKS)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
 
@@ -61,13 +80,13 @@ def test_a_release_without_a_table_we_know_is_named_with_what_to_do(monkeypatch)
     monkeypatch.delattr("diffusers.loaders.single_file_model.SINGLE_FILE_LOADABLE_CLASSES")
     message = f"diffusers {diffusers.__version__} has no diffusers.loaders.single_file_model.SINGLE.*0.41 to 0.42.*pip"
     with pytest.raises(ImportError, match=message):
-        registration.register_models()
+        register_classes()
 
 
 def test_a_failure_to_register_is_a_warning_for_whoever_imports_diffusers(monkeypatch):
-    monkeypatch.setattr(import_hook, "PIPELINES", ("pipeline_that_fails",))
-    with pytest.warns(UserWarning, match="diffusers will not find the classes of ptdit_diffusers: No module named"):
-        import_hook.when_diffusers_is_imported()
+    monkeypatch.delattr("diffusers.loaders.peft._SET_ADAPTER_SCALE_FN_MAPPING")
+    with pytest.warns(UserWarning, match="diffusers will not find the classes of ptdit_diffusers: diffusers .*no"):
+        import_hook.register_when_diffusers_is_imported()
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
@@ -96,7 +115,7 @@ def test_a_linked_training_checkpoint_of_the_vae_is_refused_instead_of_read_with
     vae.save_pretrained(tmp_path / "config")
     weights = vae.state_dict()
     with pytest.raises(ValueError, match="ptdit convert"):  # what diffusers hands over of a file that it fetched
-        registration.single_file_vae({"gen_model": weights})
+        single_file_vae({"gen_model": weights})
     load = ptdit_diffusers.AutoencoderKLOpenSoraPlan.from_single_file
     torch.save({"state_dict": {"gen_model": {}}, "ema_state_dict": weights}, tmp_path / "raw.ckpt")
     again = load(str(tmp_path / "raw.ckpt"), config=str(tmp_path / "config"))  # its norms are not in the weights
