@@ -29,7 +29,7 @@ def write_code(folder: str | Path) -> list[str]:
 
 
 def needed_modules() -> list[str]:
-    """Return the names of ROOT and of all modules that it imports, directly or not; without the package's name, sorted."""
+    """Return the sorted names, without the package's, of ROOT and all modules that it imports, directly or not."""
     found, waiting = set(), [ROOT]
     while waiting:
         module = waiting.pop()
