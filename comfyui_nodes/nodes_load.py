@@ -44,19 +44,21 @@ class PTDiTFolderLoader(io.ComfyNode):
             "PTDiTFolderLoader",
             "PT-DiT Folder Loader",
             "loaders",
-            "Loads a PT-DiT folder of diffusers (the model that comes with the nodes, a converted folder below "
-            "models/diffusers, or a Hub snapshot already on disk). Goes on with PT-DiT Text Encode and KSampler.",
+            "Loads a PT-DiT model folder in diffusers' layout: a model that comes with the nodes, a folder in "
+            "models/diffusers, or a Hugging Face Hub snapshot that is already on disk. Connect PT-DiT Text Encode "
+            "and KSampler.",
             [
                 choice(
                     "folder",
                     list(model_folders()),
-                    "Folders found: with the nodes, in models/diffusers, in the Hub's cache. Nothing is downloaded.",
+                    "The folders found: with the nodes, in models/diffusers, and in the Hub's cache. Nothing is "
+                    "downloaded.",
                 ),
                 choice(
                     "weight_dtype",
                     list(WEIGHT_DTYPES),
-                    "How the network's weights are kept. fp8 halves memory against 16 bit and costs some quality; "
-                    "'fast' also multiplies in fp8 on cards that can.",
+                    "Number format of the network's weights. fp8 needs half the memory of 16 bit and costs some "
+                    "quality; 'fast' also multiplies in fp8 on GPUs that can.",
                     advanced=True,
                 ),
             ],
@@ -94,28 +96,29 @@ class PTDiTVAELoader(io.ComfyNode):
             "PTDiTVAELoader",
             "Load PT-DiT VAE",
             "loaders",
-            "Loads the causal video VAE of Open-Sora-Plan v1.2 (official .ckpt, or converted .safetensors), which the "
-            "stock Load VAE cannot. Its output goes to VAE Decode, VAE Encode and their tiled forms.",
+            "Loads the causal video VAE of Open-Sora-Plan v1.2 (official .ckpt or converted .safetensors), which "
+            "ComfyUI's Load VAE cannot read. Connect VAE Decode, VAE Encode or their tiled forms.",
             [
-                choice("vae_name", folder_paths.get_filename_list("vae"), "File in models/vae."),
+                choice("vae_name", folder_paths.get_filename_list("vae"), "A file in models/vae."),
                 choice(
                     "dtype",
                     list(VAE_DTYPES),
-                    "Number format of the VAE. auto lets ComfyUI choose for the device; fp32 needs twice the memory.",
+                    "Number format of the VAE. auto: ComfyUI chooses for the device. fp32 needs twice the memory of "
+                    "16 bit.",
                     advanced=True,
                 ),
                 switch(
                     "video",
                     False,
-                    "What a batch of images means in VAE Encode. Off: so many single pictures. On: the 4n + 1 frames "
-                    "of one video.",
+                    "How VAE Encode reads a batch of images. Off: as single pictures. On: as the 4n + 1 frames of "
+                    "one video.",
                 ),
             ],
             [
                 fit(
                     io.Vae.Output,
                     display_name="vae",
-                    tooltip="For VAE Decode and VAE Encode; 8x in space, 4x in time.",
+                    tooltip="For VAE Decode and VAE Encode. Compresses 8x in space and 4x in time.",
                 )
             ],
             search_aliases=["open-sora-plan", "causal vae", "video vae"],

@@ -45,41 +45,47 @@ class PTDiTWindowProxy(io.ComfyNode):
         """Inputs and outputs."""
         windows = [
             integer(f"window_{axis}", 0, 0, 64, f"custom: tokens per window, {axis} (a token is 16 pixels, or one "
-                    "latent frame). 0 = as in the checkpoint. Larger sees more at once and costs more.")
+                    "latent frame). 0 = as in the checkpoint. Larger windows let a token attend to more tokens and "
+                    "cost more.")
             for axis in AXES
         ]  # fmt: skip
         proxies = [
-            integer(f"proxy_{axis}", 0, 0, 64, f"custom: tokens per proxy, {axis}. 0 = one proxy per window. Fewer "
-                    "tokens give more proxies, a finer global view, and more work; must divide the window or be its "
-                    "multiple.")
+            integer(f"proxy_{axis}", 0, 0, 64, f"custom: tokens per proxy token, {axis}. 0 = one proxy token per "
+                    "window. Smaller numbers give more proxy tokens, a finer global view and more work. Must "
+                    "divide the window or be a multiple of it.")
             for axis in AXES
         ]  # fmt: skip
         return schema(
             "PTDiTWindowProxy",
             "PT-DiT Window & Proxy",
             "model",
-            "Chooses windows and proxies, which no weight depends on, for a range of steps. Several of these nodes "
-            "in a row: the last one whose range fits counts. `meaning` says in words what the choice comes to.",
+            "Sets the windows and proxy tokens for a range of sampling steps. The weights do not depend on them. "
+            "With several of these nodes in a row, the last one whose range contains the step applies. `meaning` "
+            "describes the setting in words.",
             [
-                fit(io.Model.Input, "model", tooltip="A PT-DiT, also with LoRA or compiled."),
-                choice("mode", list(MODES), "match resolution: as many windows as in training at any size (the "
-                       "default without this node). checkpoint: the trained window in tokens. fast: a quarter of the "
-                       "proxies. fine: four times as many. custom: the numbers below."),
+                fit(io.Model.Input, "model", tooltip="A PT-DiT model, also with LoRA or compiled."),
+                choice("mode", list(MODES), "match resolution: as many windows as in training, at any size (the "
+                       "default without this node). checkpoint: the window size of training, in tokens. fast: a "
+                       "quarter of the proxy tokens. fine: four times as many. custom: the numbers below."),
                 *windows,
                 *proxies,
-                choice("proxy_mode", list(PROXY_CHOICES), "How a proxy is made of its tokens: mean of all "
-                       "(released weights), one at random (drawn anew at each step and block), or the first."),
-                number("start_percent", 0.0, 0.0, 1.0, "Share of the sampling time at which this begins.",
+                choice("proxy_mode", list(PROXY_CHOICES), "How a proxy token is made from its tokens: their mean (as "
+                       "in the released weights), one at random (chosen again in each step and block), or the "
+                       "first."),
+                number("start_percent", 0.0, 0.0, 1.0, "Position in the sampling schedule (0 to 1) at which this "
+                       "setting begins.",
                        advanced=True),
-                number("end_percent", 1.0, 0.0, 1.0, "Share of the sampling time at which this ends.", advanced=True),
-                integer("meaning_width", 1024, 16, 8192, "Pixels: for which width `meaning` is worked out.", step=16,
+                number("end_percent", 1.0, 0.0, 1.0, "Position in the sampling schedule (0 to 1) at which this "
+                       "setting ends.", advanced=True),
+                integer("meaning_width", 1024, 16, 8192, "Width in pixels for which `meaning` is computed.", step=16,
                         advanced=True),
-                integer("meaning_height", 1024, 16, 8192, "Pixels: for which height `meaning` is worked out.", step=16,
+                integer("meaning_height", 1024, 16, 8192, "Height in pixels for which `meaning` is computed.", step=16,
                         advanced=True),
             ],
             [
-                fit(io.Model.Output, display_name="model", tooltip="A clone with this setting."),
-                fit(io.String.Output, display_name="meaning", tooltip="Windows, proxies, share of full attention."),
+                fit(io.Model.Output, display_name="model", tooltip="A copy of the model with this setting."),
+                fit(io.String.Output, display_name="meaning", tooltip="Number of windows and proxy tokens, and the "
+                    "attention cost relative to full attention."),
             ],
             search_aliases=["window", "proxy ratio", "sparse attention"],
         )  # fmt: skip
@@ -118,19 +124,20 @@ class PTDiTModelSampling(io.ComfyNode):
             "PTDiTModelSampling",
             "PT-DiT Resolution Shift",
             "sampling",
-            "Sets how far noise levels are shifted for a size, so that KSampler fits it. Without this node the shift "
-            "of the model's own size is used. Schedulers simple and sgm_uniform are nearest to the official spacing.",
+            "Sets how far the noise levels are shifted for a picture size, so that KSampler works well at this size. "
+            "Without this node the shift of the model's own size is used. The schedulers simple and sgm_uniform are "
+            "closest to the official spacing.",
             [
-                fit(io.Model.Input, "model", tooltip="A PT-DiT."),
+                fit(io.Model.Input, "model", tooltip="A PT-DiT model."),
                 number("shift", 0.0, 0.0, 100.0, "0 = official: sqrt(width * height / 512^2 * frame factor) of the "
-                       "latent. Higher spends more steps at high noise: better layout, less detail."),
-                fit(io.Latent.Input, "latent", optional=True, tooltip="Its size decides the automatic shift."),
-                switch("round_timestep", False, "Round the time to the number format of computing, as the official "
-                       "code does: in bf16 steps of 4 above 512. For weights that may have been trained so; no effect "
-                       "in fp32.", optional=True, advanced=True),
+                       "latent. A higher value spends more steps at high noise: better layout, less detail."),
+                fit(io.Latent.Input, "latent", optional=True, tooltip="Its size determines the automatic shift."),
+                switch("round_timestep", False, "Round the time to the compute format, as the official code does: in "
+                       "bf16 to multiples of 4 above 512. For weights that may have been trained in this way. No "
+                       "effect in fp32.", optional=True, advanced=True),
             ],
             [
-                fit(io.Model.Output, display_name="model", tooltip="A clone with this shift."),
+                fit(io.Model.Output, display_name="model", tooltip="A copy of the model with this shift."),
                 fit(io.Float.Output, display_name="shift_used", tooltip="The shift that was set."),
             ],
             search_aliases=["model sampling", "sd3 shift", "time shift"],
@@ -165,21 +172,23 @@ class PTDiTProxyMap(io.ComfyNode):
             "PTDiTProxyMap",
             "PT-DiT Proxy Map",
             "model",
-            "Draws what proxies see in a finished latent: one picture per noise level, one row per block. Columns: "
-            "the windows; how much attention each proxy gets; which proxies the marked token's proxy attends to; "
-            "which proxies the marked token looks at. Costs one step per noise level.",
+            "Shows the attention of the proxy tokens for a finished latent: one picture per noise level, one row per "
+            "block. Columns: the windows; how much attention each proxy token gets; the proxy tokens that the marked "
+            "token's own proxy token attends to; the proxy tokens that the marked token attends to. Costs one "
+            "sampling step per noise level.",
             [
-                fit(io.Model.Input, "model", tooltip="A PT-DiT, also with Window & Proxy settings."),
-                fit(io.Conditioning.Input, "positive", tooltip="The prompt."),
+                fit(io.Model.Input, "model", tooltip="A PT-DiT model, also with Window & Proxy settings."),
+                fit(io.Conditioning.Input, "positive", tooltip="The encoded prompt."),
                 fit(io.Latent.Input, "latent", tooltip="A finished latent, from a sampler or VAE Encode."),
-                number("x", 0.5, 0.0, 1.0, "The marked token, from left (0) to right (1)."),
-                number("y", 0.5, 0.0, 1.0, "The marked token, from top (0) to bottom (1)."),
-                integer("levels", 3, 1, 20, "Noise levels from early to late, one picture each."),
-                fit(io.String.Input, "blocks", default="", tooltip="Blocks to show, e.g. 0,3,5; empty = all."),
-                integer("frame", 0, 0, 1024, "Latent frame to show.", advanced=True),
-                integer("noise_seed", 0, 0, 2**63 - 1, "Seed of the noise that is put on the latent.", advanced=True,
+                number("x", 0.5, 0.0, 1.0, "Position of the marked token, from left (0) to right (1)."),
+                number("y", 0.5, 0.0, 1.0, "Position of the marked token, from top (0) to bottom (1)."),
+                integer("levels", 3, 1, 20, "Number of noise levels, from early to late; one picture each."),
+                fit(io.String.Input, "blocks", default="", tooltip="Blocks to show, for example 0,3,5; empty = all."),
+                integer("frame", 0, 0, 1024, "Number of the latent frame to show.", advanced=True),
+                integer("noise_seed", 0, 0, 2**63 - 1, "Seed of the noise that is added to the latent.", advanced=True,
                         control_after_generate=True),
-                fit(io.Image.Input, "image", optional=True, tooltip="The decoded picture, to draw windows on."),
+                fit(io.Image.Input, "image", optional=True, tooltip="The decoded picture, on which the windows are "
+                    "drawn."),
             ],
             [fit(io.Image.Output, display_name="map", tooltip="One picture per noise level.")],
             search_aliases=["attention map", "visualize", "heat map"],

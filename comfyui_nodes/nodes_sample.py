@@ -24,33 +24,35 @@ class PTDiTTextEncode(io.ComfyNode):
             "PTDiTTextEncode",
             "PT-DiT Text Encode",
             "conditioning",
-            "Encodes a prompt as the official pipeline does: lower case, brackets are plain text, at most 200 tokens. "
-            "What is cut, and words that a small model does not know, are said in `notes`.",
+            "Encodes a prompt as the official pipeline does: in lower case, with brackets as plain text, and at most "
+            "200 tokens. `notes` reports what was cut and which words a small model does not know.",
             [
-                fit(io.Clip.Input, "clip", tooltip="T5: CLIPLoader of type pixart, or PT-DiT Folder Loader."),
+                fit(io.Clip.Input, "clip", tooltip="The T5 text encoder, from CLIPLoader with type pixart or from "
+                    "PT-DiT Folder Loader."),
                 fit(
                     io.String.Input,
                     "text",
                     multiline=True,
                     default="",
                     dynamic_prompts=True,
-                    tooltip=f"The prompt; the model reads its first {MAX_TOKENS} tokens (about 150 words).",
+                    tooltip=f"The prompt. The model reads its first {MAX_TOKENS} tokens (about 150 words).",
                 ),
                 switch(
                     "literal",
                     True,
-                    "On: brackets are text, as in the official pipeline. Off: (word:1.2) makes a word count more.",
+                    "On: brackets are plain text, as in the official pipeline. Off: (word:1.2) gives a word more "
+                    "weight.",
                 ),
                 switch(
                     "cleaning",
                     False,
-                    "On: clean like the training captions, as the official pipeline does for positive prompts. It "
-                    "deletes Chinese text, web addresses, brackets and long numbers.",
+                    "On: clean the prompt like the training captions, as the official pipeline does for positive "
+                    "prompts. This deletes Chinese text, web addresses, brackets and long numbers.",
                 ),
             ],
             [
                 fit(io.Conditioning.Output, display_name="conditioning", tooltip="For a sampler."),
-                fit(io.String.Output, display_name="notes", tooltip="Tokens used, what was cut, unknown words."),
+                fit(io.String.Output, display_name="notes", tooltip="Number of tokens, what was cut, unknown words."),
             ],
             search_aliases=["prompt", "clip text encode", "t5"],
         )  # fmt: skip
@@ -78,18 +80,19 @@ class PTDiTEmptyLatent(io.ComfyNode):
             "PTDiTEmptyLatent",
             "PT-DiT Empty Latent",
             "latent",
-            "Empty latents of a legal size: pictures, videos of 4n + 1 frames, or views of one object. Goes to a "
-            "sampler's latent_image; views then go to PT-DiT Views to Batch.",
+            "Creates empty latents of a legal size for pictures, videos of 4n + 1 frames, or views of one object. "
+            "Connect latent_image of a sampler. For views, put PT-DiT Views to Batch after the sampler.",
             [
-                integer("width", 1024, 16, 8192, "Width in pixels, rounded to 16.", step=16),
-                integer("height", 1024, 16, 8192, "Height in pixels, rounded to 16.", step=16),
-                choice("aspect", list(ASPECTS), "A preset keeps the number of pixels of width x height and sets their "
-                       "ratio (width:height); custom leaves both."),
-                integer("length", 1, 1, 1025, "Frames: 1 = picture, 4n + 1 = video. Needs a model made for video.",
+                integer("width", 1024, 16, 8192, "Width in pixels, rounded to a multiple of 16.", step=16),
+                integer("height", 1024, 16, 8192, "Height in pixels, rounded to a multiple of 16.", step=16),
+                choice("aspect", list(ASPECTS), "A preset sets the ratio width:height and keeps the number of pixels "
+                       "of width x height. custom uses width and height as they are."),
+                integer("length", 1, 1, 1025, "Number of frames: 1 = picture, 4n + 1 = video. Needs a model trained "
+                        "on video.",
                         step=4),
-                integer("views", 0, 0, 256, "Views of one object all around it, each a latent frame; 0 = use length. "
-                        "Needs a model made for views.", advanced=True),
-                integer("batch_size", 1, 1, 4096, "Pictures or videos made at once."),
+                integer("views", 0, 0, 256, "Number of views of one object from all around; each view is a latent "
+                        "frame. 0 = use length. Needs a model trained on views.", advanced=True),
+                integer("batch_size", 1, 1, 4096, "Number of pictures or videos made at once."),
             ],
             [
                 fit(io.Latent.Output, display_name="latent", tooltip="(batch, 4, frames, height / 8, width / 8)"),
@@ -123,19 +126,21 @@ class PTDiTScheduler(io.ComfyNode):
             "PTDiTScheduler",
             "PT-DiT Sigmas",
             "sampling",
-            "Noise levels exactly as the official sampler spaces them, for SamplerCustomAdvanced. Large pictures and "
-            "videos spend more steps at high noise.",
+            "The noise levels (sigmas) of the official sampler, for SamplerCustomAdvanced. Large pictures and videos "
+            "spend more steps at high noise.",
             [
-                fit(io.Model.Input, "model", tooltip="A PT-DiT; says at which size the shift is 1."),
-                fit(io.Latent.Input, "latent", tooltip="Its size decides the shift."),
+                fit(io.Model.Input, "model", tooltip="A PT-DiT model; it sets the size at which the shift is 1."),
+                fit(io.Latent.Input, "latent", tooltip="Its size determines the shift."),
                 integer("steps", 30, 1, 1000, "Number of sampling steps."),
-                number("shift", 0.0, 0.0, 100.0, "0 = official: sqrt(width * height / 512^2 * frame factor). Higher "
-                       "spends more steps at high noise."),
-                number("denoise", 1.0, 0.0, 1.0, "1 = from pure noise. Lower keeps more of the latent (img2img)."),
+                number("shift", 0.0, 0.0, 100.0, "0 = official: sqrt(width * height / 512^2 * frame factor). A higher "
+                       "value spends more steps at high noise."),
+                number("denoise", 1.0, 0.0, 1.0, "1 = start from pure noise. A lower value keeps more of the latent "
+                       "(image to image)."),
             ],
             [
                 fit(io.Sigmas.Output, display_name="sigmas", tooltip="steps + 1 noise levels from 1 to 0."),
-                fit(io.Float.Output, display_name="shift_used", tooltip="The shift; fits ModelSamplingSD3."),
+                fit(io.Float.Output, display_name="shift_used", tooltip="The shift that was used. ModelSamplingSD3 "
+                    "takes the same value."),
             ],
             search_aliases=["sigmas", "scheduler", "shift"],
         )  # fmt: skip

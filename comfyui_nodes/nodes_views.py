@@ -22,13 +22,15 @@ class PTDiTViewsToBatch(io.ComfyNode):
             "PTDiTViewsToBatch",
             "PT-DiT Views to Batch",
             "latent",
-            "Takes the views of a sampled latent apart, so that VAE Decode decodes each as a picture of its own and "
-            "nothing blends between them. Then: PT-DiT Contact Sheet, or Create Video for a turntable.",
-            [fit(io.Latent.Input, "latent", tooltip="From a sampler; PT-DiT Empty Latent with views made its size.")],
+            "Splits the views of a sampled latent into single pictures, so that VAE Decode decodes each view alone "
+            "and the views do not blend. Connect VAE Decode, then PT-DiT Contact Sheet, or Create Video for a "
+            "turntable.",
+            [fit(io.Latent.Input, "latent", tooltip="From a sampler. Its size comes from PT-DiT Empty Latent with "
+                 "views.")],
             [
                 fit(io.Latent.Output, display_name="latent", tooltip="(objects * views, 4, 1, height / 8, width / 8)"),
-                fit(io.Int.Output, display_name="views", tooltip="Views of each object; view i is azimuth i * 360 / "
-                    "views degrees."),
+                fit(io.Int.Output, display_name="views", tooltip="Number of views of each object. View i is seen from "
+                    "azimuth i * 360 / views degrees."),
             ],
             search_aliases=["multi-view", "turntable", "frames to batch"],
         )  # fmt: skip
@@ -60,10 +62,10 @@ class PTDiTContactSheet(io.ComfyNode):
             "image",
             "Puts pictures (views of an object, frames of a video) side by side on one sheet, row by row.",
             [
-                fit(io.Image.Input, "images", tooltip="A batch of pictures, e.g. from VAE Decode."),
-                integer("columns", 0, 0, 1024, "Pictures in a row; 0 = the squarest sheet."),
-                integer("per_sheet", 0, 0, 4096, "Pictures on one sheet, e.g. `views` of PT-DiT Views to Batch for "
-                        "one sheet per object; 0 = all."),
+                fit(io.Image.Input, "images", tooltip="A batch of pictures, for example from VAE Decode."),
+                integer("columns", 0, 0, 1024, "Pictures per row; 0 = a sheet that is as square as possible."),
+                integer("per_sheet", 0, 0, 4096, "Pictures per sheet. For one sheet per object, connect `views` of "
+                        "PT-DiT Views to Batch. 0 = all."),
             ],
             [fit(io.Image.Output, display_name="sheets", tooltip="One picture per sheet; empty cells are white.")],
             search_aliases=["grid", "montage", "multi-view"],
