@@ -1,6 +1,6 @@
-"""The backbone as ComfyUI's own model: network, model class, latent format, configuration class.
+"""PT-DiT as a ComfyUI model: network, model class, latent format, configuration class.
 
-No maths of its own: layers and attention are ComfyUI's, everything else is `PTDiTBackbone`.
+Layers and attention are ComfyUI's; everything else of the network is `PTDiTBackbone`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import comfy.text_encoders.sd3_clip
 import torch
 from comfy.ldm.common_dit import pad_to_patch_size
 from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
 
-from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone, PTDiTBlock
+from ptdit_diffusers.core.backbones.parameters import PTDiTParameters
+from ptdit_diffusers.core.backbones.ptdit import BlockContext, PTDiTBackbone, PTDiTBlock
 from ptdit_diffusers.core.sampling import time_shift
 
 from .inference import CONFIG_KEY, EXTRAS, NETWORK, pack_config, strip_weights
@@ -32,23 +34,21 @@ IMAGE_MODEL = "ptdit"
 T5_XXL_WIDTH = 4096
 
 
-class Run:
-    """What attention must know of the present forward."""
+class CurrentForward:
+    """ComfyUI's `transformer_options` of the forward that is running, for attention to read."""
 
     options: dict[str, Any] = {}
 
 
-def attend(
-    run: Run, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """The backbone's attention by ComfyUI's: (B, tokens, heads, head_dim); bool mask (B, 1, 1, keys), True = keep."""
+def attend(current: CurrentForward, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend by ComfyUI's attention: (B, tokens, heads, head_dim); bool mask (B, 1, 1, keys), True = keep."""
     heads = query.shape[2]
     if mask is not None:  # additive and full, which every attention of ComfyUI takes
         lowest = torch.finfo(query.dtype).min
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, lowest)
         mask = mask.expand(-1, -1, query.shape[1], -1)
     tokens = (part.flatten(2) for part in (query, key, value))
-    attended = optimized_attention(*tokens, heads, mask=mask, transformer_options=run.options)
+    attended = optimized_attention(*tokens, heads, mask=mask, transformer_options=current.options)
     return attended.unflatten(2, (heads, -1))
 
 
@@ -56,10 +56,9 @@ class PTDiTNetwork(PTDiTBackbone):
     """The backbone with ComfyUI's layers, attention, patches and wrappers.
 
     Args:
-        dtype, device, operations: how ComfyUI wants layers.
-        sample_frames: latent frames that the weights were made for.
-        round_timestep: round the time to the format of computing, as the official code does.
-        config: arguments of `PTDiTBackbone.build`.
+        image_model: ComfyUI's name of the kind of model.
+        dtype, device, operations: ComfyUI's format, device and classes of layers.
+        config: fields of `PTDiTParameters`.
     """
 
     def __init__(
@@ -68,29 +67,26 @@ class PTDiTNetwork(PTDiTBackbone):
         dtype: torch.dtype | None = None,
         device: Any = None,
         operations: Any = None,
-        sample_frames: int = 1,
-        round_timestep: bool = False,
         **config: Any,
     ):
         super().__init__()
         self.dtype = dtype
-        self.sample_frames, self.round_timestep = sample_frames, round_timestep
-        self.trained_proxy_mode = config["proxy_mode"]
-        self.run = Run()
-        self.build(**config, operations=operations, attention=partial(attend, self.run), device=device, dtype=dtype)
+        self.current = CurrentForward()
+        attention = partial(attend, self.current)
+        self.build(PTDiTParameters(**config), operations, attention, device=device, dtype=dtype)
         for index, block in enumerate(self.transformer_blocks):
             block.index = index
 
     def forward(
         self,
-        x: torch.Tensor,
-        timestep: torch.Tensor,
-        context: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        attention_mask: Tensor | None = None,
         transformer_options: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        """Velocity noise - x0 like `x`, (B, C, F, H, W) of any size; `timestep` (B,) in 0..1000."""
+    ) -> Tensor:
+        """Return the velocity noise - x0; `x` is (B, C, F, height, width) of any size, `timestep` (B,) in 0..1000."""
         options = {} if transformer_options is None else transformer_options
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
@@ -100,27 +96,27 @@ class PTDiTNetwork(PTDiTBackbone):
 
     def _forward(
         self,
-        x: torch.Tensor,
-        timestep: torch.Tensor,
-        context: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        attention_mask: Tensor | None,
         transformer_options: dict[str, Any],
         windows: tuple = (),
         **unused: Any,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         frames, height, width = x.shape[2:]
         latents = pad_to_patch_size(x, (1, self.patch_size, self.patch_size))
         rule = WindowRule(*windows)
         window, ratio = window_and_ratio(self, rule, *latents.shape[-2:])
-        mode = self.trained_proxy_mode if rule.proxy_mode == "checkpoint" else rule.proxy_mode
-        if self.round_timestep or transformer_options.get(ROUNDING):
+        mode = self.proxy_mode if rule.proxy_mode == "checkpoint" else rule.proxy_mode
+        if self.round_timestep or transformer_options.get(ROUNDING):  # here, since the seed of proxies follows it
             timestep = timestep.to(x.dtype)
-        self.run.options = {
+        self.current.options = {
             **transformer_options,
             "total_blocks": len(self.transformer_blocks),
             "block_type": "double",
         }
-        sample = self.denoise(
+        sample = self.predict(
             latents,
             timestep,
             context,
@@ -131,11 +127,11 @@ class PTDiTNetwork(PTDiTBackbone):
             proxy_mode=mode,
             generator=[torch.Generator().manual_seed(round(float(timestep[0]) * 1000))] if mode == "random" else None,
         )
-        self.run.options = {}
-        return -sample[:, : self.in_channels, :frames, :height, :width]
+        self.current.options = {}
+        return self.flow(sample)[:, :, :frames, :height, :width].to(sample.dtype)  # ComfyUI itself makes it float32
 
-    def size_conditions(self, latents: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Pixel size (1, 2) and aspect ratio (1, 1), for networks that were built to be told them."""
+    def size_conditions(self, latents: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return pixel size (B, 2) and aspect ratio (B, 1) for networks with additional conditions, else None."""
         if not self.additional_conditions:
             return None, None
         height, width = (8 * side for side in latents.shape[-2:])
@@ -143,64 +139,73 @@ class PTDiTNetwork(PTDiTBackbone):
         values = values.expand(len(latents), -1)
         return values[:, :2], values[:, 2:]
 
-    def run_block(self, block: PTDiTBlock, hidden_states: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        """One block, or what a node put in its place; a cancelled run ends here."""
-        options = self.run.options
+    def run_block(
+        self,
+        block: PTDiTBlock,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        modulation: Tensor,
+        context: BlockContext,
+    ) -> Tensor:
+        """Run one block, or what a node put in its place with `patches_replace`; a canceled prompt ends here."""
+        options = self.current.options
         if not torch.compiler.is_compiling():
             comfy.model_management.throw_exception_if_processing_interrupted()
         options["block_index"] = block.index
         replacements = options.get("patches_replace", {}).get("dit", {})
-        text, modulation, *rest = arguments
         for kind in ("double_block", "single_block"):
             if (kind, block.index) in replacements:
 
-                def original(given: dict[str, Any]) -> dict[str, torch.Tensor]:
-                    return {"img": block(given["img"], given["txt"], given["vec"], *rest)}
+                def original(given: dict[str, Any]) -> dict[str, Tensor]:
+                    return {"img": block(given["img"], given["txt"], given["vec"], context)}
 
-                given = {"img": hidden_states, "txt": text, "vec": modulation, "pe": None}
+                given = {"img": hidden_states, "txt": encoder_hidden_states, "vec": modulation, "pe": None}
                 given["transformer_options"] = options
                 return replacements[(kind, block.index)](given, {"original_block": original})["img"]
-        return block(hidden_states, text, modulation, *rest)
+        return block(hidden_states, encoder_hidden_states, modulation, context)
 
 
 class PTDiTModel(comfy.model_base.BaseModel):
-    """Sampling side: conditions, and the window rules of the present step."""
+    """Model that ComfyUI samples with: its conditions, and the window rule of each step."""
 
     def __init__(self, model_config: Any, model_type: Any = comfy.model_base.ModelType.FLOW, device: Any = None):
         super().__init__(model_config, model_type, device=device, unet_model=PTDiTNetwork)
 
     def _apply_model(
         self,
-        x: torch.Tensor,
-        t: torch.Tensor,
+        x: Tensor,
+        t: Tensor,
         c_concat: Any = None,
         c_crossattn: Any = None,
         control: Any = None,
         transformer_options: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         options = {} if transformer_options is None else transformer_options
         rules = options.get(SETTINGS)
-        if rules:  # an explicit argument, so that compiled networks notice its change
+        if rules:  # an explicit argument, so that torch.compile guards on it
             kwargs["windows"] = tuple(rule_for(rules, self.progress(t)))
         return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-    def progress(self, sigma: torch.Tensor) -> float:
-        """Share of the sampling time that has passed at a noise level, 0 to 1, as nodes with start and end mean it."""
+    def progress(self, sigma: Tensor) -> float:
+        """Return the share of the sampling time, 0 to 1, that has passed at a noise level.
+
+        Nodes with start and end percents count in these shares.
+        """
         level = float(sigma.flatten()[0])
         shift = getattr(self.model_sampling, "shift", 1.0)  # sigma = shift u / (1 + (shift - 1) u), u = 1 - progress
         return min(max(1 - level / (shift - (shift - 1) * level), 0.0), 1 - 1e-6)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Text (B, L, width) and its mask, run apart where lengths differ.
+        """Add text (B, L, width) and its mask to the conditions; ComfyUI runs texts of other lengths separately.
 
         Raises:
-            ValueError: Frames for a model of single pictures, or text of another encoder.
+            ValueError: frames for a model of single pictures, or text of another encoder.
         """
         network, noise = self.diffusion_model, kwargs.get("noise")
         if noise is not None and noise.ndim == 5 and noise.shape[2] > 1 and network.sample_frames == 1:
             raise ValueError(
-                f"this PT-DiT draws single pictures (1 latent frame); the latent has {noise.shape[2]}. Set length to "
+                f"this PT-DiT makes single pictures (1 latent frame); the latent has {noise.shape[2]}. Set length to "
                 "1, or for several pictures use batch_size (loading pictures: 'batch of pictures' in Load PT-DiT VAE)."
             )
         conditions = super().extra_conds(**kwargs)
@@ -219,7 +224,7 @@ class PTDiTModel(comfy.model_base.BaseModel):
 
 
 class PTDiTLatent(comfy.latent_formats.LatentFormat):
-    """Latents (B, 4, F, H/8, W/8) of the causal video VAE; a picture is one frame."""
+    """Latents (B, 4, F, height / 8, width / 8) of the causal video VAE; a picture is one frame."""
 
     latent_channels = 4
     latent_dimensions = 3
@@ -227,16 +232,16 @@ class PTDiTLatent(comfy.latent_formats.LatentFormat):
     temporal_downscale_ratio = 4
     taesd_decoder_name = None  # small decoders for pictures cannot read five axes
 
-    def __init__(self, scale_factor: float = 0.18215, rgb: list[list[float]] | None = None):
+    def __init__(self, scale_factor: float = EXTRAS["latent_scale"], rgb: list[list[float]] | None = None):
         self.scale_factor = scale_factor
-        if rgb is None:  # the official VAE grew out of Stable Diffusion's
+        if rgb is None:  # the official VAE was trained from Stable Diffusion's
             self.latent_rgb_factors = comfy.latent_formats.SD15().latent_rgb_factors
         else:  # four rows of factors, then the bias
             self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb[:-1], rgb[-1]
 
 
 class PTDiTConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI's loaders need to know; `unet_config` comes from `infer_config`."""
+    """What ComfyUI's loaders read; `unet_config` comes from `infer_config`."""
 
     unet_config = {"image_model": IMAGE_MODEL}
     unet_extra_config = {}
@@ -258,30 +263,30 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
         self.memory_usage_factor = dim / 1200  # measured: activations of a forward at their peak are dim / 1260
 
     def model_type(self, state_dict: dict, prefix: str = "") -> Any:
-        """Rectified flow."""
+        """Return the kind of prediction: rectified flow."""
         return comfy.model_base.ModelType.FLOW
 
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> PTDiTModel:
-        """The model, without weights yet."""
+        """Make the model, still without weights."""
         return PTDiTModel(self, device=device)
 
     def process_unet_state_dict(self, state_dict: dict) -> dict:
-        """Weights under our names."""
+        """Return the weights under our names."""
         return strip_weights(state_dict)
 
     def process_vae_state_dict(self, state_dict: dict) -> dict:
-        """Nothing of a checkpoint's VAE: ComfyUI cannot build it there, and the model would not load either."""
+        """Drop a checkpoint's VAE: ComfyUI cannot build it there, and with it the model would not load either."""
         if state_dict:
             logging.warning("PT-DiT: a checkpoint's VAE is not loaded; use Load PT-DiT VAE or PT-DiT Folder Loader.")
         return {}
 
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
-        """Weights as ComfyUI saves them, and the configuration, which no weight tells, with them."""
+        """Return the weights as ComfyUI saves them, with the configuration, which cannot be read off the weights."""
         config = {name: self.unet_config[name] for name in NETWORK} | self.extras
         return super().process_unet_state_dict_for_saving({**state_dict, CONFIG_KEY: pack_config(config)})
 
     def clip_target(self, state_dict: dict | None = None) -> Any:
-        """T5-XXL without padding, as stock text nodes use it for PixArt; None for another text encoder."""
+        """Return T5-XXL without padding, as stock text nodes use it for PixArt; None for another text encoder."""
         prefix = f"{self.text_encoder_key_prefix[0]}t5xxl.transformer."
         norm = (state_dict or {}).get(f"{prefix}encoder.final_layer_norm.weight")
         if norm is not None and len(norm) != T5_XXL_WIDTH:

@@ -18,6 +18,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
+from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.backbones.vae import SPATIAL_RATIO, TEMPORAL_RATIO, PTDiTVAEBackbone
 from ptdit_diffusers.core.checkpoint_names import clean_names, find_weights, kind_of
 
@@ -75,7 +76,7 @@ class PTDiTAutoencoder(PTDiTVAEBackbone):
 
     def __init__(self, **config: Any):
         super().__init__()
-        self._build(**config, operations=comfy.ops.disable_weight_init)
+        self.build(VAEParameters(**config), operations=comfy.ops.disable_weight_init)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, T, H, W) in -1..1 to the mean of the unscaled latents (B, z, (T - 1) / 4 + 1, H / 8, W / 8)."""
@@ -101,7 +102,7 @@ class PTDiTVAE(comfy.sd.VAE):
 
     Args:
         weights: name -> tensor, exactly those of the VAE.
-        config: arguments of `PTDiTVAEBackbone`.
+        config: fields of `VAEParameters`.
         pictures: a batch of images is a batch of pictures; else it is the frames of one video.
         dtype: format of weights and computing; None chooses by device.
         name: of the file, for messages.

@@ -86,7 +86,7 @@ def explain(network: Any, rule: WindowRule, height: int, width: int, frames: int
     proxies = ProxyPlan(grid, window, ratio).number()
     windowed = sum(count * size**2 for count, size in [*sizes, *shifted])
     pairs = windowed + proxies**2 + tokens * proxies
-    mode = network.trained_proxy_mode if rule.proxy_mode == "checkpoint" else rule.proxy_mode
+    mode = network.proxy_mode if rule.proxy_mode == "checkpoint" else rule.proxy_mode
     at = f"{width} x {height} px" + (f", {frames} latent frames" if frames > 1 else "")
     return (
         f"{at}: {columns} x {rows} tokens ({tokens} in all). Windows of {window[2]} x {window[1]} tokens"

@@ -1,6 +1,6 @@
-"""diffusers head of the causal video VAE of Open-Sora-Plan v1.2: configuration, latent_dist, tiling and slicing.
+"""diffusers model of the causal video VAE of Open-Sora-Plan v1.2: configuration, latent_dist, tiling and slicing.
 
-Must not know the transformer or text; the layers are in `core.backbones.vae`, tiles in `core.backbones.vae_tiling`.
+The layers are in `core.backbones.vae`, tiles in `core.backbones.vae_tiling`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,9 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, D
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor
 
+from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
 from ptdit_diffusers.core.backbones.vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, VAETiling
 
@@ -22,18 +24,18 @@ from ptdit_diffusers.core.backbones.vae_tiling import SPATIAL_RATIO, TEMPORAL_RA
 class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin):
     """Causal video VAE, 8x in space and 4x in time, that encodes 4n + 1 frames to n + 1 latent frames.
 
-    The defaults are the released checkpoint's and its parameter names are kept, so its weights load unchanged.
-    Callers multiply latents by `config.scaling_factor` and divide by it before `decode`, as in diffusers.
+    The defaults are those of the released checkpoint, and its names of weights are kept, so it loads unchanged.
+    Callers multiply latents by `config.scaling_factor`, and divide by it before `decode`, as in diffusers.
 
     Args:
-        in_channels: colour channels of the encoder's input.
-        out_channels: colour channels of the decoder's output.
+        in_channels: color channels of the encoder's input.
+        out_channels: color channels of the decoder's output.
         hidden_size: channels at full resolution.
         hidden_size_mult: channels of the four resolutions as multiples of `hidden_size`.
         z_channels: latent channels.
         num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
-        norm_num_groups: groups of every GroupNorm; each level's channels must be a multiple of it.
-        scaling_factor: what callers multiply latents with, so that their standard deviation is about one.
+        norm_num_groups: groups of every GroupNorm; the channels of each level must be a multiple of it.
+        scaling_factor: number that callers multiply latents by, so that their standard deviation is about one.
 
     Raises:
         ValueError: if there are not four levels or a width is not a multiple of `norm_num_groups`.
@@ -55,9 +57,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         scaling_factor: float = 0.18215,
     ) -> None:
         super().__init__()
-        self._build(
-            in_channels, out_channels, hidden_size, hidden_size_mult, z_channels, num_res_blocks, norm_num_groups
-        )
+        self.build(VAEParameters.from_config(self.config))
         self.use_slicing = False
         self.use_tiling = False
         self.tiling = VAETiling()
@@ -68,11 +68,11 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         tile_sample_min_num_frames: int = 29,
         carry_frames: bool = True,
     ) -> None:
-        """Encode and decode in tiles what is larger than one tile: memory does not grow with size or length.
+        """Encode and decode in tiles what is larger than one tile, so that memory does not grow with size or length.
 
-        Tiles in time are not blended. Each layer carries its last frames over, so that all of a chunk is computed from
-        the same frames as without tiles, but for the GroupNorms: their statistics run over time, and a chunk has its
-        own. That changes the numbers a little. Tiles in space are blended as in the official code.
+        Tiles in time are not blended. Each layer carries its last frames over to the next tile, which is then computed
+        from the same frames as without tiles. Only the statistics of the GroupNorms differ, since they run over time;
+        that changes the numbers a little. Tiles in space are blended, as in the official code.
 
         Args:
             tile_sample_min_size: side of a tile in pixels, a multiple of 64.
@@ -86,13 +86,13 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         self.use_tiling = True
 
     def decoder_runs(self, shape: Sequence[int]) -> int:
-        """How often `decode` runs the decoder for latents (B, C, T, H, W) of this shape; for progress bars."""
+        """Return how often `decode` runs the decoder for latents of this shape (B, C, T, H, W); for progress bars."""
         samples, _, frames, height, width = shape
         size = (frames - 1) * TEMPORAL_RATIO + 1, height * SPATIAL_RATIO, width * SPATIAL_RATIO
         return (samples if self.use_slicing else 1) * (self.tiling.count(*size) if self.use_tiling else 1)
 
     @apply_forward_hook
-    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Encode pixels to a distribution over unscaled latents.
 
         Args:
@@ -112,7 +112,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)
 
     @apply_forward_hook
-    def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """Decode unscaled latents to pixels.
 
         Args:
@@ -132,7 +132,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
 
     def forward(
         self,
-        sample: torch.Tensor,
+        sample: Tensor,
         sample_posterior: bool = False,
         return_dict: bool = True,
         generator: torch.Generator | None = None,
@@ -141,12 +141,12 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
 
         Args:
             sample: (B, in_channels, T, H, W) in [-1, 1], T = 4n + 1, H and W multiples of 8.
-            sample_posterior: draw from the posterior instead of taking its mean.
+            sample_posterior: sample from the posterior instead of taking its mean.
             return_dict: return a `DecoderOutput` instead of a tuple.
             generator: source of the posterior noise.
 
         Returns:
-            The reconstruction, shaped like `sample` but for the channels.
+            The reconstruction, with the shape of `sample` except for the channels.
 
         Raises:
             ValueError: if the sizes are not legal.
@@ -156,7 +156,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         return self.decode(latents, return_dict=return_dict)
 
 
-def official_vae_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def official_vae_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Find the weights in a loaded Open-Sora-Plan `checkpoint.ckpt`.
 
     Args:
@@ -164,10 +164,10 @@ def official_vae_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Te
             `state_dict` (its `gen_model` if there is one), else the content is taken as the weights.
 
     Returns:
-        Parameter name to tensor, fit for `AutoencoderKLOpenSoraPlan.load_state_dict`; training losses are left out.
+        Weight name to tensor, for `AutoencoderKLOpenSoraPlan.load_state_dict`; training losses are left out.
 
     Raises:
-        ValueError: if no weights of this VAE are found, instead of loading nothing.
+        ValueError: if no weights of this VAE are found.
     """
     weights = checkpoint.get("ema_state_dict") or checkpoint.get("state_dict") or checkpoint
     weights = weights.get("gen_model", weights)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from comfyui_nodes.inference import CONFIG_KEY, pack_config
+from ptdit_diffusers.core.backbones.parameters import PTDiTParameters, VAEParameters
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
 
@@ -41,7 +42,7 @@ def random_network(seed: int, **changes: object) -> dict[str, torch.Tensor]:
     """Weights of a tiny network in which every layer matters."""
     torch.manual_seed(seed)
     backbone = PTDiTBackbone()
-    backbone.build(**NETWORK | changes)
+    backbone.build(PTDiTParameters(**NETWORK | changes))
     return {
         name: torch.randn_like(value) * (0.2 if value.ndim > 1 else 0.05)
         for name, value in backbone.state_dict().items()
@@ -141,10 +142,10 @@ def write_models(models: Path) -> None:
         save_file(random_lora(naming), models / f"loras/{naming}.safetensors")
     torch.manual_seed(3)
     vae = PTDiTVAEBackbone()
-    vae._build(**VAE)
+    vae.build(VAEParameters(**VAE))
     save_file(vae.state_dict(), models / "vae/tiny.safetensors", metadata={"config": json.dumps(VAE)})
     official = PTDiTVAEBackbone()
-    official._build(hidden_size=32, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1)
+    official.build(VAEParameters(hidden_size=32, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1))
     nested = {f"module.{name}": value for name, value in official.state_dict().items()}
     torch.save({"ema_state_dict": nested, "epoch": 3}, models / "vae/official.ckpt")
     save_file(one, models / "vae/no_vae.safetensors")

@@ -107,21 +107,19 @@ class ProbeTime:
         return {"required": {"model": ("MODEL",), "positive": ("CONDITIONING",), "latent": ("LATENT",)}}
 
     def run(self, model, positive, latent):
+        from ptdit_diffusers.core.backbones.parameters import PTDiTParameters
         from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 
         comfy.model_management.load_models_gpu([model])
-        config = dict(model.model.model_config.unet_config)
-        for name in ("image_model", "sample_frames", "round_timestep", "dtype", "disable_unet_model_creation"):
-            config.pop(name, None)
         network = PTDiTBackbone()
-        network.build(**config)
+        network.build(PTDiTParameters.from_config(model.model.model_config.unet_config))
         network.load_state_dict({k: v.float() for k, v in model.model.diffusion_model.state_dict().items()})
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         window, ratio = network.auto_windows(*samples.shape[-2:])
         text, level = positive[0][0].float(), torch.full((len(samples),), 600.0)
 
         def bare():
-            return network.denoise(samples, level, text, window_size=window, proxy_ratio=ratio)
+            return network.predict(samples, level, text, window_size=window, proxy_ratio=ratio)
 
         calls = {"comfyui": one_call(model, positive, latent), "bare": bare}
         times = {name: [] for name in calls}

@@ -15,6 +15,7 @@ from comfyui_nodes.inference import (
     strip_weights,
     unpack_config,
 )
+from ptdit_diffusers.core.backbones.parameters import PTDiTParameters
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 
 SHAPES = json.loads((Path(__file__).parents[1] / "golden/official_transformer_shapes.json").read_text())
@@ -35,7 +36,7 @@ def test_the_official_file_gives_the_released_network(prefix):
     assert config["window_size"] == config["proxy_ratio"] == (1, 8, 8) and config["shift_window"]
     backbone = PTDiTBackbone()
     with torch.device("meta"):
-        backbone.build(**{name: config[name] for name in NETWORK if name not in ("sample_frames", "round_timestep")})
+        backbone.build(PTDiTParameters(**{name: config[name] for name in NETWORK}))
     ours = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
     assert ours == {name: tuple(value.shape) for name, value in strip_weights(official()).items()}
 

@@ -11,7 +11,7 @@ from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 def network():
     """What rules read of the released network, without its weights."""
     backbone = PTDiTBackbone()
-    backbone.patch_size, backbone.num_windows, backbone.trained_proxy_mode = 2, 64, "mean"
+    backbone.patch_size, backbone.num_windows, backbone.proxy_mode = 2, 64, "mean"
     backbone.trained_windows = (1, 8, 8), (1, 8, 8)
     return backbone
 

@@ -1,4 +1,4 @@
-"""What goes into a backbone: patches, positions, the timestep with its fellow conditions. Plain torch.
+"""Inputs and output of a backbone: patches, positions, embeddings of the timestep and the picture size.
 
 Shape letters: B batch, F H W token frames/rows/columns, N = F*H*W tokens in raster order, D width.
 """
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .windows import Triple
 
 
 class Embedder(nn.Module):
-    """Two linear layers with an activation between: time, size and caption embedding."""
+    """Two linear layers with an activation between; embeds timestep, picture size and text."""
 
     def __init__(self, in_dim: int, dim: int, activation: nn.Module, operations: Any, device: Any, dtype: Any):
         super().__init__()
@@ -22,12 +22,12 @@ class Embedder(nn.Module):
         self.activation = activation
         self.linear_2 = operations.Linear(dim, dim, device=device, dtype=dtype)
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, values: Tensor) -> Tensor:
         return self.linear_2(self.activation(self.linear_1(values)))
 
 
 class Conditions(nn.Module):
-    """Embeds the timestep and, in models that were built for it, the picture's size and aspect ratio."""
+    """Embed the timestep and, with `additional`, the picture's resolution and aspect ratio: (B, D)."""
 
     def __init__(self, dim: int, additional: bool, operations: Any, device: Any, dtype: Any):
         super().__init__()
@@ -40,11 +40,11 @@ class Conditions(nn.Module):
 
     def forward(
         self,
-        timestep: torch.Tensor,
-        resolution: torch.Tensor | None,
-        aspect_ratio: torch.Tensor | None,
+        timestep: Tensor,
+        resolution: Tensor | None,
+        aspect_ratio: Tensor | None,
         dtype: torch.dtype,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         embedded = self.timestep_embedder(timestep_sinusoid(timestep).to(dtype))  # (B, D)
         if not self.additional:
             return embedded
@@ -54,20 +54,20 @@ class Conditions(nn.Module):
 
 
 class AdaLayerNormSingle(nn.Module):
-    """One modulation for all blocks (PixArt's adaLN-single): the embedding (B, D) and its six rows (B, 6, D)."""
+    """Modulation that all blocks share (PixArt's adaLN-single): the embedding (B, D) and its six rows (B, 6, D)."""
 
     def __init__(self, dim: int, additional: bool, operations: Any, device: Any, dtype: Any):
         super().__init__()
         self.emb = Conditions(dim, additional, operations, device, dtype)
         self.linear = operations.Linear(dim, 6 * dim, device=device, dtype=dtype)
 
-    def forward(self, *conditions: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, *conditions: Any) -> tuple[Tensor, Tensor]:
         embedded = self.emb(*conditions)
         return embedded, self.linear(F.silu(embedded)).unflatten(1, (6, -1))
 
 
 class PatchEmbed(nn.Module):
-    """Patches of p x p latent pixels, frame by frame, to tokens: (B, C, F, pH, pW) -> (B, N, D)."""
+    """Embed patches of p x p latent pixels, frame by frame, as tokens: (B, C, F, pH, pW) -> (B, N, D)."""
 
     def __init__(self, patch_size: int, in_channels: int, dim: int, operations: Any, device: Any, dtype: Any):
         super().__init__()
@@ -75,26 +75,35 @@ class PatchEmbed(nn.Module):
             in_channels, dim, kernel_size=patch_size, stride=patch_size, device=device, dtype=dtype
         )
 
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+    def forward(self, latents: Tensor) -> Tensor:
         frames = latents.shape[2]
         pictures = latents.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        tokens = self.proj(pictures).flatten(2).mT  # (B*F, H*W, D); channels come last already, so nothing is copied
+        tokens = self.proj(pictures).flatten(2).mT  # (B*F, H*W, D); not a copy, since memory is channels-last
         return tokens.contiguous().unflatten(0, (-1, frames)).flatten(1, 2)
 
 
-def frequencies(count: int, device: torch.device) -> torch.Tensor:
-    """10000^(-k/count) for k = 0..count-1, float32."""
+def unpatchify(patches: Tensor, grid: Triple, patch_size: int) -> Tensor:
+    """Undo the cut into patches: (B, N, p*p*C) -> (B, C, F, pH, pW).
+
+    The last axis of `patches` is (row in patch, column in patch, channel), channel fastest.
+    """
+    patches = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, grid)  # (B, F, H, W, p, p, C)
+    return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def frequencies(count: int, device: torch.device) -> Tensor:
+    """Return 10000^(-k/count) for k = 0..count-1, float32."""
     return torch.exp(torch.arange(count, dtype=torch.float32, device=device) * (-math.log(10000.0) / count))
 
 
-def timestep_sinusoid(values: torch.Tensor) -> torch.Tensor:
-    """Sinusoid of unscaled numbers (a timestep is 0..1000), 128 cosines, then 128 sines: (...,) -> (..., 256)."""
+def timestep_sinusoid(values: Tensor) -> Tensor:
+    """Return 128 cosines, then 128 sines, of unscaled numbers (timesteps: 0..1000): (...) -> (..., 256), float32."""
     angles = values.float()[..., None] * frequencies(128, values.device)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def position_table(grid: Triple, dim: int, scale: int, scrambled: bool, device: torch.device) -> torch.Tensor:
-    """Absolute sin-cos positions [time D/4 | column 3D/8 | row 3D/8] of a token grid.
+def position_table(grid: Triple, dim: int, scale: int, scrambled: bool, device: torch.device) -> Tensor:
+    """Return absolute sin-cos positions [time D/4 | column 3D/8 | row 3D/8] of a token grid.
 
     Args:
         grid: token frames, rows, columns.
@@ -105,7 +114,7 @@ def position_table(grid: Triple, dim: int, scale: int, scrambled: bool, device: 
         device: where to compute.
 
     Returns:
-        float32 tensor (F*H*W, D).
+        float32 tensor (N, D).
     """
     frames, rows, columns = grid
     index = torch.arange(rows * columns, device=device)

@@ -1,7 +1,7 @@
-"""Layers that backbones are made of: norms, attention, feed-forward. Plain torch.
+"""Layers that transformer backbones share: norms, attention, feed-forward.
 
-Layers come from `operations` (a namespace with Linear and Conv2d), attention from one callable, so that every host
-builds the same network with its own layers. Shape letters: B batch, N tokens, D width.
+`operations` is a namespace with Linear and Conv2d, `attention` a callable like `scaled_dot_product`: each host builds
+the same network with its own. Shape letters: B batch, N tokens, D width.
 """
 
 from collections.abc import Callable
@@ -15,31 +15,34 @@ from .windows import Windows
 
 
 def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attends with (B, tokens, heads, head_dim) tensors; `mask` is bool (B, 1, 1, keys), True = keep, or None."""
+    """Attend with (B, tokens, heads, head_dim) tensors; `mask` is bool (B, 1, 1, keys), True = keep, or None."""
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 def layer_norm(hidden_states: Tensor) -> Tensor:
-    """LayerNorm without parameters, eps 1e-6: the only norm of the model."""
+    """Apply LayerNorm without weights, eps 1e-6."""
     return F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6)
 
 
 def modulated_norm(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm of (B, N, D), times 1 + scale, plus shift; one of each for all samples is one pass over the tokens."""
+    """Apply LayerNorm to (B, N, D), multiply by 1 + scale and add shift, both (B or 1, 1, D).
+
+    With one shift and scale for all samples this is one pass over the tokens.
+    """
     if len(shift) == 1:
         return F.layer_norm(hidden_states, hidden_states.shape[-1:], 1 + scale[0, 0], shift[0, 0], eps=1e-6)
     return torch.addcmul(shift, layer_norm(hidden_states), 1 + scale)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with biases, plain or inside windows.
+    """Multi-head attention with biases, over all tokens or inside windows.
 
     Args:
         dim: width D.
         heads: number of heads; D / heads is the head width.
-        attention: callable as `scaled_dot_product`.
-        operations, device, dtype: how layers are built.
+        attention: callable like `scaled_dot_product`.
+        operations, device, dtype: layer classes, and where and in which format weights are made.
     """
 
     def __init__(self, dim: int, heads: int, attention: Callable, operations: Any, device: Any, dtype: Any):
@@ -59,10 +62,17 @@ class Attention(nn.Module):
         windows: Windows | None = None,
         out: Callable | None = None,
     ) -> Tensor:
-        """Queries of `hidden_states` (B, N, D) over `encoder_hidden_states` (B, keys, D), or over themselves.
+        """Attend from `hidden_states` to `encoder_hidden_states`, or to themselves.
 
-        `attention_mask` is bool (B, keys), True = keep. With `windows`, tokens come partitioned and see their window.
-        `out` replaces the output layer.
+        Args:
+            hidden_states: (B, N, D).
+            encoder_hidden_states: (B, keys, D); None for self-attention.
+            attention_mask: bool (B, keys), True = keep; None if all are kept.
+            windows: tokens are partitioned by these windows, and each sees its own window only.
+            out: used in place of the output layer.
+
+        Returns:
+            (B, N, D).
         """
         return self.attend(self.attention, hidden_states, encoder_hidden_states, attention_mask, windows, out)
 
@@ -75,6 +85,7 @@ class Attention(nn.Module):
         windows: Windows | None,
         out: Callable | None,
     ) -> Tensor:
+        """Do the same as `forward` with any `attention` callable; hosts call it from their own `forward`."""
         query, key, value = (
             t.unflatten(-1, (self.heads, -1)) for t in self.project(hidden_states, encoder_hidden_states)
         )
@@ -87,6 +98,7 @@ class Attention(nn.Module):
         return self.to_out[1](self.to_out[0](hidden_states)) if out is None else out(hidden_states)
 
     def project(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, N, D), keys and values (B, keys, D)."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         return self.to_q(hidden_states), self.to_k(source), self.to_v(source)
 
@@ -94,7 +106,7 @@ class Attention(nn.Module):
 class GELUProjection(nn.Module):
     """Linear, then GELU (tanh): the first layer of the feed-forward, under the key that checkpoints use.
 
-    Without gradients in place: a second tensor of this size costs a CPU more to allocate than to compute.
+    Without gradients GELU works in place: allocating a second tensor of this size costs a CPU more time than GELU.
     """
 
     def __init__(self, dim: int, inner: int, operations: Any, device: Any, dtype: Any):
@@ -107,7 +119,7 @@ class GELUProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D -> 4D -> D with GELU (tanh)."""
+    """Two linear layers, D -> 4D -> D, with GELU (tanh) between."""
 
     def __init__(self, dim: int, operations: Any, device: Any, dtype: Any):
         super().__init__()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .proxies import check_proxy_mode
+from .proxies import legal_proxy_mode
 from .windows import Triple, legal_triple
 
 
@@ -97,7 +97,7 @@ class PTDiTParameters(FromConfig):
             )
         for name in ("window_size", "proxy_ratio"):  # JSON has lists
             object.__setattr__(self, name, legal_triple(name, getattr(self, name)))
-        check_proxy_mode(self.proxy_mode)
+        legal_proxy_mode(self.proxy_mode)
 
     @property
     def dim(self) -> int:

@@ -1,6 +1,6 @@
-"""Proxy tokens of PT-DiT (arXiv 2409.04005 v2, Eq. 1): which tokens each one stands for, and how it is made of them.
+"""Proxy tokens of PT-DiT (arXiv 2409.04005 v2, Eq. 1): which tokens each proxy stands for, and how it is made of them.
 
-Functions of sizes and tensors in plain torch; no layers, no parameters.
+Functions of sizes and tensors; no layers, no weights.
 Shape letters: B batch, F H W token frames/rows/columns, N = F*H*W tokens in raster order, D width, M proxies.
 """
 
@@ -8,34 +8,36 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .windows import Triple, axis_segments
 
 PROXY_MODES = ("mean", "random", "first")
 
 
-def check_proxy_mode(mode: str) -> None:
-    """Check that a proxy mode is one of `PROXY_MODES`.
+def legal_proxy_mode(mode: str) -> str:
+    """Return a proxy mode.
 
     Raises:
-        ValueError: it is not; names those that are.
+        ValueError: it is not one of `PROXY_MODES`; names them.
     """
     if mode not in PROXY_MODES:
         raise ValueError(f"proxy_mode={mode!r} is unknown; choose one of {', '.join(PROXY_MODES)}.")
+    return mode
 
 
 def proxy_boxes(window: Triple, ratio: Triple) -> list[tuple[int, int]]:
-    """Per axis: (box, stride) of the pooling. A box holds `stride` proxies; proxy y averages tokens y, y+stride, ...
+    """Return (box, stride) of the pooling per axis; a box holds `stride` proxies, proxy y has tokens y, y+stride, ...
 
-    Ratios finer than the window give strided proxies inside each window, as the official code does; in time a finer
-    ratio counts as the window's (also as there). A ratio coarser than the window pools over boxes of its own.
+    Ratios finer than the window give strided proxies inside each window, as in the official code; in time a finer
+    ratio counts as the window's, also as in that code. A ratio coarser than the window pools over its own boxes.
     """
     boxes = [(max(length, part), max(length, part) // part) for length, part in zip(window, ratio, strict=True)]
     return [(boxes[0][0], 1), *boxes[1:]]
 
 
-def pool_axis(video: torch.Tensor, axis: int, box: int, stride: int) -> torch.Tensor:
-    """Averages one axis of (B, F, H, W, D) to its proxies; a shorter last box averages what it has."""
+def pool_axis(video: Tensor, axis: int, box: int, stride: int) -> Tensor:
+    """Average one axis of (B, F, H, W, D) to its proxies; a shorter last box averages the tokens it has."""
     runs = axis_segments(video.shape[axis], box, shifted=False)
     parts = video.split([run.count * run.length for run in runs], dim=axis) if len(runs) > 1 else [video]
     pooled = []
@@ -50,40 +52,34 @@ def pool_axis(video: torch.Tensor, axis: int, box: int, stride: int) -> torch.Te
     return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=axis)
 
 
-def mean_proxies(hidden_states: torch.Tensor, grid: Triple, window: Triple, ratio: Triple) -> torch.Tensor:
-    """Proxy tokens as means (v2 of the paper, Eq. 1): (B, N, D) -> (B, M, D)."""
+def mean_proxies(hidden_states: Tensor, grid: Triple, window: Triple, ratio: Triple) -> Tensor:
+    """Return proxy tokens as means (v2 of the paper, Eq. 1): (B, N, D) -> (B, M, D)."""
     video = hidden_states.unflatten(1, grid)
     for axis, (box, stride) in reversed(list(enumerate(proxy_boxes(window, ratio), start=1))):
         video = pool_axis(video, axis, box, stride)
     return video.flatten(1, 3)
 
 
-def proxy_index(
-    grid: Triple,
-    window: Triple,
-    ratio: Triple,
-    draw: torch.Tensor | None,
-    device: torch.device,
-) -> torch.Tensor:
-    """Token indices (B, M) of single-token proxies: at random (v1 of the paper), or the first of each set.
+def proxy_index(grid: Triple, window: Triple, ratio: Triple, uniform: Tensor | None, device: torch.device) -> Tensor:
+    """Return token indices (B or 1, M) of single-token proxies: random ones (v1 of the paper) or the first.
 
-    Sets are those that `mean_proxies` averages, in the same order.
+    The sets are those that `mean_proxies` averages, in the same order.
 
     Args:
         grid, window, ratio: as for `mean_proxies`.
-        draw: numbers in [0, 1) of shape (3, B, M) from `draw_proxies`, one per axis; None takes the first tokens.
+        uniform: numbers in [0, 1) of shape (3, B, M), one per axis, see `random_numbers`; None takes the first tokens.
         device: where to compute.
     """
     index = torch.zeros((1, 1), dtype=torch.long, device=device)
     positions = proxy_positions(grid, window, ratio, device)
     for axis, (start, stride, count) in enumerate(positions):
-        position = start if draw is None else start + stride * (draw[axis] * count).long()
+        position = start if uniform is None else start + stride * (uniform[axis] * count).long()
         index = index * grid[axis] + position
     return index
 
 
 def proxy_positions(grid: Triple, window: Triple, ratio: Triple, device: torch.device) -> list[tuple]:
-    """Per axis and proxy: first position of its set, stride, number of positions; tensors of shape (1, M)."""
+    """Return (first position of the set, stride, number of positions) per axis; tensors of shape (1, M)."""
     axes = []
     for size, (box, stride) in zip(grid, proxy_boxes(window, ratio), strict=True):
         number = size // box * stride + min(stride, size % box)
@@ -101,16 +97,16 @@ def proxy_positions(grid: Triple, window: Triple, ratio: Triple, device: torch.d
     return spread
 
 
-def draw_proxies(
+def random_numbers(
     batch: int,
     proxies: int,
     generator: torch.Generator | list[torch.Generator] | None,
     device: torch.device,
-) -> torch.Tensor:
-    """Uniform numbers (3, batch, proxies) for `proxy_index`, drawn on the generator's device.
+) -> Tensor:
+    """Sample uniform numbers (3, batch, proxies) for `proxy_index`, on the generator's device.
 
-    With a list, sample i draws from generator i; a list shorter than the batch is repeated, so that the two halves of
-    a guided batch see the same proxies.
+    With a list, sample i uses generator i; a list shorter than the batch is repeated, so that the two halves of a
+    guided batch get the same proxies.
     """
     if not isinstance(generator, list):
         where = device if generator is None else generator.device
@@ -120,19 +116,19 @@ def draw_proxies(
 
 
 class ProxyPlan(NamedTuple):
-    """Where proxies come from: the grid, the windows, the ratio."""
+    """Which tokens each proxy stands for: token grid, window size and proxy ratio (frames, rows, columns each)."""
 
     grid: Triple
     window: Triple
     ratio: Triple
 
-    def tokens(self, hidden_states: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-        """Means without an index, else the tokens at `index` (B or 1, M)."""
+    def tokens(self, hidden_states: Tensor, index: Tensor | None) -> Tensor:
+        """Return the proxies (B, M, D): means if `index` is None, else the tokens at `index` (B or 1, M)."""
         if index is None:
             return mean_proxies(hidden_states, *self)
         return hidden_states.gather(1, index[..., None].expand(len(hidden_states), -1, hidden_states.shape[-1]))
 
     def number(self) -> int:
-        """How many proxies there are."""
+        """Return the number of proxies M."""
         boxes = zip(self.grid, proxy_boxes(self.window, self.ratio), strict=True)
         return math.prod(size // box * stride + min(stride, size % box) for size, (box, stride) in boxes)

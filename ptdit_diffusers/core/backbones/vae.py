@@ -1,19 +1,20 @@
-"""Causal video VAE of Open-Sora-Plan v1.2 in plain torch: layers, encoder and decoder.
+"""Causal video VAE of Open-Sora-Plan v1.2: layers, encoder and decoder.
 
-Must not know diffusers or ComfyUI: the heads add names, configuration and manners. Parameter names are those of the
-official checkpoint. `**factory` is `operations` (namespace with Conv2d, Conv3d and GroupNorm), `dtype` and `device`.
+Names of weights are those of the official checkpoint. `**factory` is `operations` (a namespace with Conv2d, Conv3d and
+GroupNorm), `dtype` and `device`.
 Shape letters: B batch, C channels, T frames, H W rows/columns (pixels or latent cells, 8 pixels per cell).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .parameters import VAEParameters
 from .vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, Stream, VAETiling, map_chunks, map_stream, map_tiles
 
 NORM_EPS = 1e-6
@@ -41,7 +42,7 @@ def check_pixel_sizes(num_frames: int, height: int, width: int) -> None:
             raise ValueError(f"{name}={size} is not a multiple of {SPATIAL_RATIO}; nearest: {below} or {above}.")
 
 
-def _check_axes(video: torch.Tensor) -> None:
+def _check_axes(video: Tensor) -> None:
     if video.ndim != 5:
         raise ValueError(
             f"shape {tuple(video.shape)} has {video.ndim} axes; it must be (batch, channels, frames, height, width), "
@@ -50,14 +51,14 @@ def _check_axes(video: torch.Tensor) -> None:
 
 
 class FrameConv3d(nn.Conv3d):
-    """A Conv3d that also takes one unpadded frame (B, C, 1, H, W) and then sees that frame at every kernel position.
+    """Conv3d that also takes one unpadded frame (B, C, 1, H, W), as if that frame stood at every kernel position.
 
     A kernel over k_t equal frames is a 2D kernel, summed over time: the same numbers for a third of the work when
     k_t is 3. It is a subclass, and not a branch in the caller, so that forward hooks which move or cast the weights
     (offloading, fp8 storage) still run before the weights are read.
     """
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         if hidden_states.shape[2] > 1:
             return super().forward(hidden_states)
         weight = self.weight.sum(dim=2)  # (C_out, C_in, k_h, k_w)
@@ -66,10 +67,10 @@ class FrameConv3d(nn.Conv3d):
 
 
 class CausalConv3d(nn.Module):
-    """3D convolution over (B, C, T, H, W) in which a frame sees itself and earlier frames only.
+    """3D convolution over (B, C, T, H, W) in which a frame depends on itself and earlier frames only.
 
     The first frame is repeated k_t - 1 times in front; space is padded with zeros by `padding` on each side. While a
-    `stream` is set, the frames in front are those that the chunk before ended with.
+    `stream` is set, the frames in front are the last ones of the previous chunk.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class CausalConv3d(nn.Module):
             in_channels, out_channels, kernel_size, stride, spatial_padding, dtype=dtype, device=device
         )
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         single_frame = hidden_states.shape[2] == 1 and isinstance(self.conv, FrameConv3d) and self.stream is None
         if self.time_pad > 0 and not single_frame:
             past = hidden_states[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
@@ -106,7 +107,7 @@ class CausalConv3d(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1 convolution if the channels change).
+    """Norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1 convolution if the channels change).
 
     `causal=True` works on (B, C, T, H, W) with statistics over time; `causal=False` on single frames (B, C, H, W).
     """
@@ -123,7 +124,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv(out_channels, out_channels, 3)
         self.nin_shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         residual = hidden_states if self.nin_shortcut is None else self.nin_shortcut(hidden_states)
         hidden_states = self.conv1(F.silu(self.norm1(hidden_states)))
         hidden_states = self.conv2(F.silu(self.norm2(hidden_states)))
@@ -142,7 +143,7 @@ class FrameAttention(nn.Module):
         self.v = conv(channels, channels, 1)
         self.proj_out = conv(channels, channels, 1)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         batch, channels, frames, height, width = hidden_states.shape
         normed = self.norm(hidden_states)
         query, key, value = (
@@ -155,35 +156,35 @@ class FrameAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves space: one zero row and column at the bottom and right, then a convolution of 3 with stride 2.
+    """Halve space: one zero row and column at the bottom and right, then a convolution of 3 with stride 2.
 
-    `causal=True` halves time too, T = 2n + 1 frames to n + 1; `causal=False` works on single frames (B, C, H, W).
+    `causal=True` halves time, too, T = 2n + 1 frames to n + 1; `causal=False` works on single frames (B, C, H, W).
     """
 
     def __init__(self, channels: int, causal: bool, **factory: Any) -> None:
         super().__init__()
         self.conv = _conv(channels, channels, 3, causal=causal, stride=2, padding=0, **factory)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.conv(F.pad(hidden_states, (0, 1, 0, 1)))
 
 
 class FrameUpsample(nn.Module):
-    """Doubles space by nearest neighbour, then a convolution of 1x3x3."""
+    """Double space by nearest neighbor, then convolve with a 1x3x3 kernel."""
 
     def __init__(self, channels: int, **factory: Any) -> None:
         super().__init__()
         self.conv = CausalConv3d(channels, channels, (1, 3, 3), padding=1, **factory)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.conv(F.interpolate(hidden_states, scale_factor=(1, 2, 2), mode="nearest"))
 
 
 class VideoUpsample(nn.Module):
-    """Doubles space, and n + 1 frames to 2n + 1, trilinearly, then causal 3x3x3.
+    """Double space, and n + 1 frames to 2n + 1, trilinearly, then convolve with a causal 3x3x3 kernel.
 
-    The first frame is one picture before and after, so it is only resized in space, apart from the others. Their last
-    half frame looks one frame ahead; while a `stream` is set it waits for the next chunk, unless this is the last.
+    The first frame is resized in space alone, apart from the others. The last half frame of the others depends on one
+    frame more; while a `stream` is set it waits for the next chunk, unless this is the last.
     """
 
     def __init__(self, channels: int, **factory: Any) -> None:
@@ -191,7 +192,7 @@ class VideoUpsample(nn.Module):
         self.conv = CausalConv3d(channels, channels, (3, 3, 3), padding=1, **factory)
         self.stream: Stream | None = None
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         if self.stream is not None and self in self.stream.past:
             return self.conv(self._double_time(hidden_states))
         first, later = hidden_states[:, :, 0], hidden_states[:, :, 1:]
@@ -202,7 +203,7 @@ class VideoUpsample(nn.Module):
             upsampled = torch.cat([upsampled, self._double_time(later)], dim=2)  # (B, C, 1 + 2 (T - 1), 2H, 2W)
         return self.conv(upsampled)
 
-    def _double_time(self, later: torch.Tensor) -> torch.Tensor:
+    def _double_time(self, later: Tensor) -> Tensor:
         if self.stream is None:
             return F.interpolate(later, scale_factor=(2, 2, 2), mode="trilinear")
         past, last = self.stream.past[self], self.stream.last
@@ -214,7 +215,7 @@ class VideoUpsample(nn.Module):
 def _conv(
     in_channels: int, out_channels: int, size: int, causal: bool, operations: Any = nn, **options: Any
 ) -> nn.Module:
-    """Convolution of kernel `size` on every axis, causal 3D or plain 2D; it keeps the size unless told otherwise."""
+    """Make a convolution of kernel `size` on every axis, causal 3D or plain 2D; by default it keeps the size."""
     options = {"padding": size // 2, **options}
     if causal:
         return CausalConv3d(in_channels, out_channels, (size, size, size), operations=operations, **options)
@@ -226,19 +227,19 @@ def _norm(channels: int, norm_num_groups: int, operations: Any = nn, **options: 
 
 
 class _Checkpointed(nn.Module):
-    """Runs blocks, recomputing them in the backward pass when `gradient_checkpointing` is set."""
+    """Run blocks, recomputing them in the backward pass if `gradient_checkpointing` is set."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable = partial(checkpoint, use_reentrant=False)
 
-    def _run(self, block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    def _run(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, hidden_states)
         return block(hidden_states)
 
-    def _run_all(self, blocks: nn.ModuleList, hidden_states: torch.Tensor) -> torch.Tensor:
+    def _run_all(self, blocks: nn.ModuleList, hidden_states: Tensor) -> Tensor:
         for block in blocks:
             hidden_states = self._run(block, hidden_states)
         return hidden_states
@@ -253,12 +254,12 @@ class Middle(nn.Module):
         self.attn_1 = FrameAttention(channels, norm_num_groups, **factory)
         self.block_2 = ResidualBlock(channels, channels, True, norm_num_groups, **factory)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(hidden_states)))
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution; `upsample` or `downsample` is set by the encoder or decoder."""
+    """Residual blocks of one resolution; the encoder or decoder sets `upsample` or `downsample`."""
 
     def __init__(
         self, in_channels: int, out_channels: int, num_blocks: int, causal: bool, norm_num_groups: int, **factory: Any
@@ -273,29 +274,22 @@ class Level(nn.Module):
 class Encoder(_Checkpointed):
     """Pixels (B, C_in, T, H, W) to (B, 2 z, (T - 1) / 4 + 1, H / 8, W / 8); full and half size work frame by frame."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        widths: Sequence[int],
-        z_channels: int,
-        num_res_blocks: int,
-        norm_num_groups: int,
-        **factory: Any,
-    ) -> None:
+    def __init__(self, parameters: VAEParameters, **factory: Any) -> None:
         super().__init__()
-        self.conv_in = _conv(in_channels, widths[0], 3, causal=False, **factory)
+        widths, groups = parameters.widths, parameters.norm_num_groups
+        self.conv_in = _conv(parameters.in_channels, widths[0], 3, causal=False, **factory)
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             before = widths[max(level - 1, 0)]
-            self.down.append(Level(before, width, num_res_blocks, level >= 2, norm_num_groups, **factory))
+            self.down.append(Level(before, width, parameters.num_res_blocks, level >= 2, groups, **factory))
         self.down[0].downsample = Downsample(widths[0], causal=False, **factory)
         self.down[1].downsample = Downsample(widths[1], causal=True, **factory)
         self.down[2].downsample = Downsample(widths[2], causal=True, **factory)
-        self.mid = Middle(widths[-1], norm_num_groups, **factory)
-        self.norm_out = _norm(widths[-1], norm_num_groups, **factory)
-        self.conv_out = _conv(widths[-1], 2 * z_channels, 3, causal=True, **factory)
+        self.mid = Middle(widths[-1], groups, **factory)
+        self.norm_out = _norm(widths[-1], groups, **factory)
+        self.conv_out = _conv(widths[-1], 2 * parameters.z_channels, 3, causal=True, **factory)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
         batch, _, frames = pixels.shape[:3]
         hidden_states = self.conv_in(pixels.transpose(1, 2).flatten(0, 1))  # (B T, C, H, W)
         hidden_states = self._run_all(self.down[0].block, hidden_states)
@@ -313,29 +307,22 @@ class Encoder(_Checkpointed):
 class Decoder(_Checkpointed):
     """Latents (B, z, T, H, W) to pixels (B, C_out, 4 (T - 1) + 1, 8 H, 8 W); every level is causal in time."""
 
-    def __init__(
-        self,
-        out_channels: int,
-        widths: Sequence[int],
-        z_channels: int,
-        num_res_blocks: int,
-        norm_num_groups: int,
-        **factory: Any,
-    ) -> None:
+    def __init__(self, parameters: VAEParameters, **factory: Any) -> None:
         super().__init__()
-        self.conv_in = _conv(z_channels, widths[-1], 3, causal=True, **factory)
-        self.mid = Middle(widths[-1], norm_num_groups, **factory)
+        widths, groups = parameters.widths, parameters.norm_num_groups
+        self.conv_in = _conv(parameters.z_channels, widths[-1], 3, causal=True, **factory)
+        self.mid = Middle(widths[-1], groups, **factory)
         self.up = nn.ModuleList()
         for level, width in enumerate(widths):
             before = widths[min(level + 1, len(widths) - 1)]
-            self.up.append(Level(before, width, num_res_blocks + 1, True, norm_num_groups, **factory))
+            self.up.append(Level(before, width, parameters.num_res_blocks + 1, True, groups, **factory))
         self.up[1].upsample = FrameUpsample(widths[1], **factory)
         self.up[2].upsample = VideoUpsample(widths[2], **factory)
         self.up[3].upsample = VideoUpsample(widths[3], **factory)
-        self.norm_out = _norm(widths[0], norm_num_groups, **factory)
-        self.conv_out = _conv(widths[0], out_channels, 3, causal=True, **factory)
+        self.norm_out = _norm(widths[0], groups, **factory)
+        self.conv_out = _conv(widths[0], parameters.out_channels, 3, causal=True, **factory)
 
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+    def forward(self, latents: Tensor) -> Tensor:
         hidden_states = self._run(self.mid, self.conv_in(latents))
         for level in reversed(self.up):  # levels are numbered by resolution: 3 is the smallest and runs first
             hidden_states = self._run_all(level.block, hidden_states)
@@ -345,45 +332,33 @@ class Decoder(_Checkpointed):
 
 
 class PTDiTVAEBackbone(nn.Module):
-    """Encoder, decoder and the 1x1x1 convolutions around the latents; a head calls `_build` in its constructor."""
+    """Encoder, decoder and the 1x1x1 convolutions around the latents; a host calls `build` in its constructor."""
 
     spatial_compression_ratio = SPATIAL_RATIO
     temporal_compression_ratio = TEMPORAL_RATIO
 
-    def _build(
+    def build(
         self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        hidden_size: int = 128,
-        hidden_size_mult: Sequence[int] = (1, 2, 4, 4),
-        z_channels: int = 4,
-        num_res_blocks: int = 2,
-        norm_num_groups: int = 32,
+        parameters: VAEParameters,
         operations: Any = nn,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        """Create the layers; defaults are those of the released checkpoint.
+        """Create the layers under the official checkpoint's names.
 
-        Raises:
-            ValueError: if there are not four levels or a width is not a multiple of `norm_num_groups`.
+        Args:
+            parameters: sizes.
+            operations: namespace with the classes Conv2d, Conv3d and GroupNorm.
+            dtype, device: in which format and where weights are made.
         """
-        widths = [hidden_size * mult for mult in hidden_size_mult]
-        if len(widths) != 4:
-            raise ValueError(f"hidden_size_mult={tuple(hidden_size_mult)} has {len(widths)} levels; it must have 4.")
-        for width in widths:
-            if width % norm_num_groups != 0:
-                nearest = max(1, round(width / norm_num_groups)) * norm_num_groups
-                raise ValueError(
-                    f"level width {width} is not a multiple of norm_num_groups={norm_num_groups}; nearest: {nearest}."
-                )
         factory = {"operations": operations, "dtype": dtype, "device": device}
-        self.encoder = Encoder(in_channels, widths, z_channels, num_res_blocks, norm_num_groups, **factory)
-        self.decoder = Decoder(out_channels, widths, z_channels, num_res_blocks, norm_num_groups, **factory)
-        self.quant_conv = CausalConv3d(2 * z_channels, 2 * z_channels, (1, 1, 1), **factory)
-        self.post_quant_conv = CausalConv3d(z_channels, z_channels, (1, 1, 1), **factory)
+        latents = parameters.z_channels
+        self.encoder = Encoder(parameters, **factory)
+        self.decoder = Decoder(parameters, **factory)
+        self.quant_conv = CausalConv3d(2 * latents, 2 * latents, (1, 1, 1), **factory)
+        self.post_quant_conv = CausalConv3d(latents, latents, (1, 1, 1), **factory)
 
-    def encode_moments(self, pixels: torch.Tensor, tiling: VAETiling | None = None) -> torch.Tensor:
+    def encode_moments(self, pixels: Tensor, tiling: VAETiling | None = None) -> Tensor:
         """Encode a video to the mean and log variance of its latents.
 
         Args:
@@ -403,7 +378,7 @@ class PTDiTVAEBackbone(nn.Module):
         run = self._over_time(self._encode_tile, self.encoder, tiling.frames, pixels.shape[2], tiling)
         return map_tiles(run, pixels, tiling.size, tiling.size // SPATIAL_RATIO)
 
-    def decode_pixels(self, latents: torch.Tensor, tiling: VAETiling | None = None) -> torch.Tensor:
+    def decode_pixels(self, latents: Tensor, tiling: VAETiling | None = None) -> Tensor:
         """Decode unscaled latents.
 
         Args:
@@ -438,8 +413,8 @@ class PTDiTVAEBackbone(nn.Module):
         layers = [module for module in network.modules() if isinstance(module, CausalConv3d | VideoUpsample)]
         return partial(map_stream, run, length=length, layers=layers)
 
-    def _encode_tile(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _encode_tile(self, pixels: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(pixels))
 
-    def _decode_tile(self, latents: torch.Tensor) -> torch.Tensor:
+    def _decode_tile(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latents))

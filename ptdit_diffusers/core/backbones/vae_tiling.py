@@ -1,7 +1,7 @@
-"""Encoding and decoding piece by piece, so that memory does not grow with the size or the length of a video.
+"""Encoding and decoding in tiles, so that memory does not grow with the size or the length of a video.
 
-Space: overlapping tiles that are faded into each other. Time: chunks, of which a layer carries its last input frames
-over to the next chunk. Must not know layers, diffusers or ComfyUI.
+Space: overlapping tiles that are blended into each other. Time: chunks; each layer carries its last input frames over
+to the next chunk.
 Shape letters: B batch, C channels, T frames, H W rows/columns (pixels or latent cells, 8 pixels per cell).
 """
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SPATIAL_RATIO = 8
 TEMPORAL_RATIO = 4
@@ -24,8 +24,8 @@ class VAETiling:
         size: side of a spatial tile in pixels, a multiple of 64 (neighbours overlap by an eighth of it).
         frames: length of a temporal tile in pixel frames, 4n + 1 and at least 5.
         carry_frames: every layer carries its last input frames into the next temporal tile, which then differs from
-            the untiled result by its statistics only; `False` is the official code: tiles share one frame and know
-            nothing else of each other, which shows where they meet.
+            the untiled result by its statistics only. `False` does as the official code: tiles share one frame and
+            nothing else, which shows where they meet.
 
     Raises:
         ValueError: if a size is not legal.
@@ -46,11 +46,11 @@ class VAETiling:
             raise ValueError(f"tile frames={self.frames} is not 4n + 1 from 5 on; nearest: {below} or {below + 4}.")
 
     def covers(self, num_frames: int, height: int, width: int) -> bool:
-        """Whether a video of that many pixel frames, rows and columns fits into one tile."""
+        """Return whether a video of that many pixel frames, rows and columns fits into one tile."""
         return num_frames <= self.frames and max(height, width) <= self.size
 
     def count(self, num_frames: int, height: int, width: int) -> int:
-        """Number of tiles, spatial times temporal, of a video of that many pixel frames, rows and columns."""
+        """Return the number of tiles, spatial times temporal, for that many pixel frames, rows and columns."""
         if self.covers(num_frames, height, width):
             return 1
         step = self.size - self.size // 8
@@ -60,20 +60,20 @@ class VAETiling:
 
 @dataclass
 class Stream:
-    """What the layers of one network carry from chunk to chunk.
+    """State that the layers of one network carry from chunk to chunk.
 
     Attributes:
-        past: last input frames (B, C, t, H, W) of each layer, for the chunk that follows.
-        last: the present chunk is the last one: nothing follows that a layer should wait for.
+        past: last input frames (B, C, t, H, W) of each layer, for the next chunk.
+        last: the present chunk is the last one, so no layer waits for the next.
     """
 
-    past: dict[nn.Module, torch.Tensor] = field(default_factory=dict)
+    past: dict[nn.Module, Tensor] = field(default_factory=dict)
     last: bool = False
 
 
 @contextmanager
 def streaming(layers: Iterable[nn.Module]) -> Iterator[Stream]:
-    """Within this block the `layers` read and write one `Stream`, their attribute `stream`."""
+    """Give `layers` one `Stream` as their attribute `stream` while the context is open."""
     stream, layers = Stream(), list(layers)
     for layer in layers:
         layer.stream = stream
@@ -84,23 +84,23 @@ def streaming(layers: Iterable[nn.Module]) -> Iterator[Stream]:
             layer.stream = None
 
 
-def map_chunks(run: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, length: int) -> torch.Tensor:
-    """Apply `run` to runs of `length` frames of (B, C, T, H, W) that share one frame, and keep that one once."""
+def map_chunks(run: Callable[[Tensor], Tensor], hidden_states: Tensor, length: int) -> Tensor:
+    """Apply `run` to chunks of `length` frames of (B, C, T, H, W); neighbors share one frame, which is kept once."""
     starts = range(0, max(hidden_states.shape[2] - 1, 1), length - 1)
     chunks = [run(hidden_states[:, :, start : start + length]) for start in starts]
     return torch.cat([chunks[0], *(chunk[:, :, 1:] for chunk in chunks[1:])], dim=2)
 
 
 def map_stream(
-    run: Callable[[torch.Tensor], torch.Tensor],
-    hidden_states: torch.Tensor,
+    run: Callable[[Tensor], Tensor],
+    hidden_states: Tensor,
     length: int,
     layers: Iterable[nn.Module],
-) -> torch.Tensor:
+) -> Tensor:
     """Apply `run` to `length` frames of (B, C, T, H, W), then to `length` - 1 at a time.
 
     Args:
-        run: (B, C, t, h, w) to (B, C', t', h', w'); what its `layers` need of earlier chunks they carry over.
+        run: maps (B, C, t, h, w) to (B, C', t', h', w'); its `layers` carry over what they need of earlier chunks.
         hidden_states: (B, C, T, H, W), T above `length`.
         length: frames of the first chunk.
         layers: modules with an attribute `stream`.
@@ -114,13 +114,11 @@ def map_stream(
     return torch.cat(done, dim=2)
 
 
-def map_tiles(
-    run: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, size_in: int, size_out: int
-) -> torch.Tensor:
+def map_tiles(run: Callable[[Tensor], Tensor], hidden_states: Tensor, size_in: int, size_out: int) -> Tensor:
     """Apply `run` to overlapping spatial tiles and join the results.
 
     Args:
-        run: (B, C, T, h, w) to (B, C', T', h', w'), encoder or decoder.
+        run: encoder or decoder; maps (B, C, T, h, w) to (B, C', T', h', w').
         hidden_states: (B, C, T, H, W).
         size_in: tile side in the units of the input; tiles start at every multiple of 7/8 of it.
         size_out: the same side in the units of the output; an eighth of it is blended.
@@ -130,10 +128,10 @@ def map_tiles(
     """
     step, kept, extent = size_in - size_in // 8, size_out - size_out // 8, size_out // 8
     height, width = hidden_states.shape[-2:]
-    above: list[torch.Tensor] = []
+    above: list[Tensor] = []
     joined_rows = []
     for top in range(0, height, step):
-        row: list[torch.Tensor] = []
+        row: list[Tensor] = []
         for column, left in enumerate(range(0, width, step)):
             tile = run(hidden_states[..., top : top + size_in, left : left + size_in])
             if above:
@@ -146,8 +144,8 @@ def map_tiles(
     return torch.cat(joined_rows, dim=-2)
 
 
-def _blend(before: torch.Tensor, after: torch.Tensor, extent: int, dim: int) -> torch.Tensor:
-    """Fade from the end of `before` into the start of `after` along `dim`, with weights k / extent."""
+def _blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
+    """Blend the end of `before` into the start of `after` along `dim`, with weights k / extent."""
     extent = min(before.shape[dim], after.shape[dim], extent)
     shape = [1] * after.ndim
     shape[dim] = extent

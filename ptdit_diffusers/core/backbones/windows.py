@@ -1,4 +1,4 @@
-"""Windows of a token grid: how it is cut, and the moves into and out of the order of windows. Plain torch.
+"""Windows of a token grid: where the grid is cut, and how tokens move into and out of the order of windows.
 
 Shape letters: B batch, F H W token frames/rows/columns, N = F*H*W tokens in raster order, D width, S tokens of one
 window.
@@ -6,10 +6,12 @@ window.
 
 import math
 from collections.abc import Callable
+from copy import copy
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 Triple = tuple[int, int, int]
 
@@ -27,12 +29,12 @@ class Segment(NamedTuple):
 
 
 def axis_segments(size: int, window: int, shifted: bool) -> list[Segment]:
-    """Cuts one axis at 0, c, 2c, ..., N; shifted at 0, s, s+c, s+2c, ..., N with s = c // 2.
+    """Cut one axis at 0, c, 2c, ..., N; shifted at 0, s, s+c, s+2c, ..., N with s = c // 2.
 
-    The shifted cut is what a cyclic roll by -s with the usual region mask amounts to, without roll and mask.
+    The shifted cut gives the same windows as a cyclic roll by -s with the usual region mask, without roll and mask.
     """
     shift = window // 2 if shifted else 0
-    head = shift if shift < size else size  # not min(), which a compiler of dynamic sizes would carry along
+    head = shift if shift < size else size  # min() would give torch.compile an expression to carry along
     count = (size - head) // window
     tail = size - head - count * window
     runs = [Segment(0, 1, head), Segment(head, count, window), Segment(size - tail, 1, tail)]
@@ -40,32 +42,36 @@ def axis_segments(size: int, window: int, shifted: bool) -> list[Segment]:
 
 
 class Reorder(torch.autograd.Function):
-    """Puts tokens (B, N, ...) into the order of an index (N,): one read, one write, and the same backwards."""
+    """Put tokens (B, N, ...) into the order of an index (N,): one read and one write, in the backward pass too."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(order, inverse)
         return tokens.index_select(1, order)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         order, inverse = ctx.saved_tensors
         return Reorder.apply(grad, inverse, order), None, None
 
 
 class Windows:
-    """One cut of a token grid into windows, grouped by window shape, and the moves into and out of that order.
+    """One cut of a token grid into windows, grouped by window shape.
 
     Args:
         grid: token frames, rows, columns; any size.
         window: window length on each axis; a grid that it does not divide gets smaller windows at its borders.
         shifted: shift the cut by half a window (axes with window 1 have nothing to shift).
-        device: where the tokens are.
+        device: device of the tokens.
+
+    Attributes:
+        axes: the segments of each axis.
+        sizes: (windows, tokens per window) of each group, in the order of the partitioned tokens.
+        order, inverse: index (N,) from raster order to window order, and back.
     """
 
     def __init__(self, grid: Triple, window: Triple, shifted: bool, device: torch.device | None = None):
         self.axes = [axis_segments(size, length, shifted) for size, length in zip(grid, window, strict=True)]
-        # (windows, tokens per window) of every group, in the order of the partitioned tokens
         self.sizes = []
         for group in product(*self.axes):
             count, tokens = 1, 1
@@ -86,23 +92,29 @@ class Windows:
         self.order = of_window.argsort(stable=True)
         self.inverse = self.order.argsort()
 
-    def partition(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) raster order -> (B, N, D) window after window."""
+    def to(self, *args: Any, **kwargs: Any) -> "Windows":
+        """Return the same windows for tokens on another device; arguments as of `Tensor.to`."""
+        moved = copy(self)
+        moved.order, moved.inverse = self.order.to(*args, **kwargs), self.inverse.to(*args, **kwargs)
+        return moved
+
+    def partition(self, hidden_states: Tensor) -> Tensor:
+        """Move (B, N, D) from raster order to window order, one window after another."""
         return Reorder.apply(hidden_states, self.order, self.inverse)
 
-    def restore(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Undoes `partition`."""
+    def restore(self, hidden_states: Tensor) -> Tensor:
+        """Undo `partition`."""
         return Reorder.apply(hidden_states, self.inverse, self.order)
 
-    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Partitioned tokens (B, N, ...) -> one tensor (B, windows * S, ...) per window shape."""
+    def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Split partitioned tokens (B, N, ...) into one tensor (B, windows * S, ...) per window shape."""
         return tokens.split([count * size for count, size in self.sizes], dim=1)
 
-    def attend(self, attention: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attends inside each window; all tensors are partitioned, (B, N, heads, head_dim)."""
+    def attend(self, attention: Callable, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend inside each window; all tensors are partitioned, (B, N, heads, head_dim)."""
         pieces, batch, heads = [], len(query), query.shape[2]
         for (_, size), *qkv in zip(self.sizes, *(self.split(t.flatten(2)) for t in (query, key, value)), strict=True):
-            # in steps of which none asks whether there is just one window: for a compiler that were another graph
+            # None of these steps asks whether there is only one window, for which torch.compile would recompile.
             q, k, v = (t.flatten(0, 1).unflatten(1, (heads, -1)).unflatten(0, (-1, size)) for t in qkv)
             inner = attention(q, k, v, None)  # (B * windows, S, heads, head_dim)
             pieces.append(inner.flatten(0, 1).flatten(1).unflatten(0, (batch, -1)))
@@ -111,10 +123,10 @@ class Windows:
 
 
 def keep_windows(rows: int, columns: int, window: Triple, ratio: Triple, number: int) -> tuple[Triple, Triple]:
-    """Window size and proxy ratio that cut rows x columns tokens into `number` windows of the given proportions.
+    """Return the window size and proxy ratio that cut rows x columns tokens into `number` windows.
 
-    Where no near-square window gives that number exactly, the one that comes nearest. Time is left alone, and the
-    number of proxies per window is kept.
+    Windows keep their proportions, as nearly as whole tokens allow. Where no such window gives that number exactly,
+    the one that comes nearest is taken. Time is left alone, and the number of proxies per window is kept.
     """
     scale = math.sqrt(rows * columns / (number * window[1] * window[2]))
     lengths = [sorted({max(1, math.floor(side * scale)), math.ceil(side * scale)}) for side in window[1:]]
@@ -129,7 +141,11 @@ def keep_windows(rows: int, columns: int, window: Triple, ratio: Triple, number:
 
 
 def legal_triple(name: str, value: Any) -> Triple:
-    """Checks a window size or proxy ratio: three integers >= 1 (frames, rows, columns of tokens)."""
+    """Return a window size or proxy ratio as a tuple.
+
+    Raises:
+        ValueError: it is not three integers >= 1 (frames, rows, columns of tokens); names the nearest legal value.
+    """
     triple = tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(triple) != 3 or any(type(part) is not int or part < 1 for part in triple):
         given = [part for part in triple if isinstance(part, (int, float))][:3]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import attention_backend
 
-from ptdit_diffusers.models.transformer_ptdit import PTDiTAttention, PTDiTAttnProcessor
+from ptdit_diffusers.models.attention_ptdit import PTDiTAttention, PTDiTAttnProcessor
 from tests.ptdit_diffusers.models.test_transformer_ptdit import arguments, tiny
 
 

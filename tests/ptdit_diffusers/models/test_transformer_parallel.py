@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel, SharedWindows
+from ptdit_diffusers.models.parallel_ptdit import SharedWindows
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from tests.ptdit_diffusers.models.test_transformer_ptdit import arguments, tiny
 
 

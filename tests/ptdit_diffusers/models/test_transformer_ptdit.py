@@ -117,18 +117,18 @@ def test_a_short_list_of_generators_gives_both_guidance_halves_the_same_proxies(
 @pytest.mark.usefixtures("native_again")
 @torch.no_grad()
 def test_masked_attention_stays_with_the_native_kernel_whatever_was_chosen(monkeypatch):
-    from ptdit_diffusers.models import transformer_ptdit
+    from ptdit_diffusers.models import attention_ptdit
 
     transformer = tiny()
     transformer.set_attention_backend("_native_math")
     chosen = []
-    dispatch = transformer_ptdit.dispatch_attention_fn
+    dispatch = attention_ptdit.dispatch_attention_fn
 
     def watch(query, key, value, mask, **options):
         chosen.append((mask is not None, str(options["backend"])))
         return dispatch(query, key, value, mask, **options)
 
-    monkeypatch.setattr(transformer_ptdit, "dispatch_attention_fn", watch)
+    monkeypatch.setattr(attention_ptdit, "dispatch_attention_fn", watch)
     transformer(**arguments(), encoder_attention_mask=torch.tensor([[1, 1, 1, 0, 0]] * 2))
     transformer.reset_attention_backend()
     assert {name for masked, name in chosen if masked} == {"native"}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ptdit_diffusers.core.backbones.parameters import PTDiTParameters
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 from ptdit_diffusers.core.backbones.windows import Windows
 from tests.ptdit_diffusers import goldens
@@ -66,7 +67,7 @@ def test_every_sub_step_equals_the_golden(case):
         golden = tensors[f"act.{name}"]
         assert difference(value.reshape(golden.shape), golden) < LIMIT, name
 
-    (hidden_states, text, modulation, mask, plan, windows, shifted, _), output = seen["first"]
+    (hidden_states, text, modulation, context), output = seen["first"]
     check("patch_only", seen["patch"][1])
     check("patch_plus_pos", hidden_states)
     check("embedded_timestep", seen["adaln"][1][0])
@@ -75,19 +76,19 @@ def test_every_sub_step_equals_the_golden(case):
 
     block = transformer.transformer_blocks[0]
     shift1, scale1, gate1, *_ = (block.scale_shift_table + modulation).chunk(6, dim=1)
-    proxies = plan.tokens(hidden_states, None)
-    order = window_major(plan)  # the golden lists proxies window by window, we keep them in raster order
+    proxies = context.proxies.tokens(hidden_states, None)
+    order = window_major(context.proxies)  # the golden lists proxies window by window, we keep them in raster order
     check("block0.proxy_tokens_in", proxies[:, order])
-    proxies = block.interact(proxies)
+    proxies = block.proxy_attention(proxies)
     check("block0.1_after_proxy_self_attn", proxies[:, order])
-    hidden_states = block.inject(hidden_states, proxies)
+    hidden_states = block.injection(hidden_states, proxies)
     check("block0.2_after_visual_cross_attn", hidden_states)
-    hidden_states = block.window(hidden_states, shift1, scale1, gate1, windows)
+    hidden_states = block.window_attention(hidden_states, shift1, scale1, gate1, context.windows)
     check("block0.3_after_window_attn", hidden_states)
     shift3, scale3, gate3 = (block.proxy_scale_shift_table + modulation[:, :3]).chunk(3, dim=1)
-    hidden_states = block.shifted_window(hidden_states, shift3, scale3, gate3, shifted)
+    hidden_states = block.shifted_window_attention(hidden_states, shift3, scale3, gate3, context.shifted_windows)
     check("block0.4_after_shift_window_attn", hidden_states)
-    hidden_states = hidden_states + block.attn2(hidden_states, text, mask)
+    hidden_states = block.text_cross_attention(hidden_states, text, context.text_mask)
     check("block0.5_after_text_cross_attn", hidden_states)
     check("block0.6_after_ff", output)
     check("last_block_out", seen["last"][1])
@@ -130,9 +131,9 @@ def test_the_bare_backbone_gives_the_same_numbers_as_the_diffusers_head():
     tensors, _ = goldens.load("i_image_square")
     head = goldens.model("i_image_square")
     bare = PTDiTBackbone()
-    bare.build(4, 12, 4, 8, 2, 2, 32, 32, (1, 4, 4), (1, 4, 4), True, "mean", 64, False, False)
+    bare.build(PTDiTParameters.from_config(head.config))
     bare.load_state_dict(head.state_dict())
     arguments = goldens.inputs(tensors)
     order = ("hidden_states", "timestep", "encoder_hidden_states")
-    sample = bare.denoise(*(arguments[name] for name in order), arguments["encoder_attention_mask"].bool())
+    sample = bare.predict(*(arguments[name] for name in order), arguments["encoder_attention_mask"].bool())
     assert difference(sample, head(**arguments).sample) < 1e-6

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.backbones.vae import CausalConv3d, FrameConv3d, PTDiTVAEBackbone
 from ptdit_diffusers.core.backbones.vae_tiling import VAETiling
 from scripts.benchmarks.memory import PeakMemory
@@ -20,11 +21,11 @@ SAME_MATHS_LIMIT = 1e-5  # two orders of the same fp32 sums
 
 
 class Backbone(PTDiTVAEBackbone):
-    """What a head does, without a head."""
+    """The VAE without a host."""
 
-    def __init__(self, **sizes) -> None:
+    def __init__(self, operations=nn, dtype=None, device=None, **sizes) -> None:
         super().__init__()
-        self._build(**sizes)
+        self.build(VAEParameters(**sizes), operations, dtype, device)
 
 
 class CastingConv3d(nn.Conv3d):

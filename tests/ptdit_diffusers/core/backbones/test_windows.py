@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ptdit_diffusers.core.backbones.embeddings import position_table
 from ptdit_diffusers.core.backbones.layers import Attention, scaled_dot_product
-from ptdit_diffusers.core.backbones.proxies import ProxyPlan, draw_proxies, mean_proxies, proxy_index
+from ptdit_diffusers.core.backbones.proxies import ProxyPlan, mean_proxies, proxy_index, random_numbers
 from ptdit_diffusers.core.backbones.windows import Windows, keep_windows, legal_triple
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 11), st.integers(1, 11))
@@ -92,16 +92,16 @@ def test_single_token_proxies_belong_to_their_set(grid, window, ratio, seed):
     first = proxy_index(grid, window, ratio, None, torch.device("cpu"))
     assert first.tolist() == [[members[0] for members in sets]]
     assert ProxyPlan(grid, window, ratio).number() == len(sets)
-    draw = draw_proxies(2, len(sets), torch.Generator().manual_seed(seed), torch.device("cpu"))
-    drawn = proxy_index(grid, window, ratio, draw, torch.device("cpu"))
+    uniform = random_numbers(2, len(sets), torch.Generator().manual_seed(seed), torch.device("cpu"))
+    drawn = proxy_index(grid, window, ratio, uniform, torch.device("cpu"))
     for row in drawn.tolist():
         assert all(token in members for token, members in zip(row, sets, strict=True))
 
 
 def test_random_proxies_reach_every_token_of_their_set():
     plan = ProxyPlan((1, 5, 7), (1, 4, 4), (1, 2, 4))
-    draw = draw_proxies(500, plan.number(), torch.Generator().manual_seed(0), torch.device("cpu"))
-    drawn = proxy_index(*plan, draw, torch.device("cpu"))
+    uniform = random_numbers(500, plan.number(), torch.Generator().manual_seed(0), torch.device("cpu"))
+    drawn = proxy_index(*plan, uniform, torch.device("cpu"))
     for position, members in enumerate(proxy_sets(*plan)):
         assert set(drawn[:, position].tolist()) == set(members)
 
