@@ -1,17 +1,42 @@
-"""Fixtures that tests of several modules share. Everything runs offline and on the CPU."""
+"""What tests of several modules share: the environment, worker processes, fixtures. All run offline, on the CPU."""
 
+import multiprocessing
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.processes import LIBRARIES
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: threads slow small tensors and other workers
+multiprocessing.set_forkserver_preload(list(LIBRARIES))
 
 TINY_WORDS = (
     "a an the above below inside left right of two small large red green blue purple yellow white black circle square "
     "star stars ring heart triangle background on with and"
 ).split()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Share many tests between processes; a few tests, which are named, are faster in one."""
+    few = all("::" in name or name.endswith(".py") for name in config.args)
+    return 0 if few else min(os.cpu_count() or 1, 4)
+
+
+@pytest.fixture(autouse=True)
+def no_traces() -> Iterator[None]:
+    """Take back what training leaves in the process: environment variables and accelerate's shared state."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
 
 
 @pytest.fixture
