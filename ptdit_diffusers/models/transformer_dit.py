@@ -17,7 +17,7 @@ from ptdit_diffusers.core.backbones.dit import DiTAttention, DiTBackbone, DiTPar
 from ptdit_diffusers.core.checkpoint_names import LISTED, ConversionError, check_weights
 from ptdit_diffusers.core.dit_checkpoints import dit_config, official_state_dict
 
-from .transformer_ptdit import PTDiTAttnProcessor
+from .attention_ptdit import PTDiTAttnProcessor
 
 # Options of `from_pretrained` that tell where files are, not how the model is built.
 CONFIG_PLACES = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")

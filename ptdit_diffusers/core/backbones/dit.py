@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .embeddings import PatchEmbed, timestep_sinusoid
+from .embeddings import PatchEmbed, timestep_sinusoid, unpatchify
 from .layers import Attention, modulated_norm, scaled_dot_product
 from .parameters import FromConfig
 from .windows import Windows
@@ -474,5 +474,4 @@ class DiTBackbone(nn.Module):
             hidden_states = hidden_states[:, :-2]
 
         patches = self.final_layer(hidden_states, condition)  # (B, N, p*p*C)
-        patches = patches.unflatten(2, (self.patch_size, self.patch_size, -1)).unflatten(1, (rows, columns))
-        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C, height, width)
+        return unpatchify(patches, (1, rows, columns), self.patch_size)[:, :, 0]  # (B, C, height, width)
