@@ -55,7 +55,7 @@ def encode(plan: Plan, prompt: str, negative_prompt: str, guided: bool) -> dict[
     """
     import torch
 
-    from ..pipelines.ptdit_denoising import TEXT_TENSORS
+    from ..pipelines.ptdit_text import TEXT_TENSORS
 
     pipe = load(plan, without=PICTURE_PARTS)
     with torch.no_grad():

@@ -1,7 +1,6 @@
-"""Text to picture, video and views as modular blocks, where a guider of diffusers takes the place of `guidance_scale`.
+"""Text to image, video and views as modular blocks, where a guider of diffusers takes the place of `guidance_scale`.
 
-Each block calls what the pipelines of one call are made of; there is no maths here. It must not know the inside of the
-network, key names or training.
+Each block calls one step of `PTDiTPipeline.generate`; both pipelines have these steps from the same mixins.
 """
 
 import inspect
@@ -20,6 +19,7 @@ from diffusers.modular_pipelines.modular_pipeline import (
     SequentialPipelineBlocks,
 )
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ptdit_diffusers.core.embedded import resolve_model
@@ -27,11 +27,11 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 from .pipeline_ptdit import PTDiTPipeline
-from .ptdit_checks import check_settings
-from .ptdit_denoising import TEXT_TENSORS, PTDiTDenoisingMixin
+from .ptdit_checks import ChecksMixin
+from .ptdit_denoising import DenoisingMixin, Tensors
+from .ptdit_latents import LatentsMixin
 from .ptdit_lora import PTDiTLoraLoaderMixin
-from .ptdit_parts import PTDiTPartsMixin
-from .ptdit_text import join_text
+from .ptdit_text import TEXT_TENSORS, TextMixin, join_text
 
 COMPONENTS = {
     "tokenizer": PreTrainedTokenizerBase,
@@ -44,10 +44,12 @@ PROMPTS = ("prompt", "negative_prompt", *TEXT_TENSORS)
 ARGUMENTS = inspect.signature(PTDiTPipeline.__call__).parameters  # the blocks take what that call takes
 
 
-class PTDiTModularPipeline(PTDiTPartsMixin, PTDiTDenoisingMixin, PTDiTLoraLoaderMixin, ModularPipeline):
+class PTDiTModularPipeline(
+    ChecksMixin, TextMixin, LatentsMixin, DenoisingMixin, PTDiTLoraLoaderMixin, ModularPipeline
+):
     """Holds the components that the blocks work with, and guides as its `guider` says.
 
-    `load_components()` loads them; `update_components(guider=...)` takes another guider. A call returns the state of
+    `load_components()` loads them; `update_components(guider=...)` sets another guider. A call returns the state of
     all blocks, or with `output="images"` one member of it.
 
     Examples:
@@ -57,7 +59,7 @@ class PTDiTModularPipeline(PTDiTPartsMixin, PTDiTDenoisingMixin, PTDiTLoraLoader
         >>> pipe = PTDiTModularPipeline.from_pretrained("shapes-128")
         >>> pipe.load_components()
         >>> pipe.update_components(guider=AdaptiveProjectedGuidance(guidance_scale=6.0))
-        >>> picture = pipe(prompt="a red circle", output="images", generator=torch.manual_seed(0))[0]
+        >>> image = pipe(prompt="a red circle", output="images", generator=torch.manual_seed(0))[0]
     """
 
     default_blocks_name = "PTDiTBlocks"
@@ -90,8 +92,8 @@ class PTDiTModularPipeline(PTDiTPartsMixin, PTDiTDenoisingMixin, PTDiTLoraLoader
         self.guider.set_state(step=0, num_inference_steps=None, timestep=None)  # no step of a call: all of them
         return self.guider.num_conditions > 1
 
-    def guidance_texts(self, tensors: dict[str, torch.Tensor | None]) -> dict[str, tuple[torch.Tensor | None, ...]]:
-        """What a forward reads of the text, as pairs (of the prompt, of the negative prompt), for the guider."""
+    def guidance_texts(self, tensors: Tensors) -> dict[str, tuple[Tensor | None, ...]]:
+        """Return what the network reads of the text, as pairs (prompt, negative prompt) for the guider."""
         embeds, masks = [], []
         for name in ("prompt", "negative_prompt"):
             text, mask = tensors[f"{name}_embeds"], tensors[f"{name}_attention_mask"]
@@ -104,12 +106,12 @@ class PTDiTModularPipeline(PTDiTPartsMixin, PTDiTDenoisingMixin, PTDiTLoraLoader
 
     def guided_flow(
         self,
-        latents: torch.Tensor,
-        texts: dict[str, tuple[torch.Tensor | None, ...]],
+        latents: Tensor,
+        texts: dict[str, tuple[Tensor | None, ...]],
         step: int,
         options: dict[str, Any],
-    ) -> torch.Tensor:
-        """Flow (B, C, F, H, W) that the guider makes of one forward for each prediction it asks for."""
+    ) -> Tensor:
+        """Return the flow (B, C, F, H, W) that the guider combines from one forward per prediction it asks for."""
         guider = self.guider
         guider.set_state(step=step, num_inference_steps=self._num_timesteps, timestep=self._current_timestep)
         predictions = guider.prepare_inputs(texts)
@@ -124,8 +126,8 @@ class PTDiTModularPipeline(PTDiTPartsMixin, PTDiTDenoisingMixin, PTDiTLoraLoader
         return guider(predictions)[0]
 
 
-class PTDiTBlock(ModularPipelineBlocks):
-    """A block that says in `takes`, `gives` and `uses` what it reads, what it adds and which components it needs."""
+class PTDiTPipelineBlock(ModularPipelineBlocks):
+    """A block that lists in `takes` what it reads, in `gives` what it sets and in `uses` the components it needs."""
 
     model_name = "ptdit"
     takes: tuple[str, ...] = ()
@@ -139,7 +141,7 @@ class PTDiTBlock(ModularPipelineBlocks):
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
-        """What the block needs to be loaded; a guider is made and need not be."""
+        """The components to load, and the guider, which needs no loading."""
         guidance = FrozenDict({"guidance_scale": ARGUMENTS["guidance_scale"].default})
         guider = ComponentSpec(
             "guider", ClassifierFreeGuidance, config=guidance, default_creation_method="from_config"
@@ -148,7 +150,7 @@ class PTDiTBlock(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        """Arguments of `PTDiTPipeline` with its defaults, and what earlier blocks gave."""
+        """Arguments of `PTDiTPipeline` with its defaults, and what earlier blocks set."""
         known = [ARGUMENTS.get(name) for name in self.takes]
         return [
             InputParam(name, required=True, description="from an earlier block")
@@ -159,14 +161,14 @@ class PTDiTBlock(ModularPipelineBlocks):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """What the block adds to the state."""
+        """What the block sets in the state."""
         return [OutputParam(name) for name in self.gives]
 
     @torch.no_grad()
     def __call__(
         self, components: PTDiTModularPipeline, state: PipelineState
     ) -> tuple[PTDiTModularPipeline, PipelineState]:
-        """Do the block's work on its part of the state."""
+        """Run `work` on the part of the state that the block reads and sets."""
         block = self.get_block_state(state)
         self.work(components, block)
         self.set_block_state(state, block)
@@ -174,10 +176,10 @@ class PTDiTBlock(ModularPipelineBlocks):
 
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:
         """Read from `block` what `takes` names and set what `gives` names."""
-        raise NotImplementedError(f"{type(self).__name__} does nothing")
+        raise NotImplementedError(f"{type(self).__name__} has no `work`")
 
 
-class PTDiTCheckBlock(PTDiTBlock):
+class PTDiTCheckBlock(PTDiTPipelineBlock):
     """Checks all arguments before any long work, and fills in the model's own size."""
 
     uses = ("transformer", "vae", "guider")
@@ -189,24 +191,12 @@ class PTDiTCheckBlock(PTDiTBlock):
     gives = ("height", "width", "num_frames", "samples")
 
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:
-        """Set `height` and `width` in pixels, `num_frames` (of views: see `clip_length`) and `samples`, prompts *
-        pictures per prompt.
-        """
-        check_settings(
-            block.num_inference_steps, block.sigmas, block.timesteps, 1.0, block.max_sequence_length,
-            block.window_size, block.proxy_ratio,
-        )  # fmt: skip
-        block.height, block.width = components.fill_size(block.height, block.width)
-        block.num_frames = components.clip_length(block.num_frames, block.num_views)
-        block.samples = components.check_inputs(
-            block.prompt, block.negative_prompt, block.height, block.width, block.num_frames,
-            block.num_images_per_prompt, block.generator, block.latents, *(block[name] for name in TEXT_TENSORS),
-            block.output_type,
-        )  # fmt: skip
+        """Set sizes and `samples`; see `check_call`."""
+        components.check_call(block)
 
 
-class PTDiTTextBlock(PTDiTBlock):
-    """Turns prompts into embeddings; the negative one only if the guider uses it."""
+class PTDiTTextBlock(PTDiTPipelineBlock):
+    """Encodes the prompts; the negative one only if the guider uses it."""
 
     uses = ("tokenizer", "text_encoder", "guider")
     takes = (*PROMPTS, "num_images_per_prompt", "clean_caption", "max_sequence_length")
@@ -214,17 +204,12 @@ class PTDiTTextBlock(PTDiTBlock):
 
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:
         """Set embeddings (B, L, width) and masks (B, L)."""
-        texts = components.encode_prompt(
-            block.prompt, block.negative_prompt, components.needs_negative_prompt, block.num_images_per_prompt,
-            components._execution_device, *(block[name] for name in TEXT_TENSORS), block.clean_caption,
-            block.max_sequence_length,
-        )  # fmt: skip
-        for name, text in zip(TEXT_TENSORS, texts, strict=True):
+        for name, text in components.encode_texts(block, components.needs_negative_prompt).items():
             block[name] = text
 
 
-class PTDiTNoiseBlock(PTDiTBlock):
-    """Draws the noise that the steps begin with, sample by sample, or takes the given one."""
+class PTDiTNoiseBlock(PTDiTPipelineBlock):
+    """Samples the noise that the steps begin with, or takes the given one."""
 
     uses = ("transformer", "vae")
     takes = ("samples", "height", "width", "num_frames", "generator", "latents")
@@ -232,12 +217,11 @@ class PTDiTNoiseBlock(PTDiTBlock):
 
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:
         """Set `latents` (B, C, F, H, W)."""
-        shape = components.latent_shape(block.samples, block.height, block.width, block.num_frames)
-        block.latents = components.prepare_latents(shape, components._execution_device, block.generator, block.latents)
+        block.latents = components.prepare_noise(block)
 
 
-class PTDiTDenoiseBlock(PTDiTBlock):
-    """Steps from noise to picture; the guider says which predictions a step needs and what becomes of them."""
+class PTDiTDenoiseBlock(PTDiTPipelineBlock):
+    """Steps from noise to latents; the guider says which predictions a step needs and combines them."""
 
     uses = ("transformer", "scheduler", "guider")
     takes = (
@@ -248,17 +232,14 @@ class PTDiTDenoiseBlock(PTDiTBlock):
 
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:
         """Replace `latents` (B, C, F, H, W)."""
-        times = components.prepare_timesteps(
-            block.num_inference_steps, block.sigmas, block.height, block.width, block.num_frames, block.timesteps
-        )
+        timesteps = components.prepare_schedule(block)
         tensors = {name: block[name] for name in ("latents", *TEXT_TENSORS)}
-        options = components.network_options(block, tuple(block.latents.shape))
-        block.latents = components.denoise(tensors, times, options, None, [])
+        block.latents = components.denoise(block, tensors, timesteps)
         components.transformer._reset_stateful_cache()
 
 
-class PTDiTDecodeBlock(PTDiTBlock):
-    """Turns latents into pictures, videos or views."""
+class PTDiTDecodeBlock(PTDiTPipelineBlock):
+    """Decodes latents to images, videos or views."""
 
     uses = ("transformer", "vae")
     takes = ("latents", "num_views", "output_type")
@@ -268,13 +249,13 @@ class PTDiTDecodeBlock(PTDiTBlock):
         """Set `views` with `num_views`, else `images` for one frame or `videos`; the others are None."""
         views = block.num_views is not None
         kind = "views" if views else "images" if block.latents.shape[2] == 1 else "videos"
-        made = components.decode_latents(block.latents, block.output_type, views)
+        result = components.decode_latents(block.latents, block.output_type, views)
         for name in self.gives:
-            block[name] = made if name == kind else None
+            block[name] = result if name == kind else None
 
 
 class PTDiTBlocks(SequentialPipelineBlocks):
-    """Text to picture, to video and to views with PT-DiT, guided by any guider of diffusers."""
+    """Text to image, to video and to views with PT-DiT, guided by any guider of diffusers."""
 
     model_name = "ptdit"
     block_names = ["check", "text_encoder", "noise", "denoise", "decode"]

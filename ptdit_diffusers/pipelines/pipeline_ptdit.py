@@ -1,29 +1,27 @@
-"""Text to picture, to video and to views of an object with PT-DiT: text, noise, guided steps, decoding.
-
-It must not know block internals, key names or training.
-"""
+"""Text to image, to video and to views of an object with PT-DiT."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from torch import Tensor
 
-from ptdit_diffusers.core.sampling import Triple
+from ptdit_diffusers.core.backbones.windows import Triple
 
 from .ptdit_base import PTDiTPipelineBase, PTDiTPipelineOutput
-from .ptdit_denoising import GenerationRequest
+from .ptdit_request import GenerationRequest
 
 
 class PTDiTPipeline(PTDiTPipelineBase):
-    """Text to picture, to video and to views of an object with PT-DiT (Qihoo-T2X).
+    """Text to image, to video and to views of an object with PT-DiT (Qihoo-T2X).
 
     Loading, saving, offloading and LoRA work as in every pipeline of diffusers. `from_pretrained` also takes the short
     name of a model that comes with this package, which needs no internet. `PTDiTImg2ImgPipeline.from_pipe(pipe)` and
-    `PTDiTInpaintPipeline.from_pipe(pipe)` make the sister pipelines over the same components.
+    `PTDiTInpaintPipeline.from_pipe(pipe)` make the other pipelines with the same components.
 
     Args:
-        tokenizer: Tokeniser of the text encoder; adds its end token itself.
+        tokenizer: Tokenizer of the text encoder; adds its end token itself.
         text_encoder: T5 encoder. May be None when embeddings are passed.
         vae: Video VAE. May be None with `output_type="latent"`.
         transformer: The denoiser. May be None when only `encode_prompt` is used.
@@ -47,11 +45,11 @@ class PTDiTPipeline(PTDiTPipelineBase):
         guidance_rescale: float = 0.0,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
@@ -62,32 +60,33 @@ class PTDiTPipeline(PTDiTPipelineBase):
         window_size: str | Triple = "auto",
         proxy_ratio: str | Triple = "auto",
     ) -> PTDiTPipelineOutput | tuple:
-        """Make pictures (`num_frames=1`), videos or views of an object (`num_views`) from prompts.
+        """Generate images (`num_frames=1`), videos or views of an object (`num_views`) from prompts.
 
         Args:
-            prompt: Text, or one text per picture.
-            negative_prompt: What to avoid, default ""; one text for all prompts or one each. Only lower-cased.
+            prompt: Text, or one text per image.
+            negative_prompt: What to avoid, default ""; one text for all prompts or one each. Only lower-cased,
+                never cleaned.
             height, width: Pixels, multiples of 16; default the size at which the trained windows fit exactly.
-            num_frames: 1 for a picture, 4n + 1 for a video; any length, whatever the windows.
-            num_views: Instead of frames: pictures of one object that stands still, at least 2; view i is seen from
-                azimuth i * 360 / num_views degrees. The network sees them as frames, the VAE as single pictures.
-            num_inference_steps: Euler steps; not used with `sigmas`.
+            num_frames: 1 for an image, 4n + 1 for a video; any length, whatever the windows.
+            num_views: Instead of frames: images of one object that stands still, at least 2; view i is seen from
+                azimuth i * 360 / num_views degrees. The transformer sees them as frames, the VAE as single images.
+            num_inference_steps: Euler steps; not used with `sigmas` or `timesteps`.
             sigmas: Noise levels falling from 1 to above 0; still shifted by the scheduler.
             timesteps: Times falling from 1000 to above 0, used as they are; not together with `sigmas`.
             guidance_scale: How strongly to follow the prompt; 1 or less turns guidance off and halves the work.
-            guidance_rescale: 0 to 1, how far the guided prediction is brought back to the spread of the prompt's own
-                one (arXiv 2305.08891, section 3.4); softens what strong guidance overdoes.
-            num_images_per_prompt: Pictures (or videos) per prompt.
+            guidance_rescale: 0 to 1, how far the standard deviation of the guided prediction is brought back to that
+                of the prompt's own prediction (arXiv 2305.08891, section 3.4); softens strong guidance.
+            num_images_per_prompt: Images (or videos) per prompt.
             generator: Source of the noise, one for all samples or one for each. Sample i of a batch equals the single
                 run with generator i.
-            latents: Starting noise (B, C, F, height / 8, width / 8) instead of a drawn one; F is 1, n + 1 for 4n + 1
+            latents: Starting noise (B, C, F, height / 8, width / 8) instead of sampled noise; F is 1, n + 1 for 4n + 1
                 frames, or the number of views.
-            prompt_embeds, prompt_attention_mask: Finished embeddings (prompts, L, width) instead of `prompt`, and
-                their mask (prompts, L), true where a token counts; no mask means that all count.
+            prompt_embeds, prompt_attention_mask: Embeddings (prompts, L, width) instead of `prompt`, and their
+                mask (prompts, L), true where a token counts; no mask means that all count.
             negative_prompt_embeds, negative_prompt_attention_mask: The same for the negative prompt.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: Return a `PTDiTPipelineOutput`, else a tuple with its one member.
-            attention_kwargs: Handed to the transformer; `{"scale": s}` scales a LoRA.
+            attention_kwargs: Passed to the transformer; `{"scale": s}` scales a LoRA.
             callback_on_step_end: Called as f(pipeline, step, timestep, tensors) after each step; what it returns
                 replaces tensors of these names. It may set `pipeline._interrupt` and `pipeline._guidance_scale`.
             callback_on_step_end_tensor_inputs: Names of the tensors that it gets.
@@ -106,7 +105,31 @@ class PTDiTPipeline(PTDiTPipelineBase):
             >>> import torch
             >>> from ptdit_diffusers import PTDiTPipeline
             >>> pipe = PTDiTPipeline.from_pretrained("shapes-128")
-            >>> picture = pipe("a red circle above a blue square", generator=torch.manual_seed(0)).images[0]
+            >>> image = pipe("a red circle above a blue square", generator=torch.manual_seed(0)).images[0]
         """
-        request = {name: value for name, value in locals().items() if name != "self"}
-        return self.generate(GenerationRequest(**request), PTDiTPipelineOutput)
+        request = GenerationRequest(
+            prompt=prompt, negative_prompt=negative_prompt, height=height, width=width, num_frames=num_frames,
+            num_views=num_views, num_inference_steps=num_inference_steps, sigmas=sigmas, timesteps=timesteps,
+            guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
+            num_images_per_prompt=num_images_per_prompt, generator=generator, latents=latents,
+            prompt_embeds=prompt_embeds, prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_prompt_attention_mask=negative_prompt_attention_mask, output_type=output_type,
+            return_dict=return_dict, attention_kwargs=attention_kwargs, callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, clean_caption=clean_caption,
+            max_sequence_length=max_sequence_length, window_size=window_size, proxy_ratio=proxy_ratio,
+        )  # fmt: skip
+        return self.generate(request)
+
+    def generate(self, request: GenerationRequest) -> PTDiTPipelineOutput | tuple:
+        """Run the steps of a call: check, encode the prompts, sample noise, denoise it, decode the latents."""
+        self.begin(request)
+        tensors = self.encode_texts(request, self.do_classifier_free_guidance)
+        timesteps = self.prepare_schedule(request)
+        tensors["latents"] = self.prepare_noise(request)
+        latents = self.denoise(
+            request, tensors, timesteps, request.callback_on_step_end, request.callback_on_step_end_tensor_inputs
+        )
+        views = request.num_views is not None
+        result = self.decode_latents(latents, request.output_type, views)
+        return self.output(request, "views" if views else "images" if request.num_frames == 1 else "frames", result)

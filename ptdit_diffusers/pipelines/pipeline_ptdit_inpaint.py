@@ -1,7 +1,4 @@
-"""Inpainting with PT-DiT: what a mask leaves out is put back, at the noise level of the moment, after every step.
-
-It must not know block internals, key names or training.
-"""
+"""Inpainting with PT-DiT: after each step, what the mask leaves out is put back at the noise level of that step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +6,22 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
+from torch import Tensor
 
-from ptdit_diffusers.core.sampling import Triple
+from ptdit_diffusers.core.backbones.windows import Triple
 
 from .ptdit_base import PTDiTPipelineBase, PTDiTPipelineOutput
-from .ptdit_denoising import GenerationRequest
-from .ptdit_picture import MaskInputMixin
+from .ptdit_checks import check_strength
+from .ptdit_images import MaskInputMixin
+from .ptdit_request import InpaintRequest
 
 
 class PTDiTInpaintPipeline(MaskInputMixin, PTDiTPipelineBase):
-    """Makes a masked part of a picture new after a prompt, with PT-DiT.
+    """Inpainting with PT-DiT (Qihoo-T2X): changes the masked part of an image as a prompt says.
 
-    Components, loading and manners are those of `PTDiTPipeline`; `from_pipe` shares them between the two. The part
-    that stays goes through the VAE and back, so it is near but not equal to the original pixels;
-    `pipe.image_processor.apply_overlay(mask, original, made)` puts those back.
+    Components and loading are those of `PTDiTPipeline`; `from_pipe` shares the components between the two. The part
+    that stays goes through the VAE and back, so its pixels are near but not equal to the original ones;
+    `pipe.image_processor.apply_overlay(mask, original, result)` puts those back.
 
     Args:
         tokenizer, text_encoder, vae, transformer, scheduler: As in `PTDiTPipeline`; the VAE is needed.
@@ -48,11 +47,11 @@ class PTDiTInpaintPipeline(MaskInputMixin, PTDiTPipelineBase):
         guidance_rescale: float = 0.0,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
@@ -63,38 +62,39 @@ class PTDiTInpaintPipeline(MaskInputMixin, PTDiTPipelineBase):
         window_size: str | Triple = "auto",
         proxy_ratio: str | Triple = "auto",
     ) -> PTDiTPipelineOutput | tuple:
-        """Make the masked part of pictures new.
+        """Generate the masked part of images anew.
 
         Args:
-            prompt: Text, or one text per picture.
-            image: Picture to start from, or one per prompt (or per picture that is made): PIL pictures, arrays
+            prompt: Text, or one text per image.
+            image: Image to start from, or one per prompt (or per generated image): PIL images, arrays
                 (height, width, 3) from 0 to 1, or a tensor (n, 3, height, width) from 0 to 1 (or -1 to 1).
-            mask_image: What is made new: one mask for all or one per prompt, white (1) where the picture changes and
-                black (0) where it stays. PIL pictures, arrays (height, width) or a tensor (n, 1, height, width), from
-                0 to 1; 0.5 and more is white.
-            padding_mask_crop: Work on the masked part of one PIL picture only: cut it out with this many pixels around
-                it, fill the whole size with it, and paste the result back. Needs `output_type="pil"`.
-            negative_prompt: What to avoid, default ""; one text for all prompts or one each. Only lower-cased.
+            mask_image: One mask for all or one per prompt, white (1) where the image changes and black (0) where it
+                stays. PIL images, arrays (height, width) or a tensor (n, 1, height, width), from 0 to 1; 0.5 and more
+                is white.
+            padding_mask_crop: Work on the masked part of one PIL image only: cut it out with this many pixels around
+                it, enlarge it to the whole size, and paste the result back. Needs `output_type="pil"`.
+            negative_prompt: What to avoid, default ""; one text for all prompts or one each. Only lower-cased,
+                never cleaned.
             height, width: Pixels, multiples of 16; default the size at which the trained windows fit exactly. The
-                given pictures are resized to it.
+                given images are resized to it.
             strength: Above 0, at most 1: the part of the steps that is run. 1 starts from noise alone, small values
-                keep the picture nearly as it is.
-            num_inference_steps: Euler steps; not used with `sigmas`.
+                keep the image nearly as it is.
+            num_inference_steps: Euler steps; not used with `sigmas` or `timesteps`.
             sigmas: Noise levels falling from 1 to above 0; still shifted by the scheduler.
             timesteps: Times falling from 1000 to above 0, used as they are; not together with `sigmas`.
             guidance_scale: How strongly to follow the prompt; 1 or less turns guidance off and halves the work.
-            guidance_rescale: 0 to 1, how far the guided prediction is brought back to the spread of the prompt's own
-                one (arXiv 2305.08891, section 3.4); softens what strong guidance overdoes.
-            num_images_per_prompt: Pictures per prompt.
+            guidance_rescale: 0 to 1, how far the standard deviation of the guided prediction is brought back to that
+                of the prompt's own prediction (arXiv 2305.08891, section 3.4); softens strong guidance.
+            num_images_per_prompt: Images per prompt.
             generator: Source of the noise, one for all samples or one for each. Sample i of a batch equals the single
                 run with generator i.
-            latents: Noise (B, C, 1, height / 8, width / 8) to mix in, instead of a drawn one.
-            prompt_embeds, prompt_attention_mask: Finished embeddings (prompts, L, width) instead of `prompt`, and
-                their mask (prompts, L), true where a token counts; no mask means that all count.
+            latents: Noise (B, C, 1, height / 8, width / 8) to mix in, instead of sampled noise.
+            prompt_embeds, prompt_attention_mask: Embeddings (prompts, L, width) instead of `prompt`, and their
+                mask (prompts, L), true where a token counts; no mask means that all count.
             negative_prompt_embeds, negative_prompt_attention_mask: The same for the negative prompt.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: Return a `PTDiTPipelineOutput`, else a tuple with its one member.
-            attention_kwargs: Handed to the transformer; `{"scale": s}` scales a LoRA.
+            attention_kwargs: Passed to the transformer; `{"scale": s}` scales a LoRA.
             callback_on_step_end: Called as f(pipeline, step, timestep, tensors) after each step; what it returns
                 replaces tensors of these names. It may set `pipeline._interrupt` and `pipeline._guidance_scale`.
             callback_on_step_end_tensor_inputs: Names of the tensors that it gets.
@@ -114,11 +114,41 @@ class PTDiTInpaintPipeline(MaskInputMixin, PTDiTPipelineBase):
             >>> from PIL import Image
             >>> from ptdit_diffusers import PTDiTInpaintPipeline, PTDiTPipeline
             >>> pipe = PTDiTPipeline.from_pretrained("shapes-128")
-            >>> picture = pipe("a red circle", generator=torch.manual_seed(0)).images[0]
-            >>> mask = Image.new("L", picture.size, 0)
+            >>> image = pipe("a red circle", generator=torch.manual_seed(0)).images[0]
+            >>> mask = Image.new("L", image.size, 0)
             >>> mask.paste(255, (0, 0, 64, 128))
             >>> pipe = PTDiTInpaintPipeline.from_pipe(pipe)
-            >>> changed = pipe("a blue star", picture, mask, generator=torch.manual_seed(1)).images[0]
+            >>> changed = pipe("a blue star", image, mask, generator=torch.manual_seed(1)).images[0]
         """
-        request = {name: value for name, value in locals().items() if name != "self"}
-        return self.generate(GenerationRequest(**request), PTDiTPipelineOutput)
+        request = InpaintRequest(
+            prompt=prompt, image=image, mask_image=mask_image, padding_mask_crop=padding_mask_crop,
+            negative_prompt=negative_prompt, height=height, width=width, strength=strength,
+            num_inference_steps=num_inference_steps, sigmas=sigmas, timesteps=timesteps,
+            guidance_scale=guidance_scale, guidance_rescale=guidance_rescale,
+            num_images_per_prompt=num_images_per_prompt, generator=generator, latents=latents,
+            prompt_embeds=prompt_embeds, prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_prompt_attention_mask=negative_prompt_attention_mask, output_type=output_type,
+            return_dict=return_dict, attention_kwargs=attention_kwargs, callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, clean_caption=clean_caption,
+            max_sequence_length=max_sequence_length, window_size=window_size, proxy_ratio=proxy_ratio,
+        )  # fmt: skip
+        return self.generate(request)
+
+    def generate(self, request: InpaintRequest) -> PTDiTPipelineOutput | tuple:
+        """Run the steps of a call; other than for image to image, the loop keeps what the mask leaves out."""
+        check_strength(request.strength)
+        self.begin(request)
+        crop = self.crop_region(request)
+        image, mask = self.read_image(request, crop), self.read_mask(request, crop)
+        tensors = self.encode_texts(request, self.do_classifier_free_guidance)
+        timesteps = self.prepare_schedule(request, request.strength)
+        tensors |= self.mix_with_noise(image, self.prepare_noise(request)) | {"mask": mask}
+        latents = self.denoise(
+            request, tensors, timesteps, request.callback_on_step_end, request.callback_on_step_end_tensor_inputs,
+            after_step=self.keep_unmasked,
+        )  # fmt: skip
+        images = self.decode_latents(latents, request.output_type)
+        if crop is not None:
+            images = self.paste(request, images, crop)
+        return self.output(request, "images", images)

@@ -1,7 +1,6 @@
-"""What the PT-DiT pipelines of one call share: components, loading, saving, and classifier-free guidance.
+"""What the PT-DiT pipelines of one call share: components, loading, saving, classifier-free guidance, output.
 
-It must not know prompts, sizes and decoding (`ptdit_parts`) or the steps (`ptdit_denoising`).
-Letters: B samples (prompts * pictures per prompt), L text tokens, C latent channels, F latent frames, H W latent size.
+Shapes: B samples (prompts * images per prompt), C latent channels, F latent frames, H W latent size.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ptdit_diffusers.core.embedded import resolve_model
@@ -20,11 +21,13 @@ from ptdit_diffusers.core.sampling import apply_guidance
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
-from .ptdit_denoising import TEXT_TENSORS, PTDiTDenoisingMixin
+from .ptdit_checks import ChecksMixin, check_callback_inputs
+from .ptdit_denoising import DenoisingMixin, Tensors
+from .ptdit_latents import LatentsMixin
 from .ptdit_lora import PTDiTLoraLoaderMixin
-from .ptdit_parts import PTDiTPartsMixin
 from .ptdit_remote import copy_code
-from .ptdit_text import join_text
+from .ptdit_request import GenerationRequest
+from .ptdit_text import TEXT_TENSORS, TextMixin, join_text
 
 
 @dataclass
@@ -32,25 +35,25 @@ class PTDiTPipelineOutput(BaseOutput):
     """What a call returns: `images`, or `frames` of a video, or `views` with `num_views`; the others are None.
 
     Args:
-        images: List of B pictures, array (B, height, width, 3) or tensor (B, 3, height, width), values 0 to 1.
-        frames: List of B lists of pictures, array (B, frames, height, width, 3) or tensor (B, frames, 3, height,
+        images: List of B images, array (B, height, width, 3) or tensor (B, 3, height, width), values 0 to 1.
+        frames: List of B lists of images, array (B, frames, height, width, 3) or tensor (B, frames, 3, height,
             width), as the video pipelines of diffusers return them.
         views: As `frames`; view i of V is seen from azimuth i * 360 / V degrees. With `output_type="latent"` the field
             holds the latents (B, C, F, H, W).
     """
 
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
-    frames: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor | None = None
-    views: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor | None = None
+    images: list[PIL.Image.Image] | np.ndarray | Tensor | None = None
+    frames: list[list[PIL.Image.Image]] | np.ndarray | Tensor | None = None
+    views: list[list[PIL.Image.Image]] | np.ndarray | Tensor | None = None
 
 
-class PTDiTPipelineBase(DiffusionPipeline, PTDiTPartsMixin, PTDiTDenoisingMixin, PTDiTLoraLoaderMixin):
-    """Components and manners of the PT-DiT pipelines; what a call does is `PTDiTDenoisingMixin.generate`.
+class PTDiTPipelineBase(DiffusionPipeline, ChecksMixin, TextMixin, LatentsMixin, DenoisingMixin, PTDiTLoraLoaderMixin):
+    """Components and classifier-free guidance; what a call does is in `generate` of each pipeline.
 
     Args:
-        tokenizer: Tokeniser of the text encoder; adds its end token itself.
+        tokenizer: Tokenizer of the text encoder; adds its end token itself.
         text_encoder: T5 encoder. May be None when embeddings are passed.
-        vae: Video VAE. May be None with `output_type="latent"` and no picture to start from.
+        vae: Video VAE. May be None with `output_type="latent"` and no image to start from.
         transformer: The denoiser. May be None when only `encode_prompt` is used.
         scheduler: Flow-matching Euler scheduler. With `use_dynamic_shifting` its `base_image_seq_len` is the number of
             tokens per frame at which the time shift is 1.
@@ -105,6 +108,26 @@ class PTDiTPipelineBase(DiffusionPipeline, PTDiTPartsMixin, PTDiTDenoisingMixin,
         super().save_pretrained(save_directory, **kwargs)
         copy_code(type(self), save_directory)
 
+    def begin(self, request: GenerationRequest) -> None:
+        """Check a request, fill in its sizes, and note what a callback may ask for or change during the call."""
+        callback = request.callback_on_step_end
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            request.callback_on_step_end_tensor_inputs = callback.tensor_inputs
+        check_callback_inputs(request.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        self.check_call(request)
+        self._guidance_scale, self._guidance_rescale = request.guidance_scale, request.guidance_rescale
+        self._attention_kwargs, self._interrupt, self._current_timestep = request.attention_kwargs, False, None
+
+    def output(self, request: GenerationRequest, field: str, result: Any) -> PTDiTPipelineOutput | tuple:
+        """Return the result of a call in a field of the output, or as a tuple, and free what offloading holds."""
+        self.maybe_free_model_hooks()
+        return PTDiTPipelineOutput(**{field: result}) if request.return_dict else (result,)
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        """`attention_kwargs` of the present call."""
+        return self._attention_kwargs
+
     @property
     def guidance_scale(self) -> float:
         """Strength of guidance in the present call; a callback may change `_guidance_scale`."""
@@ -112,16 +135,16 @@ class PTDiTPipelineBase(DiffusionPipeline, PTDiTPartsMixin, PTDiTDenoisingMixin,
 
     @property
     def guidance_rescale(self) -> float:
-        """How far guidance is scaled back in the present call, 0 to 1."""
+        """`guidance_rescale` of the present call, 0 to 1."""
         return self._guidance_rescale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether a negative prompt takes part: guidance above 1."""
+        """Whether the negative prompt is used: guidance above 1."""
         return self._guidance_scale > 1
 
-    def guidance_texts(self, tensors: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Text of one forward in the order [negative, positive], without tokens that all samples mask."""
+    def guidance_texts(self, tensors: Tensors) -> tuple[Tensor, Tensor | None]:
+        """Return the text of one forward in the order [negative, positive], without tokens that all samples mask."""
         names = ("negative_prompt", "prompt") if self.do_classifier_free_guidance else ("prompt",)
         embeds, mask = join_text(
             [tensors[f"{name}_embeds"] for name in names], [tensors[f"{name}_attention_mask"] for name in names]
@@ -130,12 +153,12 @@ class PTDiTPipelineBase(DiffusionPipeline, PTDiTPartsMixin, PTDiTDenoisingMixin,
 
     def guided_flow(
         self,
-        latents: torch.Tensor,
-        texts: tuple[torch.Tensor, torch.Tensor | None],
+        latents: Tensor,
+        texts: tuple[Tensor, Tensor | None],
         step: int,
         options: dict[str, Any],
-    ) -> torch.Tensor:
-        """Flow (B, C, F, H, W) under classifier-free guidance, from one forward over all samples, guided or not."""
+    ) -> Tensor:
+        """Return the flow (B, C, F, H, W) of a step, guided if guidance is on, from one forward for all samples."""
         embeds, mask = texts
         flow = self.predict_flow(torch.cat([latents] * (len(embeds) // len(latents))), embeds, mask, step, options)
         if not self.do_classifier_free_guidance:

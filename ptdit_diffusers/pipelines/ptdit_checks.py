@@ -1,17 +1,96 @@
-"""Checks of what a user hands to the pipeline. Each error names the value given, the rule and the nearest legal value.
-
-It must not know components: sizes, lists and shapes come in as plain values.
-"""
+"""Checks of the arguments of a call. Each error names the value given, the rule and the nearest legal value."""
 
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ptdit_diffusers.core.backbones.windows import legal_triple
 
+from .ptdit_request import GenerationRequest
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class ChecksMixin:
+    """Checks a call against the `transformer` and `vae` of the pipeline, whose sizes `LatentsMixin` knows."""
+
+    def check_call(self, call: GenerationRequest) -> None:
+        """Check a call before any long work, and fill in what depends on the model.
+
+        Sets `height` and `width` in pixels, `num_frames` (for views see `clip_length`), and `samples`, prompts *
+        images per prompt.
+
+        Raises:
+            ValueError: An argument is not legal; the message names the nearest legal values.
+        """
+        check_count("num_inference_steps", call.num_inference_steps)
+        check_levels(call.sigmas, call.timesteps)
+        check_count("max_sequence_length", call.max_sequence_length)
+        check_windows("window_size", call.window_size)
+        check_windows("proxy_ratio", call.proxy_ratio)
+        call.height, call.width = self.fill_size(call.height, call.width)
+        call.num_frames = self.clip_length(call.num_frames, call.num_views)
+        call.samples = self.check_inputs(
+            call.prompt, call.negative_prompt, call.height, call.width, call.num_frames, call.num_images_per_prompt,
+            call.generator, call.latents, call.prompt_embeds, call.prompt_attention_mask, call.negative_prompt_embeds,
+            call.negative_prompt_attention_mask, call.output_type,
+        )  # fmt: skip
+
+    def check_inputs(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        height: int,
+        width: int,
+        num_frames: int = 1,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        output_type: str = "pil",
+    ) -> int:
+        """Check arguments that depend on each other: texts, sizes, generators, latents. They are those of a call.
+
+        Returns:
+            The number of samples: prompts * images per prompt.
+
+        Raises:
+            ValueError: Something does not fit; the message names the value, the rule and the nearest legal values.
+        """
+        text_width = self.transformer.config.caption_channels
+        check_text("prompt", prompt, prompt_embeds, prompt_attention_mask, text_width)
+        negative = negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
+        check_text("negative_prompt", *negative, text_width)
+        if prompt is None and prompt_embeds is None:
+            raise ValueError("`prompt` and `prompt_embeds` are both None; pass one of them.")
+        prompts = len(prompt_embeds) if prompt is None else 1 if isinstance(prompt, str) else len(prompt)
+        if isinstance(negative_prompt, list):
+            check_batch("negative_prompt", len(negative_prompt), prompts, "one string")
+        if negative_prompt_embeds is not None:
+            check_batch("negative_prompt_embeds", len(negative_prompt_embeds), prompts)
+
+        spatial, patch = self.vae_scale_factor_spatial, self.transformer.config.patch_size
+        for name, size in (("height", height), ("width", width)):
+            check_size(name, size, spatial * patch, 0, f"VAE {spatial} x patch {patch}")
+        check_size("num_frames", num_frames, self.vae_scale_factor_temporal, 1, "frames that the VAE packs into one")
+        check_count("num_images_per_prompt", num_images_per_prompt)
+        samples = prompts * num_images_per_prompt
+        if isinstance(generator, list):
+            check_batch("generator", len(generator), samples, "one generator")
+        expected = self.latent_shape(samples, height, width, num_frames)
+        if latents is not None and tuple(latents.shape) != expected:
+            raise ValueError(f"`latents` must have shape {expected} for this call, got {tuple(latents.shape)}.")
+        check_output_type(output_type)
+        if self.vae is None and output_type != "latent":
+            raise ValueError(f'output_type={output_type!r} needs a VAE, but this pipeline has none; pass "latent".')
+        warn_of_images_only(expected[2], self.transformer.config.sample_frames)
+        return samples
 
 
 def check_size(name: str, value: Any, multiple: int, offset: int, reason: str) -> None:
@@ -48,7 +127,7 @@ def check_views(num_views: Any, num_frames: Any) -> None:
     if not isinstance(num_views, int) or isinstance(num_views, bool) or num_views < 2:
         nearest = max(2, round(num_views)) if isinstance(num_views, float) and num_views == num_views else 2
         raise ValueError(
-            f"num_views={num_views!r} must be an integer of at least 2 (one view is a picture: leave num_views out); "
+            f"num_views={num_views!r} must be an integer of at least 2 (one view is an image: leave num_views out); "
             f"nearest: {nearest}."
         )
 
@@ -59,26 +138,19 @@ def check_output_type(output_type: Any) -> None:
         raise ValueError(f"output_type={output_type!r} is unknown; choose one of {', '.join(OUTPUT_TYPES)}.")
 
 
-def check_sigmas(sigmas: Sequence[float] | None) -> None:
-    """Raise unless `sigmas` is None or falls strictly from at most 1 to above 0."""
-    if sigmas is None:
-        return
-    falls = all(later < earlier for earlier, later in zip(sigmas, sigmas[1:], strict=False))
-    if len(sigmas) == 0 or not falls or sigmas[0] > 1 or sigmas[-1] <= 0:
-        raise ValueError(f"sigmas={list(sigmas)} must fall strictly from at most 1 to above 0, e.g. [1.0, 0.5].")
-
-
-def check_timesteps(timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> None:
-    """Raise unless `timesteps` is None, or `sigmas` is and the times fall strictly from at most 1000 to above 0."""
-    if timesteps is None:
-        return
-    if sigmas is not None:
+def check_levels(sigmas: Sequence[float] | None, timesteps: Sequence[float] | None) -> None:
+    """Raise if both are given, or one does not fall strictly from at most 1 (`timesteps`: 1000) to above 0."""
+    if sigmas is not None and timesteps is not None:
         raise ValueError("`timesteps` and `sigmas` were both given; pass only one of them.")
-    falls = all(later < earlier for earlier, later in zip(timesteps, timesteps[1:], strict=False))
-    if len(timesteps) == 0 or not falls or timesteps[0] > 1000 or timesteps[-1] <= 0:
-        raise ValueError(
-            f"timesteps={list(timesteps)} must fall strictly from at most 1000 to above 0, e.g. [1000.0, 500.0]."
-        )
+    for name, levels, most in (("sigmas", sigmas, 1), ("timesteps", timesteps, 1000)):
+        if levels is None:
+            continue
+        falls = all(later < earlier for earlier, later in zip(levels, levels[1:], strict=False))
+        if len(levels) == 0 or not falls or levels[0] > most or levels[-1] <= 0:
+            raise ValueError(
+                f"{name}={list(levels)} must fall strictly from at most {most} to above 0, "
+                f"e.g. [{float(most)}, {most / 2}]."
+            )
 
 
 def check_strength(strength: Any) -> None:
@@ -89,40 +161,21 @@ def check_strength(strength: Any) -> None:
 
 
 def check_steps(steps: int, strength: float) -> int:
-    """Number of steps to leave out at the beginning; raises if none would be left of `steps`."""
+    """Return the number of steps to leave out at the beginning; raise if none of `steps` would be left."""
     skipped = int(max(steps - steps * strength, 0))
     if skipped >= steps:
         raise ValueError(f"strength={strength} of {steps} steps leaves none; nearest strength: {1 / steps:.3g}.")
     return skipped
 
 
-def check_settings(
-    num_inference_steps: Any,
-    sigmas: Sequence[float] | None,
-    timesteps: Sequence[float] | None,
-    strength: Any,
-    max_sequence_length: Any,
-    window_size: Any,
-    ratio: Any,
-) -> None:
-    """Raise unless the arguments of a call that stand for themselves are legal."""
-    check_count("num_inference_steps", num_inference_steps)
-    check_sigmas(sigmas)
-    check_timesteps(timesteps, sigmas)
-    check_strength(strength)
-    check_count("max_sequence_length", max_sequence_length)
-    check_windows("window_size", window_size)
-    check_windows("proxy_ratio", ratio)
-
-
-def check_picture_count(name: str, given: int, prompts: int, samples: int) -> None:
-    """Raise unless there is one picture for all, one per prompt or one per sample."""
+def check_image_count(name: str, given: int, prompts: int, samples: int) -> None:
+    """Raise unless there is one image for all, one per prompt or one per sample."""
     if given not in (1, prompts, samples):
         legal = " or ".join(map(str, sorted({1, prompts, samples})))
-        raise ValueError(f"`{name}` holds {given} pictures for {prompts} prompts ({samples} samples); pass {legal}.")
+        raise ValueError(f"`{name}` holds {given} images for {prompts} prompts ({samples} samples); pass {legal}.")
 
 
-def check_text(name: str, text: Any, embeds: torch.Tensor | None, mask: torch.Tensor | None, width: int) -> None:
+def check_text(name: str, text: Any, embeds: Tensor | None, mask: Tensor | None, width: int) -> None:
     """Raise if a prompt has the wrong type, comes in two forms, or its embeddings or mask have the wrong shape."""
     if text is not None and not isinstance(text, str):
         if not isinstance(text, list) or not text or not all(isinstance(part, str) for part in text):
@@ -150,7 +203,7 @@ def check_batch(name: str, given: int, batch_size: int, alternative: str = "") -
 
 
 def check_callback_inputs(names: Any, allowed: list[str]) -> None:
-    """Raise if a callback asks for a tensor that the pipeline does not hand out."""
+    """Raise if a callback asks for a tensor that the pipeline does not pass to it."""
     unknown = [name for name in names if name not in allowed]
     if unknown:
         raise ValueError(f"callback_on_step_end_tensor_inputs={unknown} are unknown; choose from {allowed}.")
@@ -165,23 +218,23 @@ def check_windows(name: str, value: Any) -> None:
     legal_triple(name, value)
 
 
-def warn_of_pictures_only(latent_frames: int, sample_frames: int) -> None:
-    """Warn of several frames from a model that was trained on single pictures.
+def warn_of_images_only(latent_frames: int, sample_frames: int) -> None:
+    """Warn of several frames from a model that was trained on single images.
 
     Args:
-        latent_frames: Asked for; views are such frames.
-        sample_frames: Latent frames that the model was made for.
+        latent_frames: Frames of the call; views are such frames.
+        sample_frames: Latent frames that the model was trained on.
     """
     if latent_frames > 1 and sample_frames == 1:
         warnings.warn(
-            f"{latent_frames} latent frames were asked for, but this model was trained on single pictures (its "
-            "transformer has sample_frames=1): they will not follow from one another.",
+            f"{latent_frames} latent frames were asked for, but this model was trained on single images (its "
+            "transformer has sample_frames=1): its frames will not form a continuous video.",
             stacklevel=2,
         )
 
 
-def require_finite(tensor: torch.Tensor, what: str, dtype: torch.dtype) -> None:
-    """Raise `RuntimeError` if a result of the networks holds NaN or infinity; it would become a black picture.
+def require_finite(tensor: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Raise `RuntimeError` if a result of the networks holds NaN or infinity; it would become a black image.
 
     Args:
         tensor: (B, ...).
@@ -196,7 +249,7 @@ def require_finite(tensor: torch.Tensor, what: str, dtype: torch.dtype) -> None:
         )
 
 
-def warn_of_black(pixels: torch.Tensor, dtype: torch.dtype) -> None:
+def warn_of_black(pixels: Tensor, dtype: torch.dtype) -> None:
     """Warn of results that are black everywhere, which is how numbers that overflowed often look.
 
     Args:

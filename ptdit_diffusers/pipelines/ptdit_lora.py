@@ -1,13 +1,11 @@
-"""Loading and saving LoRA weights for the pipeline: diffusers' files, and those of ComfyUI, kohya and raw peft.
-
-It must not know the sampler, the text path or how a LoRA is trained.
-"""
+"""Loading and saving LoRA weights for the pipeline: diffusers' files, and those of ComfyUI, kohya and raw peft."""
 
 import re
 from typing import Any
 
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
+from torch import Tensor
 
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
@@ -27,8 +25,8 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
 
     @classmethod
     def lora_state_dict(
-        cls, pretrained_model_name_or_path_or_dict: str | dict[str, torch.Tensor], **kwargs: Any
-    ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+        cls, pretrained_model_name_or_path_or_dict: str | dict[str, Tensor], **kwargs: Any
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], dict[str, Any] | None]:
         """Read a LoRA file, folder, Hub id or dictionary and give its weights diffusers' names.
 
         Args:
@@ -53,7 +51,7 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
 
     @classmethod
     def load_lora_into_transformer(
-        cls, state_dict: dict[str, torch.Tensor], transformer: PTDiTTransformer3DModel, **kwargs: Any
+        cls, state_dict: dict[str, Tensor], transformer: PTDiTTransformer3DModel, **kwargs: Any
     ) -> None:
         """Put an adapter into the transformer.
 
@@ -70,7 +68,7 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         super().load_lora_into_transformer(state_dict, transformer, **kwargs)
 
 
-def convert_foreign_lora(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def convert_foreign_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give LoRA weights diffusers' names and fold `<module>.alpha` into them.
 
     diffusers reads alpha only from metadata that foreign files lack, so alpha / rank goes into the second matrix.
@@ -116,7 +114,7 @@ def _module_and_rest(key: str, flat: dict[str, str]) -> str:
     return key
 
 
-def _flat_names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
+def _flat_names(weights: dict[str, Tensor]) -> dict[str, str]:
     """kohya's spelling of every module of a transformer as deep as the keys say -> its real name."""
     blocks = [int(number) for key in weights for number in re.findall(r"^[a-z_]+_transformer_blocks_(\d+)_", key)]
     if not any(key.startswith(FLAT_PREFIXES) for key in weights):
@@ -126,7 +124,7 @@ def _flat_names(weights: dict[str, torch.Tensor]) -> dict[str, str]:
     return {name.replace(".", "_"): name for name, _ in model.named_modules()}
 
 
-def check_lora(weights: dict[str, torch.Tensor], transformer: PTDiTTransformer3DModel) -> None:
+def check_lora(weights: dict[str, Tensor], transformer: PTDiTTransformer3DModel) -> None:
     """Raise ValueError unless every key names a layer of the transformer and has its size; names the first that fail.
 
     Args:

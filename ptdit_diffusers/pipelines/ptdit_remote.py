@@ -1,6 +1,6 @@
 """What a model folder needs to carry this code: its entry files, and a copy of the code when it is saved again.
 
-A folder with code loads where this package is not installed. It must not know weights or how a call works.
+A folder with code loads where this package is not installed.
 """
 
 import json

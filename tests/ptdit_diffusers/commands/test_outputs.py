@@ -64,7 +64,7 @@ def test_a_video_becomes_an_animation_with_its_settings(generate, tmp_path, caps
     assert os.listdir(tmp_path) == [f"a{ending}"]
     streams = capsys.readouterr()
     assert f"saved a{ending}: 5 frames of 32x32 at 4 fps, seed 3" in streams.out
-    assert "decoding" in streams.err and "trained on single pictures" in streams.err
+    assert "decoding" in streams.err and "trained on single images" in streams.err
 
 
 @needs_mp4

@@ -1,4 +1,4 @@
-"""T5's spiece.model: its pieces become the tokeniser that the SentencePiece library would be."""
+"""T5's spiece.model: its pieces become the tokenizer that the SentencePiece library would be."""
 
 import struct
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from ptdit_diffusers.cli import main
 from ptdit_diffusers.conversion.spiece import read_spiece
 from ptdit_diffusers.core.checkpoint_names import ConversionError
-from ptdit_diffusers.pipelines.ptdit_text import tokenise
+from ptdit_diffusers.pipelines.ptdit_text import tokenize
 
 NORMAL, UNKNOWN, CONTROL = 1, 2, 3
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -57,12 +57,12 @@ def test_the_likeliest_pieces_are_taken_and_the_end_token_follows(path):
 
 
 def test_prompts_are_padded_on_the_right_with_the_pad_token(path):
-    ids, mask = tokenise(read_spiece(path), ["a red circle", ""], 200)
+    ids, mask = tokenize(read_spiece(path), ["a red circle", ""], 200)
     assert ids.tolist() == [[4, 5, 6, 1], [1, 0, 0, 0]]
     assert torch.equal(mask.bool(), torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]).bool())
 
 
-def test_a_converted_folder_holds_the_tokeniser_in_the_form_that_needs_nothing_else(path, tmp_path):
+def test_a_converted_folder_holds_the_tokenizer_in_the_form_that_needs_nothing_else(path, tmp_path):
     from transformers import AutoTokenizer
 
     from tests.ptdit_diffusers.conversion.test_convert import small_t5

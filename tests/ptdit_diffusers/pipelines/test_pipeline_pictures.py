@@ -156,7 +156,7 @@ class TestPictureInput:
             (None, "`image` is missing"),
             ([], "`image` is missing"),
             ("picture.png", "`image` of type str cannot be read"),
-            (torch.zeros(3, 3, 32, 64), "holds 3 pictures for 1 prompts .1 samples.; pass 1"),
+            (torch.zeros(3, 3, 32, 64), "holds 3 images for 1 prompts .1 samples.; pass 1"),
         ],
     )
     def test_what_is_no_picture_is_refused_by_name(self, changer, image, message):
@@ -218,7 +218,7 @@ class TestMask:
         assert not np.array_equal(np.asarray(made)[~outside], pixels[~outside])
 
     def test_a_crop_of_something_that_is_no_pil_picture_is_refused(self, painter, picture, mask):
-        with pytest.raises(ValueError, match="padding_mask_crop=4 needs one PIL picture"):
+        with pytest.raises(ValueError, match="padding_mask_crop=4 needs one PIL image"):
             painter("a star", [picture], mask, padding_mask_crop=4)
         with pytest.raises(ValueError, match="`mask_image` is missing"):
             latents_of(painter, picture)

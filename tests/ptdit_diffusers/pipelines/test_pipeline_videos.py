@@ -72,11 +72,11 @@ class TestVideos:
 
     def test_a_model_of_single_pictures_says_so_and_a_video_model_does_not(self, pipe, tiny_model_folder, recwarn):
         run(pipe, num_frames=5)
-        assert not [warning for warning in recwarn if "single pictures" in str(warning.message)]
+        assert not [warning for warning in recwarn if "single images" in str(warning.message)]
         pictures = PTDiTPipeline.from_pretrained(tiny_model_folder)
         pictures.set_progress_bar_config(disable=True)
         with pytest.warns(
-            UserWarning, match="2 latent frames were asked for, but this model was trained on single pict"
+            UserWarning, match="2 latent frames were asked for, but this model was trained on single images"
         ):
             run(pictures, num_frames=5)
 
