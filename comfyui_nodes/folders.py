@@ -1,11 +1,10 @@
-"""Model folders of diffusers that are already on disk: finding them by name, and loading MODEL, CLIP and VAE.
+"""Model folders of diffusers that are already on disk: find them by name, and load MODEL, CLIP and VAE.
 
-Names come from lists that are made here, so a graph cannot name a path. Nothing is downloaded.
+Names come from a list that is built here, so a graph cannot name a path. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,16 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from torch import Tensor
 
+from ptdit_diffusers.core.backbones.parameters import VAEParameters
+from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, is_transformer
+from ptdit_diffusers.core.configuration import folder_config, pack_config
 from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
+from ptdit_diffusers.core.files import read_json
 
-from .inference import CONFIG_KEY, inner_prefix, pack_config
 from .text import folder_clip, t5_config
-from .vae import ARGUMENTS, PTDiTVAE, preview_factors
+from .vae import PTDiTVAE, preview_factors
 
 EMBEDDED = " (comes with the nodes)"
 WEIGHT_DTYPES = {
@@ -35,16 +38,16 @@ WEIGHT_DTYPES = {
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether it is a PT-DiT in diffusers' layout."""
+    """Return whether a folder holds a PT-DiT in diffusers' layout."""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model_index.json")
     except (OSError, ValueError):
         return False
     return isinstance(index, dict) and index.get("_class_name") == "PTDiTPipeline"
 
 
 def model_folders() -> dict[str, Path]:
-    """Name in the list -> folder: embedded models, models/diffusers, and snapshots of the Hub's cache."""
+    """Return name in the list -> folder: embedded models, models/diffusers, and snapshots of the Hub's cache."""
     found = {name + EMBEDDED: embedded_model_path(name) for name in embedded_model_names()}
     for base in folder_paths.get_folder_paths("diffusers"):
         for folder in sorted(Path(base).glob("*")) if os.path.isdir(base) else ():
@@ -60,10 +63,10 @@ def model_folders() -> dict[str, Path]:
 
 
 def named_folder(name: str) -> Path:
-    """Folder of a name in the list.
+    """Return the folder of a name in the list.
 
     Raises:
-        ValueError: There is none; names those that there are.
+        ValueError: The name is not in the list; names those that are.
     """
     folders = model_folders()
     if name not in folders:
@@ -71,20 +74,15 @@ def named_folder(name: str) -> Path:
     return folders[name]
 
 
-def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """A JSON file of a component."""
-    return json.loads((folder / name).read_text(encoding="utf-8"))
-
-
-def read_component(folder: Path) -> dict[str, torch.Tensor]:
-    """All weights of a component, sharded or not.
+def read_component(folder: Path) -> dict[str, Tensor]:
+    """Return all weights of a component, sharded or not.
 
     Raises:
-        ValueError: There are none, or a shard is missing or lies elsewhere.
+        ValueError: There are none, or a shard is missing or in another folder.
     """
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
-        shards = sorted(set(read_config(folder, indexes[0].name)["weight_map"].values()))
+        shards = sorted(set(read_json(indexes[0])["weight_map"].values()))
         missing = [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]
         if missing:
             raise ValueError(f"{folder}: {indexes[0].name} names {missing[0]!r}, which is not beside it.")
@@ -93,37 +91,28 @@ def read_component(folder: Path) -> dict[str, torch.Tensor]:
         files = sorted(folder.glob("*.safetensors"))[:1]
     if not files:
         raise ValueError(f"{folder} holds no .safetensors weights.")
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for file in files:
         weights |= comfy.utils.load_torch_file(str(file))
     return weights
 
 
 def network_config(folder: Path, vae: PTDiTVAE | None) -> dict[str, Any]:
-    """Configuration of the transformer, with what VAE and scheduler say about scale and time shift."""
-    given = read_config(folder / "transformer")
-    additional = given.pop("use_additional_conditions", None)
-    given["additional_conditions"] = given.get("sample_size") == 128 if additional is None else additional
-    if (folder / "scheduler" / "scheduler_config.json").is_file():
-        scheduler = read_config(folder / "scheduler", "scheduler_config.json")
-        if scheduler.get("use_dynamic_shifting"):
-            given["base_tokens"] = scheduler["base_image_seq_len"]
-    if (folder / "vae" / "config.json").is_file():
-        config = read_config(folder / "vae")
-        given["latent_scale"] = config.get("scaling_factor", 0.18215)
-        if vae is not None and config["hidden_size"] < 64:  # small, so not the released one; quick to fit
-            given["latent_rgb"] = preview_factors(vae, given["latent_scale"])
-    return {key: value for key, value in given.items() if not key.startswith("_")}
+    """Return the configuration of the transformer, with scale, time shift and preview factors of the folder."""
+    config = folder_config(folder)
+    if vae is not None and vae.parameters.hidden_size < 64:  # small, so not the released one; quick to fit
+        config["latent_rgb"] = preview_factors(vae, config["latent_scale"])
+    return config
 
 
 def load_folder_model(path: str, weight_dtype: str, config: dict[str, Any], disable_dynamic: bool = False) -> Any:
-    """MODEL of the folder's transformer, through ComfyUI's own loader.
+    """Load the MODEL of the folder's transformer with ComfyUI's own loader.
 
     Raises:
         ValueError: The folder holds no such transformer.
     """
-    weights = {**read_component(Path(path) / "transformer"), CONFIG_KEY: pack_config(config)}
-    if inner_prefix(weights, "") is None:
+    weights = {**read_component(Path(path) / "transformer"), PACKED_CONFIG: pack_config(config)}
+    if not is_transformer(weights):
         raise ValueError(f"{path}/transformer holds no weights of a PT-DiT.")
     options: dict[str, Any] = {}
     if WEIGHT_DTYPES[weight_dtype] is not None:
@@ -137,16 +126,16 @@ def load_folder_model(path: str, weight_dtype: str, config: dict[str, Any], disa
 
 
 def load_folder_vae(folder: Path) -> PTDiTVAE | None:
-    """VAE of the folder, or None if it has none."""
-    if not (folder / "vae" / "config.json").is_file():
+    """Load the VAE of the folder, or return None if it has none."""
+    config = folder / "vae/config.json"
+    if not config.is_file():
         return None
-    given = read_config(folder / "vae")
-    config = {key: given[key] for key in (*ARGUMENTS, "norm_num_groups") if key in given}
-    return PTDiTVAE(read_component(folder / "vae"), config, pictures=True, name=f"{folder.name}/vae")
+    parameters = VAEParameters.from_config(read_json(config))
+    return PTDiTVAE(read_component(folder / "vae"), parameters, name=f"{folder.name}/vae")
 
 
 def load_folder_clip(folder: Path) -> comfy.sd.CLIP | None:
-    """CLIP of the folder's T5, or None if it has none."""
+    """Load the CLIP of the folder's T5, or return None if it has none."""
     if not (folder / "text_encoder" / "config.json").is_file():
         return None
     tokenizer = folder / "tokenizer" / "tokenizer.json"

@@ -1,7 +1,7 @@
 """Registration with ComfyUI's loaders: a model class, detection before the stock one, names of LoRA keys.
 
-Nothing else of ComfyUI is patched; ComfyUI-GGUF's list of architectures gets our name. Wrappers call on, carry a mark
-and are put on once, so other packs may wrap too.
+Nothing else of ComfyUI is patched; ComfyUI-GGUF's list of architectures gets our name. Each wrapper calls the original
+function, has a mark and is applied once, so other packs can wrap, too.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import comfy.lora
 import comfy.model_detection
 import comfy.supported_models
 
-from .inference import infer_config, inner_prefix
+from ptdit_diffusers.core.configuration import loaded_transformer_config
+
 from .native import IMAGE_MODEL, PTDiTConfig
 
 MARK = "_ptdit_wrapper"
 
 
 def is_ptdit(model: Any) -> bool:
-    """Whether a ComfyUI model (BaseModel) is ours, whichever copy of this pack made it."""
+    """Return whether a ComfyUI model (BaseModel) is ours, whichever copy of this pack made it."""
     return model.model_config.unet_config.get("image_model") == IMAGE_MODEL
 
 
 def lora_aliases(path: str) -> list[str]:
-    """Names under which LoRA files know the layer at `path`, besides those that ComfyUI knows by itself."""
+    """Return the names that LoRA files use for the layer at `path`, without those that ComfyUI knows by itself."""
     flat = path.replace(".", "_")
     dotted = [path, *(f"{start}.{path}" for start in ("transformer", "base_model.model", "unet"))]
     return [*dotted, f"lycoris_{flat}", f"lora_transformer_{flat}"]
@@ -47,20 +48,20 @@ def wrap_once(module: Any, name: str, wrapper: Callable) -> None:
 
 
 def with_detection(original: Callable) -> Callable:
-    """`detect_unet_config` that knows PT-DiT first: stock detection takes it for PixArt and drops half of it."""
+    """Return `detect_unet_config` that asks us first: stock detection takes PT-DiT for PixArt and drops half of it."""
 
     def detect_unet_config(state_dict: dict, key_prefix: str, *args: Any, **kwargs: Any) -> dict | None:
-        inner = inner_prefix(state_dict, key_prefix)
-        if inner is None:
-            return original(state_dict, key_prefix, *args, **kwargs)
         metadata = args[0] if args else kwargs.get("metadata")
-        return {"image_model": IMAGE_MODEL, **infer_config(state_dict, key_prefix + inner, metadata)}
+        config = loaded_transformer_config(state_dict, key_prefix, metadata)
+        if config is None:
+            return original(state_dict, key_prefix, *args, **kwargs)
+        return {"image_model": IMAGE_MODEL, **config}
 
     return detect_unet_config
 
 
 def with_lora_names(original: Callable) -> Callable:
-    """`model_lora_keys_unet` that also knows the names diffusers, PEFT and LyCORIS give to our layers."""
+    """Return `model_lora_keys_unet` that also knows the names that diffusers, PEFT and LyCORIS give to our layers."""
 
     def model_lora_keys_unet(model: Any, *args: Any, **kwargs: Any) -> dict:
         names = original(model, *args, **kwargs)
@@ -75,7 +76,7 @@ def with_lora_names(original: Callable) -> Callable:
 
 
 def allow_gguf(prompt: dict) -> dict:
-    """ComfyUI-GGUF reads only architectures on its list. It may load after us, so this runs before each prompt."""
+    """Add our architecture to the list of ComfyUI-GGUF. It may load after us, so this runs before each prompt."""
     for module in [each for each in sys.modules.values() if isinstance(each, ModuleType)]:
         names = vars(module).get("IMG_ARCH_LIST")
         if isinstance(names, set):
@@ -84,7 +85,7 @@ def allow_gguf(prompt: dict) -> dict:
 
 
 def register() -> None:
-    """Make ComfyUI's loaders know PT-DiT; calling it again changes nothing."""
+    """Register PT-DiT with ComfyUI's loaders; a second call changes nothing."""
     models = comfy.supported_models.models
     ours = [index for index, each in enumerate(models) if each.unet_config == PTDiTConfig.unet_config]
     if ours:

@@ -1,6 +1,6 @@
-"""Makes `ptdit_diffusers` importable: the copy beside this folder, else an installed one.
+"""Make `ptdit_diffusers` importable: the copy beside this folder, else an installed one.
 
-It must not know ComfyUI, and it never touches `sys.path`: names such as `scripts` or `tests` would leak into ComfyUI.
+`sys.path` stays as it is: names such as `scripts` or `tests` would leak into ComfyUI.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ NAME = "ptdit_diffusers"
 
 
 def load_library() -> None:
-    """Import `ptdit_diffusers`, preferring the folder beside this one, whose version fits the nodes.
+    """Import `ptdit_diffusers`, from the folder beside this one if it is there: its version fits the nodes.
 
     Raises:
         ImportError: It is neither beside this folder nor installed.

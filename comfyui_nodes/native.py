@@ -6,6 +6,7 @@ Layers and attention are ComfyUI's; everything else of the network is `PTDiTBack
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -22,11 +23,12 @@ from comfy.ldm.common_dit import pad_to_patch_size
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ptdit_diffusers.core.backbones.parameters import PTDiTParameters
+from ptdit_diffusers.core.backbones.parameters import PTDiTParameters, VAEParameters
 from ptdit_diffusers.core.backbones.ptdit import BlockContext, PTDiTBackbone, PTDiTBlock
+from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, official_transformer_state_dict
+from ptdit_diffusers.core.configuration import SAMPLING_FIELDS, pack_config
 from ptdit_diffusers.core.sampling import time_shift
 
-from .inference import CONFIG_KEY, EXTRAS, NETWORK, pack_config, strip_weights
 from .windows import WindowRule, rule_for, window_and_ratio
 
 SETTINGS, ROUNDING = "ptdit", "ptdit_round_timestep"  # our keys in transformer_options
@@ -232,7 +234,7 @@ class PTDiTLatent(comfy.latent_formats.LatentFormat):
     temporal_downscale_ratio = 4
     taesd_decoder_name = None  # small decoders for pictures cannot read five axes
 
-    def __init__(self, scale_factor: float = EXTRAS["latent_scale"], rgb: list[list[float]] | None = None):
+    def __init__(self, scale_factor: float = VAEParameters.scaling_factor, rgb: list[list[float]] | None = None):
         self.scale_factor = scale_factor
         if rgb is None:  # the official VAE was trained from Stable Diffusion's
             self.latent_rgb_factors = comfy.latent_formats.SD15().latent_rgb_factors
@@ -241,7 +243,7 @@ class PTDiTLatent(comfy.latent_formats.LatentFormat):
 
 
 class PTDiTConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI's loaders read; `unet_config` comes from `infer_config`."""
+    """What ComfyUI's loaders read; `unet_config` comes from `loaded_transformer_config`."""
 
     unet_config = {"image_model": IMAGE_MODEL}
     unet_extra_config = {}
@@ -252,8 +254,8 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
     text_encoder_key_prefix = ["text_encoders."]
 
     def __init__(self, unet_config: dict[str, Any]):
-        extras = {name: unet_config.get(name, default) for name, default in EXTRAS.items()}
-        super().__init__({name: value for name, value in unet_config.items() if name not in EXTRAS})
+        extras = {name: unet_config.get(name, default) for name, default in SAMPLING_FIELDS.items()}
+        super().__init__({name: value for name, value in unet_config.items() if name not in SAMPLING_FIELDS})
         config = self.unet_config
         self.extras = extras
         self.latent_format = PTDiTLatent(extras["latent_scale"], extras["latent_rgb"])
@@ -272,7 +274,7 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict(self, state_dict: dict) -> dict:
         """Return the weights under our names."""
-        return strip_weights(state_dict)
+        return official_transformer_state_dict(state_dict)
 
     def process_vae_state_dict(self, state_dict: dict) -> dict:
         """Drop a checkpoint's VAE: ComfyUI cannot build it there, and with it the model would not load either."""
@@ -282,8 +284,9 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
         """Return the weights as ComfyUI saves them, with the configuration, which cannot be read off the weights."""
-        config = {name: self.unet_config[name] for name in NETWORK} | self.extras
-        return super().process_unet_state_dict_for_saving({**state_dict, CONFIG_KEY: pack_config(config)})
+        names = (field.name for field in fields(PTDiTParameters))
+        config = {name: self.unet_config[name] for name in names} | self.extras
+        return super().process_unet_state_dict_for_saving({**state_dict, PACKED_CONFIG: pack_config(config)})
 
     def clip_target(self, state_dict: dict | None = None) -> Any:
         """Return T5-XXL without padding, as stock text nodes use it for PixArt; None for another text encoder."""

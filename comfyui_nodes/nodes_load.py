@@ -25,21 +25,21 @@ VAE_DTYPES = ("auto", *DTYPES)
 
 
 def newest(folder: Path) -> float:
-    """Time of the last change below a folder, so that ComfyUI loads again what was replaced."""
+    """Return the time of the last change below a folder, so that ComfyUI loads replaced files again."""
     return max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)
 
 
 def newest_file(path: str | None) -> float:
-    """Time of the last change of a file, 0 if there is none."""
+    """Return the time of the last change of a file, 0 if there is none."""
     return os.path.getmtime(path) if path and os.path.exists(path) else 0.0
 
 
 class PTDiTFolderLoader(io.ComfyNode):
-    """A folder in diffusers' layout gives MODEL, CLIP and VAE."""
+    """Node that loads MODEL, CLIP and VAE from a folder in diffusers' layout."""
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
+        """Return the schema of inputs and outputs."""
         return schema(
             "PTDiTFolderLoader",
             "PT-DiT Folder Loader",
@@ -72,13 +72,13 @@ class PTDiTFolderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, weight_dtype: str) -> Any:
-        """Changes when a file below the folder changes."""
+        """Return a value that changes when a file below the folder changes."""
         found = model_folders().get(folder)
         return (folder, weight_dtype, newest(found) if found else 0.0)
 
     @classmethod
     def execute(cls, folder: str, weight_dtype: str = "default") -> Any:
-        """Load the three parts."""
+        """Load the three components."""
         check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         path = named_folder(folder)
         vae = load_folder_vae(path)
@@ -87,11 +87,11 @@ class PTDiTFolderLoader(io.ComfyNode):
 
 
 class PTDiTVAELoader(io.ComfyNode):
-    """The causal video VAE from models/vae."""
+    """Node that loads the causal video VAE from models/vae."""
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
+        """Return the schema of inputs and outputs."""
         return schema(
             "PTDiTVAELoader",
             "Load PT-DiT VAE",
@@ -126,7 +126,7 @@ class PTDiTVAELoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, vae_name: str, dtype: str = "auto", video: bool = False) -> Any:
-        """Changes when the file changes."""
+        """Return a value that changes when the file changes."""
         path = folder_paths.get_full_path("vae", vae_name)
         return (vae_name, dtype, video, newest_file(path))
 

@@ -1,12 +1,12 @@
 """The causal video VAE as a ComfyUI VAE: stock decode, encode, tiled forms and out-of-memory fallback use it.
 
-No maths of its own; files are checked name by name before anything is built.
+All weights of a file are checked before anything is loaded.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,83 +17,70 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
+from torch import Tensor
 
 from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.backbones.vae import SPATIAL_RATIO, TEMPORAL_RATIO, PTDiTVAEBackbone
-from ptdit_diffusers.core.checkpoint_names import clean_names, find_weights, kind_of
+from ptdit_diffusers.core.checkpoint_names import (
+    check_weights,
+    find_weights,
+    kind_of,
+    official_vae_state_dict,
+    shapes_of,
+)
+from ptdit_diffusers.core.configuration import loaded_vae_config
 
-ARGUMENTS = ("in_channels", "out_channels", "hidden_size", "hidden_size_mult", "z_channels", "num_res_blocks")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights of a checkpoint under their own names, and the configuration in its header if there is one.
+def read_vae(path: Path) -> tuple[dict[str, Tensor], VAEParameters]:
+    """Return the weights of a VAE checkpoint under their own names, and the sizes of the VAE.
 
     Raises:
-        ValueError: It is no checkpoint, or one that would run code.
+        ValueError: The file is no checkpoint, would run code, or holds another model.
     """
     metadata: Mapping[str, str] = {}
     try:
         if path.suffix in (".safetensors", ".sft"):
             content, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:  # files in torch's older format, which is no zip file, cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         raise ValueError(f"{path.name} cannot be read as weights: {str(error).splitlines()[0]}") from error
     tensors = find_weights(content)[1] if isinstance(content, Mapping) else {}
-    weights = {clean: tensors[name] for clean, name in clean_names(tensors).items() if "loss" not in clean}
-    config = json.loads((metadata or {}).get("config", "{}"))
-    return weights, config if isinstance(config, dict) else {}
-
-
-def infer_vae_config(weights: Mapping[str, torch.Tensor], name: str) -> dict[str, Any]:
-    """Arguments of the VAE with these weights; norm groups leave no trace and are the released 32.
-
-    Raises:
-        ValueError: These are other weights; says whose they seem to be.
-    """
-    if "encoder.mid.attn_1.q.conv.weight" not in weights or "decoder.conv_out.conv.weight" not in weights:
+    config = loaded_vae_config(tensors, metadata)
+    if config is None:
+        kind = kind_of(tensors) or "of another kind"
         raise ValueError(
-            f"{name} is not the causal VAE of Open-Sora-Plan; it seems to be {kind_of(weights) or 'of another kind'}. "
+            f"{path.name} is not the causal VAE of Open-Sora-Plan; it seems to be {kind}. "
             "Other VAEs load with the stock Load VAE node."
         )
-    first = weights["encoder.conv_in.weight"]
-    hidden, in_channels = first.shape[:2]
-    widths = [weights[f"encoder.down.{level}.block.0.norm2.weight"].shape[0] for level in range(4)]
-    blocks = {key.split(".")[4] for key in weights if key.startswith("encoder.down.0.block.")}
-    return {
-        "in_channels": in_channels,
-        "out_channels": weights["decoder.conv_out.conv.weight"].shape[0],
-        "hidden_size": hidden,
-        "hidden_size_mult": tuple(width // hidden for width in widths),
-        "z_channels": weights["post_quant_conv.conv.weight"].shape[0],
-        "num_res_blocks": len(blocks),
-    }
+    return official_vae_state_dict(tensors), VAEParameters.from_config(config)
 
 
 class PTDiTAutoencoder(PTDiTVAEBackbone):
     """The backbone with ComfyUI's layers, under the two names that ComfyUI calls."""
 
-    def __init__(self, **config: Any):
+    def __init__(self, parameters: VAEParameters):
         super().__init__()
-        self.build(VAEParameters(**config), operations=comfy.ops.disable_weight_init)
+        self.build(parameters, operations=comfy.ops.disable_weight_init)
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, T, H, W) in -1..1 to the mean of the unscaled latents (B, z, (T - 1) / 4 + 1, H / 8, W / 8)."""
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode (B, 3, T, H, W) in -1..1 to the mean of unscaled latents (B, z, (T - 1) / 4 + 1, H / 8, W / 8)."""
         return self.encode_moments(pixels).chunk(2, dim=1)[0]
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Unscaled latents (B, z, T, h, w) to pixels (B, 3, 4 (T - 1) + 1, 8 h, 8 w) of about -1..1."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode unscaled latents (B, z, T, h, w) to pixels (B, 3, 4 (T - 1) + 1, 8 h, 8 w) of about -1..1."""
         return self.decode_pixels(latents)
 
 
-def to_unit_range(image: torch.Tensor) -> torch.Tensor:
-    """-1..1 to 0..1, in place and returned: older ComfyUI uses the result, newer only the change in place."""
+def to_unit_range(image: Tensor) -> Tensor:
+    """Map -1..1 to 0..1, in place and returned: older ComfyUI uses the result, newer only the change in place."""
     return image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
 
 
-def as_clips(samples: torch.Tensor) -> torch.Tensor:
-    """(B, z, h, w) to (B, z, 1, h, w); latents that have frames stay as they are."""
+def as_clips(samples: Tensor) -> Tensor:
+    """Turn (B, z, h, w) into (B, z, 1, h, w); latents that have frames stay as they are."""
     return samples.unsqueeze(2) if samples.ndim == 4 else samples
 
 
@@ -102,31 +89,27 @@ class PTDiTVAE(comfy.sd.VAE):
 
     Args:
         weights: name -> tensor, exactly those of the VAE.
-        config: fields of `VAEParameters`.
+        parameters: sizes of the VAE.
         pictures: a batch of images is a batch of pictures; else it is the frames of one video.
         dtype: format of weights and computing; None chooses by device.
         name: of the file, for messages.
 
     Raises:
-        ValueError: Weights are missing or have other shapes; names the first ones.
+        ConversionError: The weights are not exactly those of such a VAE; names the first ones.
     """
 
     def __init__(
         self,
-        weights: Mapping[str, torch.Tensor],
-        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        parameters: VAEParameters,
         pictures: bool = True,
         dtype: torch.dtype | None = None,
         name: str = "the VAE",
     ):
-        self.first_stage_model = PTDiTAutoencoder(**config).eval()
-        expected = self.first_stage_model.state_dict()
-        wrong = [key for key, value in expected.items() if key not in weights or weights[key].shape != value.shape]
-        if wrong:
-            raise ValueError(
-                f"{name}: {len(wrong)} weights of the VAE are missing or misshapen: {', '.join(wrong[:5])}"
-            )
-        self.describe(config, pictures)
+        self.first_stage_model = PTDiTAutoencoder(parameters).eval()
+        expected = shapes_of(self.first_stage_model.state_dict())
+        check_weights(name, "the causal VAE of Open-Sora-Plan", expected, shapes_of(weights))
+        self.describe(parameters, pictures)
         management = comfy.model_management
         self.device = management.vae_device()
         self.vae_dtype = dtype or management.vae_dtype(self.device, self.working_dtypes)
@@ -139,25 +122,24 @@ class PTDiTVAE(comfy.sd.VAE):
             self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device()
         )
         dynamic = getattr(self.patcher, "is_dynamic", lambda: False)()
-        kept = {key: weights[key] for key in expected}
-        self.first_stage_model.load_state_dict(kept, **({"assign": True} if dynamic else {}))
+        self.first_stage_model.load_state_dict(weights, **({"assign": True} if dynamic else {}))
         if hasattr(self, "model_size"):
             self.model_size()
 
-    def decode(self, samples_in: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As ComfyUI's; a latent with four axes, which came from no sampler, is a batch of pictures."""
+    def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Decode as ComfyUI does; a latent with four axes, which came from no sampler, is a batch of pictures."""
         return super().decode(as_clips(samples_in), *args, **kwargs)
 
-    def decode_tiled(self, samples: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As ComfyUI's, likewise."""
+    def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Decode in tiles as ComfyUI does; four axes are a batch of pictures."""
         return super().decode_tiled(as_clips(samples), *args, **kwargs)
 
-    def describe(self, config: Mapping[str, Any], pictures: bool) -> None:
-        """Everything that ComfyUI's own methods read of a VAE."""
-        hidden = config["hidden_size"]
+    def describe(self, parameters: VAEParameters, pictures: bool) -> None:
+        """Set all attributes that ComfyUI's own methods read from a VAE."""
+        self.parameters = parameters
 
-        def bytes_for(pixels: int, maps: int, dtype: torch.dtype) -> float:  # maps of full size that live at once
-            return pixels * hidden * maps * comfy.model_management.dtype_size(dtype)
+        def bytes_for(pixels: int, maps: int, dtype: torch.dtype) -> float:  # feature maps of full size at a time
+            return pixels * parameters.hidden_size * maps * comfy.model_management.dtype_size(dtype)
 
         def frames_of(latent_frames: int) -> int:
             return max(1, (latent_frames - 1) * TEMPORAL_RATIO + 1)
@@ -173,8 +155,8 @@ class PTDiTVAE(comfy.sd.VAE):
         )  # fmt: skip
         self.upscale_ratio = (frames_of, SPATIAL_RATIO, SPATIAL_RATIO)
         self.downscale_index_formula = self.upscale_index_formula = (TEMPORAL_RATIO, SPATIAL_RATIO, SPATIAL_RATIO)
-        self.latent_channels, self.latent_dim = config["z_channels"], 3
-        self.output_channels = config["out_channels"]
+        self.latent_channels, self.latent_dim = parameters.z_channels, 3
+        self.output_channels = parameters.out_channels
         self.process_input = lambda image: image * 2.0 - 1.0
         self.process_output = to_unit_range
         self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]
@@ -186,33 +168,30 @@ class PTDiTVAE(comfy.sd.VAE):
 
 
 def load_vae(path: str, pictures: bool = True, dtype_name: str = "auto") -> PTDiTVAE:
-    """The VAE of an official `.ckpt`, or of our safetensors.
+    """Load the VAE of an official `.ckpt`, or of a safetensors file.
 
     Raises:
         ValueError: It is another file.
     """
-    weights, given = read_weights(Path(path))
-    config = infer_vae_config(weights, Path(path).name)
-    config |= {key: given[key] for key in (*ARGUMENTS, "norm_num_groups") if key in given}
-    vae = PTDiTVAE(weights, config, pictures, DTYPES.get(dtype_name), Path(path).name)
+    vae = PTDiTVAE(*read_vae(Path(path)), pictures, DTYPES.get(dtype_name), Path(path).name)
     vae.patcher.cached_patcher_init = (vae_patcher, (path, pictures, dtype_name))
     return vae
 
 
 def vae_patcher(path: str, pictures: bool, dtype_name: str, disable_dynamic: bool = False) -> Any:
-    """The patcher of a freshly loaded VAE: how ComfyUI makes one for another device."""
+    """Load a VAE again and return its patcher: ComfyUI calls this for another device."""
     return load_vae(path, pictures, dtype_name).patcher
 
 
 def preview_factors(vae: PTDiTVAE, scale: float) -> list[list[float]]:
-    """How scaled latents become rough colours (-1..1): one row per latent channel, then the bias.
+    """Return factors from scaled latents to rough colors (-1..1): one row per latent channel, then the bias.
 
-    Fitted by least squares to 27 plain colours, in place of a table for each VAE.
+    They are fitted by least squares to 27 plain colors.
     """
     levels = torch.tensor([0.0, 0.5, 1.0])
-    colours = torch.cartesian_prod(levels, levels, levels)  # (27, 3)
-    pictures = colours[:, None, None].expand(-1, 32, 32, -1).unsqueeze(1)  # (27, frame, H, W, 3)
+    colors = torch.cartesian_prod(levels, levels, levels)  # (27, 3)
+    pictures = colors[:, None, None].expand(-1, 32, 32, -1).unsqueeze(1)  # (27, frame, H, W, 3)
     latents = torch.cat([vae.encode(picture) for picture in pictures]).float()  # (27, z, 1, 4, 4)
     points = latents[:, :, 0, 1:3, 1:3].mean((-1, -2)) * scale
     points = torch.cat([points, torch.ones(len(points), 1)], dim=1).to("cpu")
-    return torch.linalg.lstsq(points, colours * 2 - 1).solution.tolist()
+    return torch.linalg.lstsq(points, colors * 2 - 1).solution.tolist()

@@ -1,7 +1,7 @@
-"""Reading checkpoint files: torch (.pt, .pth, .ckpt), safetensors, sharded safetensors. Local files only.
+"""Read checkpoint files: torch (.pt, .pth, .ckpt), safetensors, sharded safetensors. Local files only.
 
-Weights are memory-mapped and handed out one by one, and no code in a file is ever run. It must not know what a
-network looks like.
+Weights are memory-mapped and handed out one by one, and no code in a file is ever run. Independent of what a network
+looks like.
 """
 
 import io
@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, clean_names, find_weights
+from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, ConversionError, Shapes, clean_names, find_weights
+from ptdit_diffusers.core.configuration import carried_config
 
 RELEASE_BYTES = 256 * 1024**2  # pages of a mapped file count as memory until it is mapped anew
 LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# What a torch file of weights imports.
+# What a torch file with nothing but weights imports.
 HARMLESS = re.compile(
     r"torch\.((_utils|_tensor)\._rebuild_\w+|\w+Storage|Size|device|bool|(b?float|u?int|complex)\w*)"
     r"|collections\.OrderedDict"
@@ -46,22 +48,24 @@ class Weights:
         path: A torch or safetensors file, or the index of a sharded one.
 
     Raises:
-        ConversionError: It is no readable checkpoint; the text says what is wrong with it.
+        ConversionError: The file is not a readable checkpoint; the text says what is wrong with it.
     """
 
     def __init__(self, path: Path):
         self.path = Path(path)
         self.files = checkpoint_files(self.path)
         self.nesting, tensors = self._open()
-        if not tensors:
-            raise ConversionError(f"{self.path} holds no weights")
         self.given = clean_names(tensors)  # clean name -> name in the file
+        packed = self.given.pop(PACKED_CONFIG, None)
+        if not self.given:
+            raise ConversionError(f"{self.path} holds no weights")
+        self.packed_config = {} if packed is None else {PACKED_CONFIG: tensors[packed].clone()}
         self.facts = {
             clean: Facts(tuple(tensors[name].shape), tensors[name].dtype) for clean, name in self.given.items()
         }
         self.mapped = all(file_kind(file) != "pickle" for file in self.files)
 
-    def _open(self) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
+    def _open(self) -> tuple[tuple[str, ...], dict[str, Tensor]]:
         content: dict[str, Any] = {}
         for file in self.files:
             content |= read_file(file)
@@ -72,14 +76,23 @@ class Weights:
         """Name -> shape of every weight."""
         return {name: facts.shape for name, facts in self.facts.items()}
 
+    def carried_config(self, component: str) -> dict[str, Any]:
+        """Return the configuration that the file carries for "transformer" or "vae", empty if it carries none."""
+        metadata: dict[str, str] = {}
+        for file in self.files:
+            if file_kind(file) == "safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    metadata |= opened.metadata() or {}
+        return carried_config(self.packed_config, metadata, component)
+
     def rename(self, names: dict[str, str]) -> None:
         """Keep only some weights, under new names (new -> present)."""
         self.given = {new: self.given[old] for new, old in names.items()}
         self.facts = {new: self.facts[old] for new, old in names.items()}
 
-    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield weights in the given order. A weight is to be used before the next one is asked for."""
-        tensors: dict[str, torch.Tensor] = {}
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield weights in the given order. Use each weight before you ask for the next one."""
+        tensors: dict[str, Tensor] = {}
         read = 0
         for name in names:
             if not tensors or (self.mapped and read > RELEASE_BYTES):
@@ -92,7 +105,7 @@ class Weights:
 
 
 def checkpoint_files(path: Path) -> list[Path]:
-    """The files that hold the weights: the file itself, or the shards that an index names.
+    """Return the files that hold the weights: the file itself, or the shards that an index names.
 
     Raises:
         ConversionError: There is no such file, it is a folder, or shards are missing.
@@ -119,10 +132,10 @@ def checkpoint_files(path: Path) -> list[Path]:
 
 
 def file_kind(path: Path) -> str:
-    """What a file is by its first bytes: "zip" (torch), "pickle" (older torch) or "safetensors".
+    """Return what a file is by its first bytes: "zip" (torch), "pickle" (older torch) or "safetensors".
 
     Raises:
-        ConversionError: It is something else, empty, or a file that was cut off.
+        ConversionError: The file is something else, empty or cut off.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -141,8 +154,8 @@ def file_kind(path: Path) -> str:
             raise ConversionError(f"{path} is cut off: its header alone has {header} bytes; fetch it again")
         return "safetensors"
     known = {
-        b"GGUF": "is a GGUF file, whose numbers are quantised; convert the original file",
-        b"version https://git-lfs": "only says where the weights are (Git LFS); fetch the file itself",
+        b"GGUF": "is a GGUF file, whose numbers are quantized; convert the original file",
+        b"version https://git-lfs": "is only a pointer to the weights (Git LFS); fetch the file itself",
         b"<": "is a web page, not a checkpoint; fetch the file itself",
     }
     for start, what in known.items():
@@ -152,10 +165,10 @@ def file_kind(path: Path) -> str:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The content of one file, tensors mapped and not read.
+    """Return the content of one file, tensors mapped and not read.
 
     Raises:
-        ConversionError: It is cut off or damaged, or it wants to run code.
+        ConversionError: The file is cut off or damaged, or it wants to run code.
     """
     kind = file_kind(path)
     if kind == "safetensors":
@@ -166,7 +179,7 @@ def read_file(path: Path) -> dict[str, Any]:
             raise ConversionError(f"{path} is cut off or damaged; fetch it again ({one_line(error)})") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about unusual pickles that it then refuses
+            warnings.simplefilter("ignore")  # torch warns of unusual pickles, which it then refuses
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except pickle.UnpicklingError as error:
         raise ConversionError(refusal(path, kind)) from error
@@ -178,7 +191,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def refusal(path: Path, kind: str) -> str:
-    """Why torch would not unpickle a file: because it asks for code, or because it is damaged."""
+    """Return why torch did not unpickle a file: it asks for code, or it is damaged."""
     wanted = [name for name in names_in_pickle(path, kind) if not HARMLESS.fullmatch(name)]
     if not wanted:
         return f"{path} is cut off or damaged, or no checkpoint of torch; fetch it again"
@@ -189,7 +202,7 @@ def refusal(path: Path, kind: str) -> str:
 
 
 def names_in_pickle(path: Path, kind: str) -> list[str]:
-    """Full names of the classes and functions that a torch file imports, found by reading it without running it."""
+    """Return full names of the classes and functions that a torch file imports. Nothing of the file is run."""
     names, strings = [], ["", ""]
     with ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))
@@ -198,7 +211,7 @@ def names_in_pickle(path: Path, kind: str) -> list[str]:
             member = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
             file = stack.enter_context(archive.open(member)) if member else io.BytesIO()
         try:
-            for _ in range(4 if kind == "pickle" else 1):  # the old format is a row of pickles
+            for _ in range(4 if kind == "pickle" else 1):  # the old format is a sequence of pickles
                 for operation, value, _ in pickletools.genops(file):
                     if operation.name == "GLOBAL":
                         names.append(value.replace(" ", "."))
@@ -207,10 +220,10 @@ def names_in_pickle(path: Path, kind: str) -> list[str]:
                     elif isinstance(value, str):
                         strings.append(value)
         except (ValueError, IndexError, EOFError, OSError, zipfile.BadZipFile):
-            pass  # damaged further on; what was found until there counts
+            pass  # damaged from here on; the names found so far count
     return names
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's text."""
+    """Return the first line of an error's text."""
     return str(error).strip().split("\n")[0] or type(error).__name__

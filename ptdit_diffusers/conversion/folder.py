@@ -1,5 +1,7 @@
-"""Writes a diffusers folder from checkpoint files: all checks first, then everything into a hidden folder beside the
-output, which gets its name when it is complete. It must not know names of weights or file formats.
+"""Write a diffusers folder from checkpoint files.
+
+All checks come first. Then everything goes into a hidden folder beside the output, which is renamed when it is
+complete. Independent of names of weights and of file formats.
 """
 
 import json
@@ -15,6 +17,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ptdit_diffusers.core.checkpoint_names import ConversionError
+from ptdit_diffusers.core.sizes import OFFICIAL_BASE_TOKENS
 
 from .containers import Facts
 from .hub import locate
@@ -22,9 +25,8 @@ from .networks import Part, Triple, plan_transformer, plan_vae
 from .text import WIDTHS, find_tokenizer, load_tokenizer, plan_text_encoder
 from .writing import bytes_of, plan_dtypes, write_weights
 
-BASE_TOKENS = 1024  # tokens per frame (512 x 512 pixels) at which the official time shift is 1
-OTHER_BYTES = 20 * 10**6  # tokeniser and configurations, generously
-LIBRARIES = {"text_encoder": "transformers", "tokenizer": "transformers"}  # of all others diffusers
+OTHER_BYTES = 20 * 10**6  # tokenizer and configurations, generously
+LIBRARIES = {"text_encoder": "transformers", "tokenizer": "transformers"}  # all others are diffusers'
 
 
 def convert(
@@ -46,17 +48,17 @@ def convert(
     Components that are not given are null in `model_index.json`.
 
     Args:
-        output: Folder to make.
+        output: Folder to create.
         transformer, vae: Checkpoint files (torch or safetensors), or indexes of sharded ones. Each source may also be
             on the Hub: OWNER/NAME[@REVISION][:PATH]. It is then fetched into the Hub's cache.
         text_encoder: Folder or file of a T5.
-        tokenizer: Folder of its tokeniser; None looks in and beside `text_encoder`.
+        tokenizer: Folder of its tokenizer; None looks in and beside `text_encoder`.
         revision: Branch, tag or commit of Hub sources that name none; None is main.
         overwrite: Replace a model folder that exists.
         dtype: Number format of all weights; None keeps what the files have, and fp8 becomes bf16.
-        window_size, proxy_ratio: Tokens per window and per proxy (frames, rows, columns).
-        num_heads: Heads of the transformer; None takes those of the known size.
-        report: Gets a line for everything that was inferred or written.
+        window_size, proxy_ratio: Tokens per window and per proxy (frames, rows, columns); see `plan_transformer`.
+        num_heads: Heads of the transformer; None takes those that its file carries, else those of the known size.
+        report: Receives a line for everything that was found or written.
 
     Raises:
         ConversionError: An input cannot be converted, or the output exists. Nothing was written.
@@ -69,10 +71,12 @@ def convert(
     check_output(output, overwrite, [Path(source) for source in sources.values() if source is not None])
     places = {name: locate(str(source), name, revision, report) for name, source in sources.items() if source}
     parts: dict[str, Part] = {}
+    carried: dict[str, Any] = {}
     if "transformer" in places:
         parts["transformer"] = plan_transformer(places["transformer"], num_heads, window_size, proxy_ratio)
+        carried = parts["transformer"].weights.carried_config("transformer")
     if "vae" in places:
-        parts["vae"] = plan_vae(places["vae"])
+        parts["vae"] = plan_vae(places["vae"], carried.get("latent_scale"))
     if "text_encoder" in places:
         parts["text_encoder"] = plan_text_encoder(places["text_encoder"])
     check_together(parts)
@@ -87,8 +91,13 @@ def convert(
         size = sum(bytes_of(facts) for facts in planned[name].values())
         report(f"{name.replace('_', ' ')}: will be {formats}, {size / 10**9:.2f} GB")
     if folder is not None:
-        report(f"tokeniser: {folder}")
-    write_folder(output, overwrite, parts, planned, loaded_tokenizer, report)
+        report(f"tokenizer: {folder}")
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=1.0,
+        use_dynamic_shifting=True,
+        base_image_seq_len=carried.get("base_tokens", OFFICIAL_BASE_TOKENS),
+    )
+    write_folder(output, overwrite, parts, planned, scheduler, loaded_tokenizer, report)
     absent = [name for name in ("transformer", "vae", "text_encoder") if name not in parts]
     if loaded_tokenizer is None:
         absent.append("tokenizer")
@@ -160,10 +169,11 @@ def write_folder(
     overwrite: bool,
     parts: dict[str, Part],
     planned: dict[str, dict[str, Facts]],
+    scheduler: FlowMatchEulerDiscreteScheduler,
     tokenizer: Any,
     report: Callable[[str], None],
 ) -> None:
-    """Write everything beside the output, `model_index.json` last, then give it its name."""
+    """Write everything into a folder beside the output, `model_index.json` last, then rename it."""
     unfinished = output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.part")
     try:
         unfinished.mkdir()
@@ -175,14 +185,11 @@ def write_folder(
             write_weights(folder, part.stem, part.weights, planned[name])
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished / "tokenizer")
-        scheduler = FlowMatchEulerDiscreteScheduler(
-            shift=1.0, use_dynamic_shifting=True, base_image_seq_len=BASE_TOKENS
-        )
         scheduler.save_pretrained(unfinished / "scheduler")
         index = model_index({name: part.model for name, part in parts.items()}, scheduler, tokenizer)
         (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         put_in_place(unfinished, output, overwrite)
-    finally:  # also after Ctrl-C; nothing is there any more when all went well
+    finally:  # also after Ctrl-C; after a success there is nothing left to remove
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
@@ -198,7 +205,7 @@ def write_config(folder: Path, part: Part, planned: dict[str, Facts]) -> None:
 
 
 def model_index(models: dict[str, Any], scheduler: Any, tokenizer: Any) -> dict[str, Any]:
-    """Content of `model_index.json`; our classes are named in diffusers, where they are registered."""
+    """Return the content of `model_index.json`; our classes are named as diffusers', where they are registered."""
     index: dict[str, Any] = {"_class_name": "PTDiTPipeline", "_diffusers_version": diffusers.__version__}
     components = models | {"scheduler": scheduler, "tokenizer": tokenizer}
     for name in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae"):
@@ -209,7 +216,7 @@ def model_index(models: dict[str, Any], scheduler: Any, tokenizer: Any) -> dict[
 
 
 def put_in_place(unfinished: Path, output: Path, overwrite: bool) -> None:
-    """Give the finished folder its name; what had it before is deleted afterwards, and put back if that fails."""
+    """Rename the finished folder; the folder that it replaces is deleted afterwards, and put back if that fails."""
     check_output(output, overwrite, [])  # it may have appeared in the meantime
     previous = output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.previous")
     replaced = output.exists()

@@ -1,7 +1,7 @@
 """Checkpoint files named by where they are on the Hugging Face Hub: `OWNER/NAME[@REVISION][:PATH]`.
 
-Only the files that are needed are fetched, into huggingface_hub's cache. A broken line goes on where it stopped; after
-an interrupt whole files are kept. It must not know what is in a file.
+Only the files that are needed are fetched, into huggingface_hub's cache. A broken download resumes where it stopped;
+after an interrupt complete files are kept.
 """
 
 import difflib
@@ -47,9 +47,9 @@ class Listing(NamedTuple):
 
 
 def hub_source(text: str, revision: str | None = None) -> HubSource | None:
-    """Read the name of a source; None if it means a file or folder of this machine.
+    """Parse the name of a source; None if it means a file or folder of this machine.
 
-    What exists here goes first. A name that ends like a checkpoint, or whose folder exists here, means a missing file.
+    What exists on this machine wins. A name that ends like a checkpoint, or whose folder exists, means a missing file.
 
     Args:
         text: A path, or OWNER/NAME[@REVISION][:PATH].
@@ -64,13 +64,13 @@ def hub_source(text: str, revision: str | None = None) -> HubSource | None:
 
 
 def locate(text: str, component: str, revision: str | None, report: Callable[[str], None]) -> Path:
-    """The file or folder of a component on this machine, fetched from the Hub where its name says so.
+    """Return the file or folder of a component on this machine, fetched from the Hub where its name says so.
 
     Args:
         text: A path, or OWNER/NAME[@REVISION][:PATH].
         component: "transformer", "vae", "text_encoder" or "tokenizer"; decides which files are needed.
         revision: Branch, tag or commit for sources that name none.
-        report: Gets a line that says what is fetched.
+        report: Receives a line that says what is fetched.
 
     Raises:
         ConversionError: There is no such repository or file, the Hub cannot be reached, or the disk is too small.
@@ -99,7 +99,7 @@ def locate(text: str, component: str, revision: str | None, report: Callable[[st
 
 
 def list_files(source: HubSource, report: Callable[[str], None]) -> Listing:
-    """The files of a repository; without a network those that were fetched earlier."""
+    """Return the files of a repository; without a network those that were fetched earlier."""
     try:
         info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
         return Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []})
@@ -111,10 +111,10 @@ def list_files(source: HubSource, report: Callable[[str], None]) -> Listing:
 
 
 def cached_snapshot(source: HubSource) -> Path:
-    """The folder in the cache with what was fetched of a repository.
+    """Return the folder in the cache with what was fetched of a repository.
 
     Raises:
-        LocalEntryNotFoundError: Nothing was.
+        LocalEntryNotFoundError: Nothing was fetched.
     """
     revision = source.revision or constants.DEFAULT_REVISION
     repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos if Path(constants.HF_HUB_CACHE).is_dir() else []
@@ -126,9 +126,10 @@ def cached_snapshot(source: HubSource) -> Path:
 
 
 def trouble(source: HubSource, error: Exception) -> str:
-    """What went wrong between here and the Hub, and what to do about it."""
+    """Return a message that says what failed between here and the Hub, and what to do about it."""
     if isinstance(error, GatedRepoError):
-        return f"{source.repo} wants its conditions accepted: do so at {constants.ENDPOINT}/{source.repo}, then log in"
+        page = f"{constants.ENDPOINT}/{source.repo}"
+        return f"{source.repo} requires that its conditions are accepted: do so at {page}, then log in"
     if isinstance(error, RepositoryNotFoundError):
         return (
             f"there is no file or folder {source.repo} here, and no such repository on the Hub (or it is private: "
@@ -137,15 +138,15 @@ def trouble(source: HubSource, error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"{source.repo} has no branch, tag or commit {source.revision}"
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
-        return f"{source.repo} was not fetched yet, and there is no way to the Hub (offline mode, or no network)"
+        return f"{source.repo} was not fetched yet, and the Hub cannot be reached (offline mode, or no network)"
     return (
-        f"{source.repo} cannot be fetched: {one_line(error)}; files that came whole are kept in "
-        f"{constants.HF_HUB_CACHE}, so the same command goes on after them"
+        f"{source.repo} cannot be fetched: {one_line(error)}; complete files are kept in "
+        f"{constants.HF_HUB_CACHE}, so the same command resumes after them"
     )
 
 
 def source_file(source: HubSource, listing: Listing) -> str:
-    """The checkpoint that a source means: the one it names, or the only one that there is.
+    """Return the checkpoint that a source means: the one it names, or the only one in the repository.
 
     Raises:
         ConversionError: There is none of that name, or there are several.
@@ -165,27 +166,27 @@ def source_file(source: HubSource, listing: Listing) -> str:
 
 
 def text_files(source: HubSource, listing: Listing, component: str) -> tuple[str, list[str]]:
-    """A text encoder's file or folder in a repository, and what else is needed: weights, config, tokeniser."""
+    """Return a text encoder's file or folder in a repository, and what else is needed: weights, config, tokenizer."""
     if source.path in listing.files:
         return source.path, tokenizer_files(listing, parent(source.path))
     inner = join(source.path, "text_encoder")
     folder = inner if join(inner, "config.json") in listing.files else source.path
-    tokeniser = tokenizer_files(listing, source.path if component == "tokenizer" else folder)
+    tokenizer = tokenizer_files(listing, source.path if component == "tokenizer" else folder)
     if component == "tokenizer":
-        if tokeniser:
-            return parent(tokeniser[0]), tokeniser
+        if tokenizer:
+            return parent(tokenizer[0]), tokenizer
         raise ConversionError(
-            f"{source.repo} has no tokeniser ({' or '.join(TOKENIZER_FILES)}) in {source.path or '/'}"
+            f"{source.repo} has no tokenizer ({' or '.join(TOKENIZER_FILES)}) in {source.path or '/'}"
         )
     weights = next((join(folder, name) for name in WEIGHT_FILES if join(folder, name) in listing.files), None)
     config = join(folder, "config.json")
     if weights is None or config not in listing.files:
-        return source_file(source, listing), tokeniser  # a single file, or the error that names what there is
-    return folder, [config, weights, *tokeniser]
+        return source_file(source, listing), tokenizer  # a single file, or the error that names what there is
+    return folder, [config, weights, *tokenizer]
 
 
 def tokenizer_files(listing: Listing, folder: str) -> list[str]:
-    """The files of a tokeniser in or beside a folder of a repository, from the first place that has one."""
+    """Return the files of a tokenizer in or beside a folder of a repository, from the first place that has one."""
     for place in (join(folder, "tokenizer"), folder, join(parent(folder), "tokenizer")):
         if any(join(place, name) in listing.files for name in TOKENIZER_FILES):
             return [join(place, name) for name in TOKENIZER_PARTS if join(place, name) in listing.files]
@@ -193,7 +194,7 @@ def tokenizer_files(listing: Listing, folder: str) -> list[str]:
 
 
 def shards_of(source: HubSource, listing: Listing, index: str) -> list[str]:
-    """The files that the index of a sharded checkpoint names; the index is fetched for it."""
+    """Return the files that the index of a sharded checkpoint names; the index is fetched."""
     path = hf_hub_download(source.repo, index, revision=source.revision)
     try:
         shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
@@ -207,7 +208,7 @@ def shards_of(source: HubSource, listing: Listing, index: str) -> list[str]:
 
 
 def check_room(source: HubSource, listing: Listing, needed: list[str], report: Callable[[str], None]) -> None:
-    """Say what will be fetched, and refuse when the disk has too little room."""
+    """Report what will be fetched, and refuse when the disk has too little room."""
     absent = [name for name in needed
               if not isinstance(try_to_load_from_cache(source.repo, name, revision=listing.commit), str)]  # fmt: skip
     size = sum(listing.files[name] for name in absent)
@@ -224,10 +225,10 @@ def check_room(source: HubSource, listing: Listing, needed: list[str], report: C
 
 
 def join(folder: str, name: str) -> str:
-    """A path in a repository."""
+    """Join a folder and a name to a path in a repository; "" is its top."""
     return f"{folder}/{name}" if folder else name
 
 
 def parent(path: str) -> str:
-    """The folder of a path in a repository, "" for its top."""
+    """Return the folder of a path in a repository, "" for its top."""
     return path.rpartition("/")[0]

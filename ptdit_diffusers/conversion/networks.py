@@ -1,7 +1,4 @@
-"""Configurations of transformer and VAE, inferred from the shapes of their weights and then checked strictly.
-
-What weights do not tell (heads, windows) comes from the caller or from the known sizes. It must not know file formats.
-"""
+"""Open checkpoints of transformer and VAE: configuration from the file, strict check of all weights."""
 
 import math
 from collections.abc import Callable
@@ -11,20 +8,37 @@ from typing import Any
 
 import torch
 
-from ptdit_diffusers.core.checkpoint_names import POSITION_BUFFER, ConversionError, Shapes, check_weights
-from ptdit_diffusers.core.configuration import EXTRA_CONDITIONS, infer_transformer, infer_vae, known_heads
-from ptdit_diffusers.core.sizes import KNOWN_SIZES, RELEASED_WINDOW
+from ptdit_diffusers.core.checkpoint_names import (
+    POSITION_BUFFER,
+    ConversionError,
+    Shapes,
+    check_weights,
+    shapes_of,
+    transformer_names,
+    vae_names,
+)
+from ptdit_diffusers.core.configuration import infer_transformer, infer_vae, transformer_config
+from ptdit_diffusers.core.sizes import KNOWN_SIZES
 
-from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
+from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Weights
 
 Triple = tuple[int, int, int]
+Config = dict[str, Any]
 
 
 @dataclass
 class Part:
-    """One component of the folder that will be written: its weights, its model without memory, what to say of it."""
+    """One component of the folder that will be written.
+
+    Attributes:
+        folder: Name of its folder.
+        stem: Name of its weight files, without number and ending.
+        weights: Its weights, not read yet.
+        model: Its model, without memory.
+        facts: Lines to report about it.
+    """
 
     folder: str
     stem: str
@@ -36,114 +50,141 @@ class Part:
 def plan_transformer(
     path: Path, num_heads: int | None, window_size: Triple | None, proxy_ratio: Triple | None
 ) -> Part:
-    """Open a transformer checkpoint, infer its configuration, check all its weights.
+    """Open a transformer checkpoint, find its configuration, check all its weights.
 
     Args:
-        num_heads: None takes those of the known size of that width.
-        window_size, proxy_ratio: Tokens (frames, rows, columns); None takes the released model's windows, and one
-            proxy per window.
+        num_heads: None takes those that the file carries, else those of the known size of that width.
+        window_size, proxy_ratio: Tokens (frames, rows, columns); None takes what the file carries, else the released
+            model's windows, and one proxy per window.
 
     Raises:
         ConversionError: The file cannot be read, or does not hold exactly such a transformer.
     """
-    weights, config = open_transformer(path)
-    dim = config["attention_head_dim"]
-    heads = num_heads or known_heads(path, dim)
-    if dim % heads:
-        legal = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - heads))
-        raise ConversionError(f"--num-heads {heads} does not divide the width {dim}; nearest: {legal}")
-    config |= {"num_attention_heads": heads, "attention_head_dim": dim // heads}
-    config["window_size"] = window_size or RELEASED_WINDOW
-    config["proxy_ratio"] = proxy_ratio or config["window_size"]
+    asked = {"num_attention_heads": num_heads, "window_size": window_size, "proxy_ratio": proxy_ratio}
+    asked = {name: value for name, value in asked.items() if value}
+    weights, config = open_transformer(path, asked=asked)
     part = Part("transformer", "diffusion_pytorch_model", weights, build(PTDiTTransformer3DModel, config))
-    part.facts = describe_transformer(part, num_heads, window_size, proxy_ratio)
+    part.facts = describe_transformer(part, asked)
     return part
 
 
-def open_transformer(path: Path, given: dict[str, Any] | None = None) -> tuple[Weights, dict[str, Any]]:
-    """Open a transformer checkpoint and check all its weights against a configuration.
+def open_transformer(path: Path, config: Config | None = None, asked: Config | None = None) -> tuple[Weights, Config]:
+    """Open a transformer checkpoint and check all its weights.
+
+    Args:
+        path: The file.
+        config: The whole configuration; None finds it.
+        asked: Fields that win over those which are found.
 
     Returns:
-        The weights without the position buffer, and the configuration: the given one, else what their shapes tell.
+        The weights without the position buffer, and the whole configuration.
 
     Raises:
         ConversionError: The file cannot be read, or does not hold exactly such a transformer.
     """
     weights = Weights(path)
-    config = given or infer_transformer(weights.shapes)
-    model = build(PTDiTTransformer3DModel.from_config, {"config": config})
-    sizes = model.config
-    dim = sizes.num_attention_heads * sizes.attention_head_dim
-    what = f"a PT-DiT transformer of width {dim} with {sizes.num_layers} layers"
-    expected = shapes_of(model)
-    if POSITION_BUFFER in weights.shapes:  # checked, then left out
-        tokens = (sizes.sample_size // sizes.patch_size) ** 2
-        expected[POSITION_BUFFER] = (1, sizes.sample_frames, tokens, dim)
-    check_weights(path, what, expected, weights.shapes)
-    weights.rename({name: name for name in weights.facts if name != POSITION_BUFFER})
+    shapes = weights.shapes
+    weights.rename(transformer_names(shapes))
+    if config is None:
+        return weights, checked_config(path, shapes, weights.carried_config("transformer"), asked)
+    check_transformer(path, shapes, config)
     return weights, config
 
 
-def describe_transformer(
-    part: Part, num_heads: int | None, window_size: Triple | None, proxy_ratio: Triple | None
-) -> list[str]:
-    """What was inferred, in words."""
-    config = part.model.config
+def checked_config(path: Path, shapes: Shapes, carried: Config, asked: Config | None) -> Config:
+    """Return the whole configuration of a transformer after a check of all shapes; see `transformer_config`."""
+    check_transformer(path, shapes, infer_transformer(shapes, carried))
+    return transformer_config(shapes, path, carried, asked)
+
+
+def check_transformer(path: Path, shapes: Shapes, config: Config) -> None:
+    """Check that shapes, those of a position buffer included, are those of a transformer with this configuration.
+
+    Raises:
+        ConversionError: They are not, or there is no such transformer.
+    """
+    try:
+        model = build(PTDiTTransformer3DModel.from_config, {"config": config})
+    except ValueError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    sizes = model.config
+    dim = sizes.num_attention_heads * sizes.attention_head_dim
+    expected = shapes_of(model.state_dict())
+    if POSITION_BUFFER in shapes:
+        tokens = (sizes.sample_size // sizes.patch_size) ** 2
+        expected[POSITION_BUFFER] = (1, sizes.sample_frames, tokens, dim)
+    check_weights(path, f"a PT-DiT transformer of width {dim} with {sizes.num_layers} layers", expected, shapes)
+
+
+def describe_transformer(part: Part, asked: Config) -> list[str]:
+    """Return lines that say what was found, and where."""
+    config, carried = part.model.config, part.weights.carried_config("transformer")
     dim = config.num_attention_heads * config.attention_head_dim
     size = KNOWN_SIZES.get(dim)
-    heads = "as asked" if num_heads else f"those of PT-DiT/{size.name}"
+
+    def origin(name: str, otherwise: str) -> str:
+        return "as asked" if name in asked else "as in the file" if name in carried else otherwise
+
+    heads = origin("num_attention_heads", f"those of PT-DiT/{size.name}" if size else "")
     layers = f" (PT-DiT/{size.name} has {size.layers})" if size and size.layers != config.num_layers else ""
     shift = "with" if config.shift_window else "without"
-    extra = "with" if EXTRA_CONDITIONS in part.weights.facts else "without"
+    extra = "with" if part.model.additional_conditions else "without"
     window, ratio = ("x".join(map(str, triple)) for triple in (config.window_size, config.proxy_ratio))
     return [
         f"{weights_in_words(part)}; width {dim}, {config.num_layers} layers{layers}, text width "
         f"{config.caption_channels}, latent channels {config.in_channels} in, {config.out_channels} out, {shift} "
         f"shifted windows, {extra} size conditions",
         f"transformer: {config.num_attention_heads} heads ({heads}); windows {window} "
-        f"({'as asked' if window_size else 'the released ones'}), proxy ratio {ratio} "
-        f"({'as asked' if proxy_ratio else 'one proxy per window'}): these are not in the weights",
+        f"({origin('window_size', 'the released ones')}), proxy ratio {ratio} "
+        f"({origin('proxy_ratio', 'one proxy per window')}): weights do not show these",
     ]
 
 
-def plan_vae(path: Path) -> Part:
-    """Open a VAE checkpoint, infer its configuration, check all its weights.
+def plan_vae(path: Path, scale: float | None = None) -> Part:
+    """Open a VAE checkpoint, find its configuration, check all its weights.
+
+    Args:
+        scale: Scale of latents that the transformer carries; a scale in the VAE's own file wins.
 
     Raises:
         ConversionError: The file cannot be read, or does not hold exactly such a VAE.
     """
     weights, config = open_vae(path)
+    if scale is not None:
+        config = {"scaling_factor": scale} | config
     part = Part("vae", "diffusion_pytorch_model", weights, build(AutoencoderKLOpenSoraPlan, config))
-    part.facts = [f"{weights_in_words(part)}; {part.model.config.z_channels} latent channels, scale 0.18215"]
+    z_channels, scale = part.model.config.z_channels, part.model.config.scaling_factor
+    part.facts = [f"{weights_in_words(part)}; {z_channels} latent channels, scale {scale}"]
     return part
 
 
-def open_vae(path: Path, given: dict[str, Any] | None = None) -> tuple[Weights, dict[str, Any]]:
-    """Open a VAE checkpoint and check all its weights against a configuration.
+def open_vae(path: Path, config: Config | None = None) -> tuple[Weights, Config]:
+    """Open a VAE checkpoint and check all its weights.
+
+    Args:
+        path: The file.
+        config: The whole configuration; None finds it.
 
     Returns:
-        The weights without those of training losses, and the configuration: the given one, else what shapes tell.
+        The weights without those of training losses, and the configuration.
 
     Raises:
         ConversionError: The file cannot be read, or does not hold exactly such a VAE.
     """
     weights = Weights(path)
-    try:
-        weights.rename(official_vae_state_dict({name: name for name in weights.facts}))
-    except ValueError:
-        pass  # another model; the check below says more
-    config = given or infer_vae(weights.shapes)
+    weights.rename(vae_names(weights.facts))
+    config = config or infer_vae(weights.shapes, weights.carried_config("vae"))
     try:
         model = build(AutoencoderKLOpenSoraPlan.from_config, {"config": config})
     except ValueError:  # widths that no such VAE can have
         model = build(AutoencoderKLOpenSoraPlan, {})
     what = f"the causal VAE of Open-Sora-Plan with {model.config.hidden_size} channels"
-    check_weights(path, what, shapes_of(model), weights.shapes)
+    check_weights(path, what, shapes_of(model.state_dict()), weights.shapes)
     return weights, config
 
 
 def weights_in_words(part: Part) -> str:
-    """How much there is, and where in the file it was."""
+    """Return how many values a component has, in which format, and where in the file they are."""
     values = sum(math.prod(facts.shape) for facts in part.weights.facts.values())
     formats = sorted({str(facts.dtype).removeprefix("torch.") for facts in part.weights.facts.values()})
     nesting = f" under {'.'.join(part.weights.nesting)!r}" if part.weights.nesting else ""
@@ -152,11 +193,6 @@ def weights_in_words(part: Part) -> str:
 
 
 def build(model_class: Callable[..., Any], config: dict[str, Any]) -> Any:
-    """A model that has shapes but no memory."""
+    """Build a model that has shapes but no memory."""
     with torch.device("meta"):
         return model_class(**config)
-
-
-def shapes_of(model: torch.nn.Module) -> Shapes:
-    """Name -> shape of all weights of a model."""
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -1,28 +1,29 @@
 """Q4_K of GGUF, which the gguf package can read but not write: 256 numbers in 144 bytes, 4.5 bits each.
 
 A block holds 8 groups of 32 numbers, each number being scale * level - offset with a level from 0 to 15. Scales and
-offsets of the groups are whole numbers from 0 to 63, times two fp16 numbers of the block.
+offsets of the groups are integers from 0 to 63, times two fp16 numbers of the block.
 """
 
 import torch
+from torch import Tensor
 
 BLOCK, GROUPS, GROUP = 256, 8, 32
-LEVELS, STEPS = 15, 63  # largest level, largest whole number of a scale
+LEVELS, STEPS = 15, 63  # largest level, largest integer of a scale
 STRETCHES = (-1.0, -0.6, -0.2, 0.2, 0.6)  # added to the number of levels that the range of a group fills
-BLOCKS_AT_ONCE = 1 << 14  # bounds memory: 16 MB of fp32, some times over
+BLOCKS_AT_ONCE = 1 << 14  # bounds memory: some times 16 MB of fp32
 
 
-def quantize_q4_k(weight: torch.Tensor) -> torch.Tensor:
-    """Turn (..., columns), columns a multiple of 256, into bytes (..., columns / 256 * 144)."""
+def quantize_q4_k(weight: Tensor) -> Tensor:
+    """Quantize (..., columns), columns a multiple of 256, to bytes (..., columns / 256 * 144)."""
     parts = weight.reshape(-1, GROUPS, GROUP).split(BLOCKS_AT_ONCE)
     return torch.cat([pack(part.float()) for part in parts]).reshape(*weight.shape[:-1], -1)
 
 
-def fit(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and offset of each group, (N, 8, 1) each and not negative, that leave the least squared error.
+def fit(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and offset of each group, (N, 8, 1) each and not negative, with the least squared error.
 
-    Levels are chosen for ranges a little narrower and wider than the group's own; for each the best line through
-    (level, number) is known.
+    Levels are rounded for ranges a little narrower and wider than the group's own. For each range, scale and offset
+    follow from linear regression of the numbers on their levels.
     """
     low = groups.amin(-1, keepdim=True).clamp(max=0)  # an offset cannot be negative
     spread = (groups.amax(-1, keepdim=True) - low).clamp(min=1e-30)
@@ -44,8 +45,8 @@ def fit(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scale.clamp(min=0), offset
 
 
-def pack(groups: torch.Tensor) -> torch.Tensor:
-    """Bytes (N, 144) of blocks (N, 8, 32)."""
+def pack(groups: Tensor) -> Tensor:
+    """Pack blocks (N, 8, 32) into bytes (N, 144)."""
     scale, offset = fit(groups)
     shared = torch.stack([scale, offset]).amax(2, keepdim=True).div(STEPS).half()  # (2, N, 1, 1)
     steps = (torch.stack([scale, offset]) / shared.float().clamp(min=1e-30)).round().clamp(0, STEPS)

@@ -1,10 +1,9 @@
 """Smaller copies of transformer and T5: int8 (torchao), fp8 storage, GGUF; and the same while a pipeline loads.
 
-Only weights of linear layers are quantised; time embedding, patches, output, tables and norms keep their format.
-Needs torchao for int8 and gguf for GGUF, which are not installed with the package. It must not know the command line.
+Only weights of linear layers are quantized; time embedding, patches, output, tables and norms keep their format.
+Needs torchao for int8 and gguf for GGUF, which are not installed with the package.
 """
 
-import json
 import os
 import shutil
 import uuid
@@ -20,12 +19,14 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from transformers import T5EncoderModel
 from transformers import TorchAoConfig as TextTorchAoConfig
 
-from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check_weights
+from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check_weights, clean_names, shapes_of
+from ptdit_diffusers.core.configuration import GGUF_CONFIG, carried_config
+from ptdit_diffusers.core.files import read_json
 
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Facts, Weights
 from .folder import check_output, check_space, put_in_place
-from .networks import build, shapes_of
+from .networks import build
 from .q4_k import BLOCK, quantize_q4_k
 from .text import TABLE, TIED_TABLE, WEIGHT_FILES, encoder_names, read_config
 from .writing import bytes_of, write_weights
@@ -33,13 +34,12 @@ from .writing import bytes_of, write_weights
 GGUF_FORMATS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")
 FORMATS = ("int8", "fp8", *GGUF_FORMATS)
 COMPONENTS = ("transformer", "text_encoder")
-KEPT = {  # parts of names whose weights are not quantised
+KEPT = {  # weights with these parts in their names are not quantized
     "transformer": (*PTDiTTransformer3DModel._skip_layerwise_casting_patterns, "proj_out"),  # as diffusers' fp8 does
     "text_encoder": ("shared", "embed_tokens", "relative_attention_bias", "layer_norm"),
 }
-FEED_FORWARD = "DenseReluDense"  # of T5; it looks at the format of its last weight, so it is cast as a whole
+FEED_FORWARD = "DenseReluDense"  # T5's; it reads the format of its last weight, so it is cast as a whole
 ARCHITECTURES = {"transformer": "ptdit", "text_encoder": "t5encoder"}
-GGUF_CONFIG = "ptdit.config"  # field of the transformer's file with its configuration as JSON
 GGUF_BLOCK = 32  # numbers that share a scale; of q4_k it is `BLOCK`
 Q4_K_FALLBACK = "Q5_0"  # for rows that are no multiple of `BLOCK`, as llama.cpp does it
 
@@ -54,7 +54,7 @@ def require(package: str, what: str) -> None:
 
 
 def int8_on_load() -> PipelineQuantizationConfig:
-    """For `quantization_config=` of `from_pretrained`: linear weights of transformer and T5 as int8 (torchao).
+    """Return `quantization_config=` of `from_pretrained`: linear weights of transformer and T5 as int8 (torchao).
 
     Raises:
         ConversionError: torchao is missing.
@@ -64,7 +64,7 @@ def int8_on_load() -> PipelineQuantizationConfig:
 
 
 def int8_config(component: str) -> TorchAoConfig | TextTorchAoConfig:
-    """How one component is turned into int8."""
+    """Return how torchao turns one component into int8."""
     from torchao.quantization import Int8WeightOnlyConfig
 
     kind = TorchAoConfig if component == "transformer" else TextTorchAoConfig
@@ -74,7 +74,8 @@ def int8_config(component: str) -> TorchAoConfig | TextTorchAoConfig:
 def store_in_fp8(model: torch.nn.Module, compute_dtype: torch.dtype) -> None:
     """Keep the linear weights of a loaded transformer or T5 as fp8 (e4m3) and compute in another format.
 
-    Each layer is cast up when it runs and down again afterwards. Half the memory of bf16, somewhat slower.
+    Each layer is cast up when it runs and down again afterwards. It takes half the memory of bf16 and is somewhat
+    slower.
     """
     fp8 = torch.float8_e4m3fn
     if isinstance(model, PTDiTTransformer3DModel):
@@ -89,10 +90,10 @@ def store_in_fp8(model: torch.nn.Module, compute_dtype: torch.dtype) -> None:
 def load_in_fp8(model: Path, component: str, compute_dtype: torch.dtype) -> torch.nn.Module:
     """Load transformer or T5 of a model folder with fp8 linear weights, each cast as it is read.
 
-    The same numbers as loading it in another format and then `store_in_fp8`, without ever holding that copy.
+    The numbers are those of `store_in_fp8` on a loaded model, but the larger copy is never in memory.
 
     Raises:
-        ConversionError: The folder holds no weights of it, or others than its configuration says.
+        ConversionError: The folder holds no weights of it, or others than its configuration names.
     """
     weights = open_component(model, component)
     if component == "transformer":
@@ -100,7 +101,7 @@ def load_in_fp8(model: Path, component: str, compute_dtype: torch.dtype) -> torc
         empty = build(kind.from_config, {"config": kind.load_config(model / component)})
     else:
         empty = build(T5EncoderModel, {"config": read_config(model / component)})
-    expected = shapes_of(empty)
+    expected = shapes_of(empty.state_dict())
     expected.pop(TIED_TABLE, None)
     check_weights(weights.path, f"the {component.replace('_', ' ')} in {model}", expected, weights.shapes)
     exact = tuple(PTDiTTransformer3DModel._keep_in_fp32_modules) if component == "transformer" else ()
@@ -108,8 +109,10 @@ def load_in_fp8(model: Path, component: str, compute_dtype: torch.dtype) -> torc
     for name, tensor in weights.stream(weights.facts):
         is_exact = name.rpartition(".")[2] in exact
         kept = torch.float32 if is_exact else compute_dtype
-        coarse = is_quantised(component, name, weights.facts[name])
-        state[name] = tensor.to(torch.float8_e4m3fn if coarse else kept, copy=True)  # no page of the file stays mapped
+        coarse = is_quantized(component, name, weights.facts[name])
+        state[name] = tensor.to(
+            torch.float8_e4m3fn if coarse else kept, copy=True
+        )  # so that no page of the file stays mapped
     if component == "text_encoder":
         state[TIED_TABLE] = state[TABLE]
     empty.load_state_dict(state, assign=True)
@@ -132,11 +135,11 @@ def quantize(
 
     Args:
         model: Folder that `convert` or `save_pretrained` wrote.
-        output: Folder to make.
+        output: Folder to create.
         form: One of `FORMATS`.
         components: Which of "transformer" and "text_encoder" to quantise.
         overwrite: Replace a model folder that exists.
-        report: Gets a line with sizes for each component.
+        report: Receives a line with sizes for each component.
 
     Raises:
         ConversionError: The folder or the format cannot be used, or a package is missing. Nothing was written.
@@ -171,14 +174,14 @@ def quantize(
 
 
 def open_component(model: Path, component: str) -> Weights:
-    """The weights of one component of a model folder, not read yet."""
+    """Open the weights of one component of a model folder. Values are not read yet."""
     folder = model / component
     stems = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json", *WEIGHT_FILES)
     path = next((folder / stem for stem in stems if (folder / stem).is_file()), None)
     if path is None:
         raise ConversionError(f"{model} has no weights of the {component.replace('_', ' ')}; name other --components")
-    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        raise ConversionError(f"{folder} is quantised already; take the folder that it was made from")
+    if "quantization_config" in read_json(folder / "config.json"):
+        raise ConversionError(f"{folder} is quantized already; take the folder that it was made from")
     weights = Weights(path)
     if component == "text_encoder":
         weights.rename(encoder_names(list(weights.facts)))
@@ -186,20 +189,20 @@ def open_component(model: Path, component: str) -> Weights:
 
 
 def plan(component: str, weights: Weights) -> dict[str, Facts]:
-    """Shape and fp8 for each weight that is quantised; the others keep their format."""
+    """Return shape and format of each weight: fp8 where it is quantized, else as it is."""
     return {
-        name: Facts(facts.shape, torch.float8_e4m3fn if is_quantised(component, name, facts) else facts.dtype)
+        name: Facts(facts.shape, torch.float8_e4m3fn if is_quantized(component, name, facts) else facts.dtype)
         for name, facts in weights.facts.items()
     }
 
 
-def is_quantised(component: str, name: str, facts: Facts) -> bool:
-    """Whether this is the weight of a linear layer that may be coarse."""
+def is_quantized(component: str, name: str, facts: Facts) -> bool:
+    """Return whether this is the weight of a linear layer that may be quantized."""
     return len(facts.shape) == 2 and name.endswith(".weight") and not any(part in name for part in KEPT[component])
 
 
 def copy_rest(model: Path, output: Path, components: tuple[str, ...]) -> None:
-    """Copy everything but the weights that will be written anew."""
+    """Copy everything but the components that will be written again."""
     for path in model.iterdir():
         if path.is_dir() and path.name not in components:
             shutil.copytree(path, output / path.name)
@@ -233,12 +236,12 @@ def write_int8(model: Path, output: Path, name: str, weights: Weights) -> None:
 
 
 def gguf_name(component: str, form: str) -> str:
-    """Name of a GGUF file in the output folder."""
+    """Return the name of a GGUF file in the output folder."""
     return f"{component}-{form}.gguf"
 
 
 def size_of(output: Path, component: str, form: str) -> int:
-    """Bytes of what was written for a component."""
+    """Return how many bytes were written for a component."""
     if form in GGUF_FORMATS:
         return (output / gguf_name(component, form)).stat().st_size
     return sum(path.stat().st_size for path in (output / component).iterdir())
@@ -250,7 +253,7 @@ def size_of(output: Path, component: str, form: str) -> int:
 def write_gguf(
     path: Path, model: Path, component: str, weights: Weights, planned: dict[str, Facts], form: str
 ) -> None:
-    """Write one GGUF file. The transformer keeps its names; T5 gets llama.cpp's, which all readers of T5 know.
+    """Write one GGUF file. The transformer keeps its names; T5 gets llama.cpp's, which all readers know.
 
     A weight whose rows are no multiple of 32 numbers is kept in fp32.
     """
@@ -275,17 +278,18 @@ def write_gguf(
     writer.close()
 
 
-def read_gguf(path: Path) -> tuple[dict[str, Any] | None, Shapes]:
-    """The configuration that a GGUF file of a transformer holds, None if it is not ours, and shapes of its weights."""
+def read_gguf(path: Path) -> tuple[Shapes, dict[str, Any]]:
+    """Return shapes of the weights in a GGUF file of a transformer, and the configuration that it carries."""
     import gguf
 
     reader = gguf.GGUFReader(path)
-    config = json.loads(reader.fields[GGUF_CONFIG].contents()) if GGUF_CONFIG in reader.fields else None
-    return config, {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+    shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+    fields = {GGUF_CONFIG: reader.fields[GGUF_CONFIG].contents()} if GGUF_CONFIG in reader.fields else {}
+    return {clean: shapes[name] for clean, name in clean_names(shapes).items()}, carried_config({}, fields)
 
 
 def gguf_kind(form: str, facts: Facts) -> str:
-    """GGUF's name of the format of one weight."""
+    """Return GGUF's name of the format of one weight."""
     columns = facts.shape[-1]
     if facts.dtype != torch.float8_e4m3fn or columns % GGUF_BLOCK:
         return "F32"
@@ -293,7 +297,7 @@ def gguf_kind(form: str, facts: Facts) -> str:
 
 
 def t5_names(blocks: int) -> Callable[[str], str]:
-    """From names of transformers to llama.cpp's for a T5 encoder."""
+    """Return a function from names of transformers to those of llama.cpp for a T5 encoder."""
     import gguf
 
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, blocks)
@@ -311,7 +315,7 @@ def describe_t5(writer: Any, config: Any) -> None:
     """Write the sizes of a T5 encoder into a GGUF file.
 
     Raises:
-        ConversionError: It is the old kind of T5, which readers of GGUF do not know.
+        ConversionError: It is a T5 v1.0, which readers of GGUF do not know.
     """
     if config.feed_forward_proj != "gated-gelu":
         raise ConversionError("GGUF knows T5 v1.1 only (gated-gelu)")

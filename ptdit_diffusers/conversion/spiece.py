@@ -1,7 +1,7 @@
-"""Reads T5's `spiece.model` (SentencePiece, unigram) without the sentencepiece and protobuf packages.
+"""Read T5's `spiece.model` (SentencePiece, unigram) without the sentencepiece and protobuf packages.
 
-The file is a protocol buffer; of its fields only the pieces, their scores and the table of replaced characters are
-needed, and transformers makes the tokeniser of them. Field numbers: sentencepiece_model.proto of google/sentencepiece.
+The file is a protocol buffer. Of its fields only the pieces, their scores and the table of replaced characters are
+needed; transformers makes the tokenizer from them. Field numbers: sentencepiece_model.proto of google/sentencepiece.
 """
 
 import struct
@@ -21,10 +21,10 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 def read_spiece(path: Path) -> T5Tokenizer:
-    """The tokeniser of a `spiece.model`.
+    """Return the tokenizer of a `spiece.model`.
 
     Raises:
-        ConversionError: It is damaged, or not T5's kind.
+        ConversionError: The file is damaged, or not that of a T5.
     """
     try:
         fields = list(read_fields(path.read_bytes()))
@@ -41,15 +41,15 @@ def read_spiece(path: Path) -> T5Tokenizer:
 
 
 def score_of(piece: dict[int, int | bytes]) -> float:
-    """Log probability of a piece."""
+    """Return the log probability of a piece."""
     return struct.unpack("<f", piece.get(PIECE_SCORE, bytes(4)))[0]
 
 
 def read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a protocol buffer: an integer for varints, else bytes.
+    """Yield number and value of each field of a protocol buffer: an integer for varints, else bytes.
 
     Raises:
-        ValueError: It is cut off, or no protocol buffer.
+        ValueError: The data is cut off, or no protocol buffer.
     """
     place = 0
     while place < len(data):
@@ -72,7 +72,7 @@ def read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def read_varint(data: bytes, place: int) -> tuple[int, int]:
-    """An integer of seven bits to a byte, and the place after it."""
+    """Return an integer stored as seven bits per byte, and the place after it."""
     value = shift = 0
     while True:
         value |= (data[place] & 0x7F) << shift

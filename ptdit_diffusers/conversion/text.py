@@ -1,24 +1,24 @@
-"""The T5 text encoder and its tokeniser: from a transformers folder, or from a single file with T5's names.
+"""The T5 text encoder and its tokenizer: from a transformers folder, or from a single file with T5's names.
 
-It must not know the transformer; who calls it compares widths.
+Independent of the transformer; the caller compares widths.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check_weights
+from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check_weights, shapes_of
 from ptdit_diffusers.core.configuration import count, length
+from ptdit_diffusers.core.files import read_json
 
 from .containers import Weights, one_line
-from .networks import Part, build, shapes_of, weights_in_words
+from .networks import Part, build, weights_in_words
 from .spiece import read_spiece
 
 FINAL_NORM = "encoder.final_layer_norm.weight"
 TABLE, TIED_TABLE = "shared.weight", "encoder.embed_tokens.weight"
-WEIGHT_FILES = (  # in the order in which they are looked for
+WEIGHT_FILES = (  # in order of preference
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -29,11 +29,11 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 
 def plan_text_encoder(path: Path) -> Part:
-    """Open a T5 encoder, infer or read its configuration, check all its weights.
+    """Open a T5 encoder, read or infer its configuration, check all its weights.
 
     Args:
-        path: A folder that transformers wrote, a diffusers folder with `text_encoder` in it, or a checkpoint file. Of
-            a whole T5 only the encoder is taken.
+        path: A folder that transformers wrote, a diffusers folder with `text_encoder` in it, or a checkpoint file.
+            Only the encoder of a whole T5 is used.
 
     Raises:
         ConversionError: There is no such encoder, or its weights are not exactly those of a T5 encoder.
@@ -49,24 +49,25 @@ def plan_text_encoder(path: Path) -> Part:
     weights.rename(encoder_names(list(weights.facts)))
     shapes = weights.shapes
     config = given or infer_t5(shapes)
-    expected = shapes_of(build(T5EncoderModel, {"config": config}))
+    model = build(T5EncoderModel, {"config": config})
+    expected = shapes_of(model.state_dict())
     expected.pop(TIED_TABLE, None)
     check_weights(path, f"a T5 encoder of width {config.d_model}", expected, shapes)
-    part = Part("text_encoder", "model", weights, build(T5EncoderModel, {"config": config}))
+    part = Part("text_encoder", "model", weights, model)
     name = WIDTHS.get(config.d_model, "a T5 of no known size")
     part.facts = [f"{weights_in_words(part)}; {name}, width {config.d_model}, {config.num_layers} layers"]
     return part
 
 
 def read_config(folder: Path) -> T5Config:
-    """The configuration in a transformers folder.
+    """Return the configuration in a transformers folder.
 
     Raises:
-        ConversionError: There is none, or it is not T5's.
+        ConversionError: There is none, or it is not that of a T5.
     """
     path = folder / "config.json"
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path)
         kind = content.get("model_type")
     except FileNotFoundError:
         raise ConversionError(f"{folder} holds no text encoder: it has no config.json") from None
@@ -78,8 +79,10 @@ def read_config(folder: Path) -> T5Config:
 
 
 def encoder_names(names: list[str]) -> dict[str, str]:
-    """Names of the encoder's weights -> names in the file: without a prefix (`text_encoders.t5xxl.transformer.`),
-    without the decoder of a whole T5, and with one name for the table of words, which has two.
+    """Return name -> name in the file of the encoder's weights.
+
+    The names have no prefix (`text_encoders.t5xxl.transformer.`), none belongs to the decoder of a whole T5, and the
+    token embedding has one name, although it can have two in files.
     """
     prefix = next((name.removesuffix(FINAL_NORM) for name in names if name.endswith(FINAL_NORM)), "")
     found = {name.removeprefix(prefix): name for name in names}
@@ -92,7 +95,7 @@ def encoder_names(names: list[str]) -> dict[str, str]:
 
 
 def infer_t5(shapes: Shapes) -> T5Config:
-    """Configuration of a T5 encoder with weights of these shapes; where they do not fit, T5-XXL v1.1's values."""
+    """Return the configuration of a T5 encoder with weights of these shapes, where they do not fit that of T5-XXL."""
     first = "encoder.block.0.layer."
     heads = length(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", 1, 64) or 64
     gated = f"{first}1.DenseReluDense.wi.weight" not in shapes
@@ -111,16 +114,16 @@ def infer_t5(shapes: Shapes) -> T5Config:
 
 
 def find_tokenizer(given: Path | None, text_encoder: Path | None) -> Path | None:
-    """The folder of the tokeniser: the one given, or one in or beside the text encoder's folder.
+    """Return the folder of the tokenizer: the one given, or one in or beside the text encoder's folder.
 
     Raises:
-        ConversionError: The given folder holds no tokeniser.
+        ConversionError: The given folder holds no tokenizer.
     """
     if given is not None:
         for folder in (given / "tokenizer", given):
             if holds_tokenizer(folder):
                 return folder
-        raise ConversionError(f"{given} is not a folder with a tokeniser ({' or '.join(TOKENIZER_FILES)})")
+        raise ConversionError(f"{given} is not a folder with a tokenizer ({' or '.join(TOKENIZER_FILES)})")
     if text_encoder is None:
         return None
     folder = text_encoder if text_encoder.is_dir() else text_encoder.parent
@@ -129,19 +132,19 @@ def find_tokenizer(given: Path | None, text_encoder: Path | None) -> Path | None
 
 
 def holds_tokenizer(folder: Path) -> bool:
-    """Whether a folder has the files of a tokeniser."""
+    """Return whether a folder has the files of a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a tokeniser, to see that it can be loaded.
+    """Load a tokenizer.
 
     Raises:
-        ConversionError: It cannot.
+        ConversionError: It cannot be loaded.
     """
     if not (folder / "tokenizer.json").is_file():
         return read_spiece(folder / "spiece.model")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each kind of tokeniser fails in its own way; all mean that the folder is no use
-        raise ConversionError(f"the tokeniser in {folder} cannot be loaded: {one_line(error)}") from error
+    except Exception as error:  # each kind of tokenizer has its own errors
+        raise ConversionError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error

@@ -1,8 +1,7 @@
-"""Writing weights as safetensors, tensor by tensor, sharded as diffusers and transformers expect it.
+"""Write weights as safetensors, tensor by tensor, sharded as diffusers and transformers expect it.
 
-safetensors' own writer wants all tensors of a file at once, and with it a whole model in memory; the format is simple:
-8 bytes length of the header, the header as JSON (name -> dtype, shape, place), then the numbers. It must not know
-networks.
+safetensors' own writer takes all tensors of a file at once, so a whole model must be in memory. The format is simple:
+8 bytes with the length of the header, the header as JSON (name -> dtype, shape, place), then the numbers.
 """
 
 import json
@@ -11,6 +10,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ptdit_diffusers.core.checkpoint_names import ConversionError
 
@@ -21,19 +21,19 @@ DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16
 
 
 def plan_dtypes(weights: Weights, asked: torch.dtype | None) -> dict[str, Facts]:
-    """Shape and number format of each weight as it will be written.
+    """Return shape and number format of each weight as it will be written.
 
     Args:
-        asked: For all; None keeps what the file has, but fp8 becomes bf16 and float64 float32.
+        asked: Format of all weights; None keeps what the file has, but fp8 becomes bf16 and float64 float32.
 
     Raises:
-        ConversionError: Weights are whole numbers, so they are quantised.
+        ConversionError: Weights are integers, so they are quantized.
     """
     planned = {}
     for name, (shape, dtype) in weights.facts.items():
         if dtype not in FLOATS + FP8:
             raise ConversionError(
-                f"{weights.path}: {name} holds {str(dtype).removeprefix('torch.')} numbers, so the file is quantised; "
+                f"{weights.path}: {name} holds {str(dtype).removeprefix('torch.')} numbers, so the file is quantized; "
                 "convert the original file (fp32, bf16, fp16 or plain fp8)"
             )
         kept = {torch.float64: torch.float32}.get(dtype, torch.bfloat16 if dtype in FP8 else dtype)
@@ -42,7 +42,7 @@ def plan_dtypes(weights: Weights, asked: torch.dtype | None) -> dict[str, Facts]
 
 
 def bytes_of(facts: Facts) -> int:
-    """Size of a tensor in bytes."""
+    """Return the size of a tensor in bytes."""
     return math.prod(facts.shape) * facts.dtype.itemsize
 
 
@@ -91,8 +91,12 @@ def write_file(path: Path, names: list[str], weights: Weights, planned: dict[str
         os.fsync(file.fileno())  # a full disk may show only now
 
 
-def numbers(path: Path, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
-    """The bytes of a tensor in a number format, checked to be finite."""
+def numbers(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> memoryview:
+    """Return the bytes of a tensor in a number format.
+
+    Raises:
+        ConversionError: A number is NaN or infinite, or becomes so.
+    """
     converted = tensor.to(dtype).contiguous().reshape(-1)
     if not torch.isfinite(converted if dtype.itemsize > 1 else converted.float()).all():
         if torch.isfinite(tensor.float()).all():

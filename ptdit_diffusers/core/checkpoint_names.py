@@ -1,21 +1,25 @@
-"""Names of weights in checkpoints: nestings, prefixes, strict comparison, and what kind of model names belong to.
+"""Names of weights in checkpoints: nestings, prefixes, strict comparison, and which kind of model names belong to.
 
-It must not know files or configurations.
+Independent of file formats and configurations.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
+from torch import Tensor
 
-POSITION_BUFFER = "pos_embed.pos_embed"  # computed by our model, so it is never kept
-PREFIXES = ("module.", "model.", "_orig_mod.")
-# Averaged weights go first: they are what a training checkpoint is meant to be sampled with.
+POSITION_BUFFER = "pos_embed.pos_embed"  # our model computes it, so it is never kept
+PACKED_CONFIG = "ptdit_config"  # a uint8 tensor among the weights: the configuration as JSON
+TRANSFORMER_SIGNATURE = "transformer_blocks.0.proxy_attn1.to_q.weight"
+VAE_SIGNATURE = "encoder.mid.attn_1.q.conv.weight"
+# What wrappers, trainers and pipelines put before names, in any order and number.
+PREFIXES = ("module.", "model.", "_orig_mod.", "diffusion_model.", "transformer.")
+# Averaged weights go first: they are the ones to sample with.
 NESTINGS = ("ema_state_dict", "state_dict_ema", "ema", "model_ema", "model", "state_dict", "gen_model", "module")
 LISTED = 10  # names in a message
 
-# What kind of model a checkpoint seems to be, by a name that only that kind has; the first that matches counts.
+# The kind of model that a checkpoint seems to hold, by a name that only this kind has; the first match counts.
 KINDS = (
     (r"(^|\.)(lora_(A|B|up|down|unet|te)|hada_w)", "a LoRA"),
     (r"\.(scale_weight|weight_scale|scale_input)$|^scaled_fp8$", "a scaled fp8 copy, which needs its scales"),
@@ -24,7 +28,7 @@ KINDS = (
     (r"encoder\.block\.\d+\.layer\.0\.SelfAttention\.", "a T5 text encoder"),
     (r"text_model\.encoder\.layers\.", "a CLIP text encoder"),
     (r"encoder\.mid\.attn_1\.q\.weight|encoder\.mid_block\.attentions\.", "a VAE of Stable Diffusion's kind"),
-    (r"patch_embed\.text_proj|transformer\.layers\.\d+\.attention\.query_key_value|mixins\.patch_embed", "CogVideoX"),
+    (r"patch_embed\.text_proj|(^|\.)layers\.\d+\.attention\.query_key_value|mixins\.patch_embed", "CogVideoX"),
     (r"double_blocks\.\d+|single_transformer_blocks\.\d+", "Flux or HunyuanVideo"),
     (r"joint_blocks\.\d+|context_embedder\.", "Stable Diffusion 3"),
     (r"input_blocks\.\d+|down_blocks\.\d+\.resnets\.", "a Stable Diffusion UNet"),
@@ -41,7 +45,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class ConversionError(ValueError):
-    """A file cannot be converted; the text says which file and why."""
+    """A file cannot be used; the text says which file and why."""
 
 
 def find_weights(content: Mapping[str, Any], path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -56,11 +60,11 @@ def find_weights(content: Mapping[str, Any], path: tuple[str, ...] = ()) -> tupl
             found = find_weights(inner, (*path, name))
             if found[1]:
                 return found
-    return path, {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    return path, {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def clean_names(names: Iterable[str]) -> dict[str, str]:
-    """Take off what wrappers put before names.
+    """Remove the prefixes of wrappers.
 
     Returns:
         Clean name -> given name.
@@ -79,14 +83,50 @@ def clean_names(names: Iterable[str]) -> dict[str, str]:
     return cleaned
 
 
-def official_transformer_state_dict(checkpoint: Mapping[str, Any], **_: Any) -> dict[str, Any]:
-    """Weights of a loaded single file under our names: unwrapped, and without the position buffer."""
+def is_transformer(names: Iterable[str]) -> bool:
+    """Return whether these are weights of a PT-DiT transformer, whichever known prefixes their names have."""
+    return any(name.endswith(TRANSFORMER_SIGNATURE) and TRANSFORMER_SIGNATURE in clean_names([name]) for name in names)
+
+
+def transformer_names(names: Iterable[str]) -> dict[str, str]:
+    """Return clean name -> given name of a transformer's weights, without position buffer and packed configuration."""
+    cleaned = clean_names(names)
+    return {clean: name for clean, name in cleaned.items() if clean not in (POSITION_BUFFER, PACKED_CONFIG)}
+
+
+def vae_names(names: Iterable[str]) -> dict[str, str]:
+    """Return clean name -> given name of a VAE's weights, without those of training losses."""
+    cleaned = clean_names(names)
+    return {clean: name for clean, name in cleaned.items() if "loss" not in clean and clean != PACKED_CONFIG}
+
+
+def official_transformer_state_dict(checkpoint: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
+    """Return the weights of a loaded transformer checkpoint, nested or not, under the names of our model."""
     weights = find_weights(checkpoint)[1]
-    return {clean: weights[name] for clean, name in clean_names(weights).items() if clean != POSITION_BUFFER}
+    return {clean: weights[name] for clean, name in transformer_names(weights).items()}
+
+
+def official_vae_state_dict(checkpoint: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
+    """Return the weights of a loaded VAE checkpoint, nested or not, under the names of our model.
+
+    Raises:
+        ConversionError: There are no weights of this VAE, so nothing would be loaded.
+    """
+    weights = find_weights(checkpoint)[1]
+    names = vae_names(weights)
+    if VAE_SIGNATURE not in names:
+        found = ", ".join(list(names)[:5])
+        raise ConversionError(f"no {VAE_SIGNATURE} in the checkpoint, so it is not this VAE; it starts with: {found}.")
+    return {clean: weights[name] for clean, name in names.items()}
+
+
+def shapes_of(weights: Mapping[str, Any]) -> Shapes:
+    """Return name -> shape of weights."""
+    return {name: tuple(value.shape) for name, value in weights.items()}
 
 
 def kind_of(names: Iterable[str]) -> str | None:
-    """What kind of model weights of these names seem to belong to, or None."""
+    """Return the kind of model that weights of these names seem to belong to, or None."""
     names = list(names)
     for pattern, kind in KINDS:
         if any(re.search(pattern, name) for name in names):
@@ -95,11 +135,11 @@ def kind_of(names: Iterable[str]) -> str | None:
 
 
 def check_weights(source: Any, what: str, expected: Shapes, found: Shapes) -> None:
-    """Refuse weights that are not exactly those expected.
+    """Check that weights are exactly those expected.
 
     Args:
         source: The file, for the message.
-        what: What the weights should be, for the message.
+        what: The model that the weights should belong to, for the message.
         expected, found: Name -> shape.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Small helpers for files: hashes, and writing by rename. It must not know what is in a file."""
+"""Small helpers for files: hashes, JSON, and writing by rename. Independent of what is in a file."""
 
 import hashlib
 import json
@@ -7,12 +7,17 @@ from typing import Any
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as sha256sum prints it."""
+    """Return the SHA-256 of a file, as sha256sum prints it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def replace_json(path: Path, content: dict[str, Any]) -> None:

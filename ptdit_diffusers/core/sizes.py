@@ -1,4 +1,4 @@
-"""The paper's models: what weights do not tell, by their width. It must not know files or hosts."""
+"""The models of the paper, by their width: what weights alone do not show."""
 
 from typing import NamedTuple
 
@@ -18,5 +18,4 @@ KNOWN_SIZES = {  # width -> size
     1152: Size("XL", 28, 16),
     1440: Size("H", 30, 20),
 }
-RELEASED_WINDOW = (1, 8, 8)  # tokens: frames, rows, columns
 OFFICIAL_BASE_TOKENS = 1024  # tokens of a picture at which the time shift is 1 (512 x 512 pixels)

@@ -3,8 +3,7 @@
 The layers are in `core.backbones.vae`, tiles in `core.backbones.vae_tiling`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -54,7 +53,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         z_channels: int = 4,
         num_res_blocks: int = 2,
         norm_num_groups: int = 32,
-        scaling_factor: float = 0.18215,
+        scaling_factor: float = VAEParameters.scaling_factor,
     ) -> None:
         super().__init__()
         self.build(VAEParameters.from_config(self.config))
@@ -154,27 +153,3 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         posterior = self.encode(sample).latent_dist
         latents = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(latents, return_dict=return_dict)
-
-
-def official_vae_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Find the weights in a loaded Open-Sora-Plan `checkpoint.ckpt`.
-
-    Args:
-        checkpoint: the file's content. Weights are taken from a non-empty `ema_state_dict`, else from
-            `state_dict` (its `gen_model` if there is one), else the content is taken as the weights.
-
-    Returns:
-        Weight name to tensor, for `AutoencoderKLOpenSoraPlan.load_state_dict`; training losses are left out.
-
-    Raises:
-        ValueError: if no weights of this VAE are found.
-    """
-    weights = checkpoint.get("ema_state_dict") or checkpoint.get("state_dict") or checkpoint
-    weights = weights.get("gen_model", weights)
-    weights = {name.removeprefix("module."): value for name, value in weights.items() if "loss" not in name}
-    if "encoder.conv_in.weight" not in weights:
-        found = ", ".join(list(weights)[:5])
-        raise ValueError(
-            f"no encoder.conv_in.weight in the checkpoint, so it is not this VAE; it starts with: {found}."
-        )
-    return weights

@@ -11,9 +11,9 @@ import diffusers
 from torch import Tensor
 
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBlock
-from ptdit_diffusers.core.checkpoint_names import official_transformer_state_dict
+from ptdit_diffusers.core.checkpoint_names import official_transformer_state_dict, official_vae_state_dict
 from ptdit_diffusers.models.attention_ptdit import PTDiTAttnProcessor
-from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
+from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 from .modular_ptdit import PTDiTBlocks, PTDiTModularPipeline

@@ -20,12 +20,13 @@ from lora.base import BaseModel
 from lora.cache import Cache, text_key
 from lora.records import memory_gib
 from lora.train import main as train
+from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.record import hardware, versions
 
 TEXT_TOKENS, TEXT_WIDTH = 60, 4096
-SCALING = 0.18215
+SCALING = VAEParameters.scaling_factor
 
 
 def random_base(folder: Path, layers: int) -> BaseModel:

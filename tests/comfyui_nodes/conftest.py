@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_nodes.inference import CONFIG_KEY, pack_config
 from ptdit_diffusers.core.backbones.parameters import PTDiTParameters, VAEParameters
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
+from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG
+from ptdit_diffusers.core.configuration import pack_config
 
 from .graph import Server
 
@@ -126,12 +127,12 @@ def write_models(models: Path) -> None:
         (models / name).mkdir(parents=True, exist_ok=True)
     video = {"sample_frames": 5, **NETWORK}
     one, two = random_network(0), random_network(1)
-    config = {CONFIG_KEY: pack_config(video)}
+    config = {PACKED_CONFIG: pack_config(video)}
     save_file(one | config, models / "diffusion_models/tiny.safetensors")
     save_file(two | config, models / "diffusion_models/other.safetensors")
     larger = {"num_attention_heads": 3, "num_layers": 3}
     save_file(
-        random_network(2, **larger) | {CONFIG_KEY: pack_config(video | larger)},
+        random_network(2, **larger) | {PACKED_CONFIG: pack_config(video | larger)},
         models / "diffusion_models/larger.safetensors",
     )
     save_file(one, models / "diffusion_models/no_config.safetensors")
@@ -153,7 +154,7 @@ def write_models(models: Path) -> None:
     (models / "vae/garbage.ckpt").write_bytes(b"no checkpoint")
     text = {"caption_channels": 96}
     save_file(
-        random_network(0, **text) | {CONFIG_KEY: pack_config(video | text)},
+        random_network(0, **text) | {PACKED_CONFIG: pack_config(video | text)},
         models / "diffusion_models/other_text.safetensors",
     )
     bare = models / "diffusers/bare"

@@ -44,8 +44,8 @@ def test_the_nodes_reach_the_maths_without_diffusers():
         "        if name.split('.')[0] in ('diffusers', 'transformers', 'accelerate', 'peft'):\n"
         "            raise ImportError(f'{name} is blocked')\n"
         "sys.meta_path.insert(0, Block())\n"
-        "import comfyui_nodes.windows, comfyui_nodes.inference, comfyui_nodes.sampling, comfyui_nodes.proxy_map\n"
-        "import ptdit_diffusers.core.embedded, ptdit_diffusers.core.checkpoint_names\n"
+        "import comfyui_nodes.windows, comfyui_nodes.sampling, comfyui_nodes.proxy_map\n"
+        "import ptdit_diffusers.core.embedded, ptdit_diffusers.core.configuration\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -104,7 +104,7 @@ BAD = {
     "a file that is no checkpoint": (lambda g: decode(g, "garbage.ckpt"), "garbage.ckpt cannot be read as weights"),
     "a width without configuration": (
         lambda g: run(g, "no_config.safetensors"),
-        "width 32.*known widths.*Folder Loader",
+        "width 32 is no known size.*288 .6 heads.*Folder Loader",
     ),
     "a LoRA as transformer": (lambda g: run(g, "lora.safetensors"), "Could not detect model type"),
     "a range without steps": (

@@ -7,6 +7,8 @@ from typing import Any
 from .proxies import legal_proxy_mode
 from .windows import Triple, legal_triple
 
+SIZE_CONDITIONS_AT = 128  # the one sample_size at which the official code embeds resolution and aspect ratio
+
 
 class FromConfig:
     """A dataclass that can be built from a saved configuration."""
@@ -85,7 +87,7 @@ class PTDiTParameters(FromConfig):
     def __post_init__(self) -> None:
         self._check_counts(*(field.name for field in fields(self) if field.type is int))
         if self.additional_conditions is None:
-            object.__setattr__(self, "additional_conditions", self.sample_size == 128)
+            object.__setattr__(self, "additional_conditions", self.sample_size == SIZE_CONDITIONS_AT)
         width = f"num_attention_heads * attention_head_dim = {self.dim}"
         if self.dim % 16:
             nearest = max(16, round(self.dim / 16) * 16)

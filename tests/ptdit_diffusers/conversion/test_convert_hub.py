@@ -155,7 +155,7 @@ def test_without_a_network_what_was_fetched_earlier_is_used_and_else_it_is_said(
 
 
 @pytest.mark.parametrize("name", ["t5xxl_fp16", "t5xxl_fp8_e4m3fn"])
-def test_single_files_of_comfyui_are_taken_with_a_tokeniser_from_elsewhere(hub, tmp_path, name):
+def test_single_files_of_comfyui_are_taken_with_a_tokenizer_from_elsewhere(hub, tmp_path, name):
     words = ["--text-encoder", f"comfy/encoders:{name}.safetensors", "--tokenizer", "easy/animate"]
     assert convert(tmp_path, *words) == 0
     assert hub.fetched()[0] == f"{name}.safetensors" and "tokenizer/tokenizer.json" in hub.fetched()
@@ -182,7 +182,7 @@ def test_single_files_of_comfyui_are_taken_with_a_tokeniser_from_elsewhere(hub, 
         (["--vae", "vae/plan"], "several checkpoints; name one as vae/plan:other.safetensors"),
         (["--text-encoder", "qihoo/t2x"], "seems to be a PT-DiT transformer"),
         (["--text-encoder", "comfy/encoders"], "several checkpoints"),
-        (["--text-encoder", "easy/animate", "--tokenizer", "qihoo/t2x"], "has no tokeniser"),
+        (["--text-encoder", "easy/animate", "--tokenizer", "qihoo/t2x"], "has no tokenizer"),
     ],
 )
 def test_what_the_hub_does_not_have_is_one_line_and_nothing_is_written(hub, tmp_path, capsys, words, said):

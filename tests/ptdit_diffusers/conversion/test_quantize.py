@@ -1,4 +1,4 @@
-"""Quantised copies of a model: each loads by the ordinary loaders, is smaller, and computes nearly the same."""
+"""Quantized copies of a model: each loads by the ordinary loaders, is smaller, and computes nearly the same."""
 
 import importlib.util
 import json
@@ -131,7 +131,7 @@ def test_an_int8_folder_loads_by_itself_and_stays_int8(model, expected, tmp_path
     ):
         assert type(weight).__name__ == "Int8Tensor"
     assert_near(outputs(pipe.text_encoder, pipe.transformer), expected, 30)
-    with pytest.raises(ConversionError, match="quantised already"):
+    with pytest.raises(ConversionError, match="quantized already"):
         quantize(tmp_path / "int8", tmp_path / "again", "fp8")
 
 
@@ -203,7 +203,7 @@ def test_a_gguf_file_without_our_configuration_is_known_by_its_shapes(model, tmp
     assert (transformer.config.num_layers, transformer.config.attention_head_dim) == (2, 24)
 
 
-def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(model, tmp_path, monkeypatch):
+def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(model, tmp_path, monkeypatch):
     with pytest.raises(ConversionError, match="no format 'q3_k'; choose one of int8, fp8, q8_0"):
         quantize(model, tmp_path / "out", "q3_k")
     with pytest.raises(ConversionError, match="no model folder"):
@@ -239,7 +239,7 @@ def test_only_the_named_component_changes(model, tmp_path):
 
 
 @pytest.mark.parametrize("words", [("fp8",), pytest.param(("int8",), marks=needs_torchao)])
-def test_the_command_generates_with_quantised_weights(model, tmp_path, words, capsys):
+def test_the_command_generates_with_quantized_weights(model, tmp_path, words, capsys):
     from PIL import Image
 
     for extra in ((), ("--quantize", *words)):

@@ -9,7 +9,8 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from safetensors.torch import load_file
 
-from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan, official_vae_state_dict
+from ptdit_diffusers.core.checkpoint_names import official_vae_state_dict
+from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 GOLDEN_LIMIT = 2e-4  # fp32 rounding of the reference itself is 1e-5
