@@ -1,168 +1,176 @@
-"""Judges pictures of the drawn world by their pixels: the renderer's (to check the verifier), a model's, a file.
+"""Verify pictures, clips and views by their pixels: rendered ones (to check the verifier), a model's, or a file.
 
     python -m scripts.verify --check-truth 500
     python -m scripts.verify --model shapes-128 --prompts 500 --output DIR
+    python -m scripts.verify clips --model clips-128 --prompts 300 --output DIR
+    python -m scripts.verify views --model views-96 --prompts 200 --size 96 --output DIR
     python -m scripts.verify --picture FILE --prompt "a red circle above a blue star"
 
-Exit code 0: right; 1: wrong (the truth check misses 99 %, or the picture is not what was asked for); 2: bad input.
+DIR gets results.json, table.txt, every sample as a picture or a strip of pictures, and sheets of the first samples.
+Exit code 0: right; 1: wrong (the verifier misses its limit on rendered samples, or the picture is not what was asked
+for); 2: bad input.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from scripts.datasets.shapes import describe, held_out_list, sample_scene
-from scripts.verifiers.pictures.figures import read_picture
+from scripts.evaluation.report import strip, table, write_results, write_sheets
 from scripts.verifiers.pictures.prompt import read_prompt
-from scripts.verifiers.pictures.truth import DISTURBANCES, noticed, truth
-from scripts.verifiers.pictures.verdict import request_of_scene, verify_picture
-from scripts.verifiers.report import ROWS, add_up, table, write_results, write_sheets
+from scripts.verifiers.registry import VERIFIERS, Verifier
 
-LIMIT = 0.99  # share of colors, shapes and relations that the verifier must read right as drawn
-PER_SHEET = 30
+LEAST = {"check_truth": 1, "prompts": 1, "length": 2, "size": 32, "steps": 1, "batch": 1}  # of the options
 
 
-def check_truth(count: int, seed: int) -> int:
-    """Judges drawn pictures against their own scenes and against wrong requests; writes the tables to stdout."""
-    passed = True
-    for name in DISTURBANCES:
+def check_truth(verifier: Verifier, args: argparse.Namespace) -> int:
+    """Verify rendered samples, disturbed ones and wrong ones; write the tables to stdout."""
+    count, passed = args.check_truth, True
+    for name in verifier.disturbances:
         start = time.process_time()
-        tally = add_up(verdict for _, _, verdict in truth(count, seed, name))
+        verdicts = list(verifier.true_verdicts(count, args.seed, name, args.size, args.length))
+        tally = verifier.tally(verdicts)
         spent = (time.process_time() - start) / count * 1000
-        sys.stdout.write(f"\n{count} scenes, {name} ({spent:.0f} ms of processor time each)\n{table(tally)}")
-        if name == "as drawn":
-            rows = ("right colours", "right shapes", "right relations")
-            passed = all(tally[row][0] >= LIMIT * tally[row][1] for row in rows)
-    sys.stdout.write(f"\n{count} scenes, as drawn, against wrong requests\n{table(noticed(count, seed))}")
-    sys.stdout.write(f"\n{'passed' if passed else 'FAILED'}: limit {100 * LIMIT:.0f} % as drawn\n")
+        sys.stdout.write(f"\n{count} samples, {name} ({spent:.0f} ms of processor time each)\n")
+        sys.stdout.write(table(tally, {name: row.of for name, row in verifier.rows.items()}))
+        if verifier.measure is not None:
+            sys.stdout.write(f"mean {verifier.measured}: {np.mean(list(map(verifier.measure, verdicts))):.3f}\n")
+        if name == "as rendered":
+            passed = all(tally[row][0] >= verifier.least * tally[row][1] for row in verifier.required)
+    noticed = verifier.noticed(count, args.seed, args.size, args.length)
+    sys.stdout.write(f"\n{count} samples, made wrong\n{table(noticed, {})}")
+    sys.stdout.write(f"\n{'passed' if passed else 'FAILED'}: limit {100 * verifier.least:.0f} % as rendered\n")
     return 0 if passed else 1
 
 
 def check_picture(file: str, prompt: str) -> int:
-    """Judges one picture file against a prompt; writes what is wrong to stdout."""
+    """Verify one picture file against a prompt; write what is wrong to stdout."""
     request = read_prompt(prompt)
     try:
         with Image.open(file) as image:
-            array = np.asarray(image.convert("RGB"))
+            pictures = np.asarray(image.convert("RGB"))[None]
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"picture {file!r} cannot be read ({error}); give the path of a PNG or JPEG file.") from error
-    verdict = verify_picture(read_picture(array), request)
-    sys.stdout.write("right\n" if verdict.all_right else f"wrong: {'; '.join(verdict.wrong)}\n")
-    return 0 if verdict.all_right else 1
+    verdict = VERIFIERS["pictures"].verify(request, pictures)
+    sys.stdout.write("right\n" if verdict.right else f"wrong: {'; '.join(verdict.wrong)}\n")
+    return 0 if verdict.right else 1
 
 
-def _tasks(count: int, seed: int) -> list[dict]:
-    """Held-out scenes with their captions; number i depends on the seed and i only."""
-    tasks = []
-    for index in range(count):
-        rng = np.random.default_rng([seed, index])
-        scene = sample_scene(rng, held_out=True)
-        caption, canonical = describe(scene, rng)
-        tasks.append({"number": index, "prompt": caption, "canonical": canonical, "scene": scene})
-    return tasks
+def check_model(verifier: Verifier, args: argparse.Namespace) -> int:
+    """Let a model generate held-out prompts, verify its samples; write results, table, sheets and the samples."""
+    from scripts.evaluation.generate import generate, load_pipeline, to_bytes
 
-
-def generate(args: argparse.Namespace, prompts: list[str], output: str, **size: int) -> Iterator[np.ndarray]:
-    """Pictures (H, W, 3) or series (F, H, W, 3) of bytes, one per prompt; each depends on seed and number only.
-
-    Args:
-        args: Settings of the command: model, device, batch, steps, guidance, seed.
-        prompts: What to draw.
-        output: Field of the pipeline's output: "images", "frames" or "views".
-        size: Further arguments of the pipeline's call.
-    """
-    import torch
-
-    from ptdit_diffusers import PTDiTPipeline
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = PTDiTPipeline.from_pretrained(args.model).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(prompts), args.batch):
-        batch = prompts[start : start + args.batch]
-        seeds = range(start, start + len(batch))
-        generators = [torch.Generator("cpu").manual_seed(args.seed * 1_000_003 + number) for number in seeds]
-        made = pipe(
-            batch,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            generator=generators,
-            output_type="np",
-            **size,
-        )
-        yield from (np.asarray(getattr(made, output)) * 255).round().astype(np.uint8)
-        sys.stderr.write(f"{start + len(batch)} of {len(prompts)} {output}\n")
-
-
-def check_model(args: argparse.Namespace) -> int:
-    """Has a model draw held-out prompts, judges the pictures and writes results, table, sheets and pictures."""
-    output = Path(args.output)
-    (output / "pictures").mkdir(parents=True, exist_ok=True)
-    tasks = _tasks(args.prompts, args.seed)
+    single, output = not verifier.length_argument, Path(args.output)
+    folder = output / ("pictures" if single else "strips")
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = [verifier.task(number, args.seed, True) for number in range(args.prompts)]
+    prompts = [task.prompt for task in tasks]
     start = time.time()
-    pictures, verdicts, records = [], [], []
-    for task, picture in zip(tasks, generate(args, [task["prompt"] for task in tasks], "images"), strict=True):
-        reading = read_picture(picture)
-        request = request_of_scene(task["scene"], task["prompt"])
-        verdict = verify_picture(reading, request)
-        Image.fromarray(picture).save(output / "pictures" / f"{task['number']:04d}.png")
-        pictures.append(picture)
-        verdicts.append(verdict)
-        shown = asdict(reading)
-        del shown["silhouettes"]  # pixels
-        found = {"asked": asdict(request), "found": shown, "verdict": asdict(verdict)}
-        right = {"all_right": verdict.all_right}
-        records.append({key: task[key] for key in ("number", "prompt", "canonical")} | right | found)
-    names = ("model", "prompts", "seed", "steps", "guidance", "batch")
-    settings = {name: getattr(args, name) for name in names}
-    rest = {"held_out": held_out_list(), "pictures": records}
-    text = write_results(output, settings, time.time() - start, add_up(verdicts), ROWS, rest)
-    write_sheets(output, args.sheets, PER_SHEET, pictures, [task["prompt"] for task in tasks], verdicts)
+    arguments = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    arguments |= {"height": args.size, "width": args.size} if args.size else {}
+    arguments |= {} if single else {verifier.length_argument: args.length}
+    pipe = load_pipeline(args.model, args.device)
+    samples = generate(pipe, prompts, seed=args.seed * 1_000_003, batch=args.batch, **arguments)
+    verdicts, records, shown = [], [], []
+    for task, sample in zip(tasks, samples, strict=True):
+        pictures = to_bytes(sample[None] if single else sample)
+        Image.fromarray(strip(pictures)).save(folder / f"{task.number:04d}.png")
+        request, reading = verifier.request(task), verifier.read(pictures)
+        verdicts.append(verifier.compare(request, reading))
+        found = {"found": as_json(reading)} if verifier.found else {}
+        record = {key: getattr(task, key) for key in ("number", "prompt", "canonical")}
+        record |= {"all_right": verdicts[-1].right, "wrong": verdicts[-1].wrong}
+        record |= measurements(verifier, task, verdicts[-1], args)
+        records.append(record | {"asked": as_json(request), **found, "verdict": as_json(verdicts[-1])})
+        if len(shown) < args.sheets * verifier.per_sheet:
+            shown.append(pictures)
+    names = ("world", "model", "prompts", "length", "size", "seed", "steps", "guidance", "batch")
+    settings = {name: value for name in names if (value := getattr(args, name)) is not None}
+    measured = [] if verifier.measure is None else [verifier.measured, f"{verifier.measured}, true pictures"]
+    means = {name: round(float(np.mean([record[name] for record in records])), 4) for name in measured}
+    rest = {"means": means} if means else {}
+    rest |= {"held_out": verifier.held_out, "pictures" if single else "series": records}
+    text = write_results(output, settings, time.time() - start, verifier.tally(verdicts), verifier.of, rest)
+    write_sheets(output, args.sheets, verifier.per_sheet, shown, prompts, verdicts, verifier.columns)
     sys.stdout.write(text)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def measurements(verifier: Verifier, task: Any, verdict: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Return the verifier's number for a sample and for a true one of the same task."""
+    if verifier.measure is None:
+        return {}
+    true = verifier.verify(verifier.request(task), verifier.data_set.render(task.scene, args.size, args.length))
+    return {
+        verifier.measured: round(verifier.measure(verdict), 4),
+        f"{verifier.measured}, true pictures": round(verifier.measure(true), 4),
+    }
+
+
+def as_json(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, but pixels, under the keys of the published results, which spell "colour"."""
+
+    def entry(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key.replace("color", "colour"): each for key, each in items if key != "silhouettes"}
+
+    return asdict(value, dict_factory=entry)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.verify", description="Judge pictures of the drawn world by their pixels."
+        prog="python -m scripts.verify", description="Verify pictures, clips and views by their pixels."
     )
+    add = parser.add_argument
+    add("world", nargs="?", choices=tuple(VERIFIERS), default="pictures", metavar="DATA_SET",
+        help="pictures (default) and clips of shapes, or views of solids")  # fmt: skip
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--check-truth", type=int, metavar="N", help="check the verifier on N drawn scenes")
-    what.add_argument("--model", help="folder or short name of a model to judge on held-out prompts")
-    what.add_argument("--picture", metavar="FILE", help="picture to judge; needs --prompt")
-    parser.add_argument("--prompt", help="what --picture should show")
-    parser.add_argument("--prompts", type=int, default=500, help="held-out prompts for --model (default 500)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of scenes, captions and noise (default 0)")
-    parser.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
-    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default 4)")
-    parser.add_argument("--batch", type=int, default=25, help="pictures made at a time (default 25)")
-    parser.add_argument("--device", help="torch device (default cuda where there is one, else cpu)")
-    parser.add_argument(
-        "--sheets", type=int, default=4, help=f"sheets of the first {PER_SHEET} pictures each (default 4)"
-    )
-    parser.add_argument("--output", default="verify_output", help="folder for --model (default verify_output)")
+    what.add_argument("--check-truth", type=int, metavar="N", help="check the verifier on N rendered samples")
+    what.add_argument("--model", help="folder or short name of a model to verify on held-out prompts")
+    what.add_argument("--picture", metavar="FILE", help="picture to verify; needs --prompt")
+    add("--prompt", help="what --picture should show")
+    add("--prompts", type=int, help="held-out prompts for --model (default 500 pictures, 300 clips, 200 views)")
+    add("--length", type=int, help="pictures of a clip or of views (default 17 frames, 8 views)")
+    add("--size", type=int, help="pixels a side (default: pictures as the model has them, else 128)")
+    add("--seed", type=int, default=0, help="seed of scenes, captions and noise (default 0)")
+    add("--steps", type=int, default=30, help="denoising steps (default 30)")
+    add("--guidance", type=float, default=4.0, help="guidance scale (default 4)")
+    add("--batch", type=int, help="samples generated at a time (default 25 pictures, 10 clips or views)")
+    add("--device", help="torch device (default cuda where there is one, else cpu)")
+    add("--sheets", type=int, help="sheets of the first samples (default 4 of 30 pictures, 2 of 20 clips or views)")
+    add("--output", default="verify_output", help="folder for --model (default verify_output)")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    parser = _parser()
+    """Run the command line; return the exit code."""
+    parser = make_parser()
     args = parser.parse_args(arguments)
-    for name in ("check_truth", "prompts", "steps", "batch"):
+    verifier = VERIFIERS[args.world]
+    for name, low in LEAST.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')}={value} is less than 1; nearest: 1.")
+        if value is not None and value < low:
+            parser.error(f"--{name.replace('_', '-')}={value} is less than {low}; nearest: {low}.")
+    defaults = {"prompts": verifier.prompts, "batch": verifier.batch, "sheets": verifier.sheets}
+    if args.world != "pictures":
+        defaults |= {"length": verifier.data_set.length, "size": verifier.size}
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
     try:
+        if args.world == "pictures" and args.length is not None:
+            raise ValueError("--length is for clips and views; a picture has none.")
+        if args.world != "pictures" and args.picture:
+            raise ValueError(f"--picture is a picture of shapes; {args.world} cannot be read from one file.")
         if args.check_truth:
-            return check_truth(args.check_truth, args.seed)
+            return check_truth(verifier, args)
         if args.model:
-            return check_model(args)
+            return check_model(verifier, args)
         if not args.prompt:
             raise ValueError("--picture is given without --prompt; say what it should show.")
         return check_picture(args.picture, args.prompt)

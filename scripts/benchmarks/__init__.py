@@ -1,1 +1,1 @@
-"""Parts of `scripts/benchmarks/speed.py`."""
+"""Benchmarks: each file with a `main` is a command, `python -m scripts.benchmarks.NAME`."""

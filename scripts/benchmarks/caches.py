@@ -1,25 +1,21 @@
-"""Measures diffusers' caches on a model: how much faster than without one, and how far from its pictures.
+"""Speed of diffusers' caches on a model, and the distance of the pictures from those without a cache.
 
     python -m scripts.benchmarks.caches --output docs/benchmarks/caches.json
 
-Every prompt is drawn without a cache and with each cache, one after the other, so that a busy machine slows all alike.
-A speed is the median over prompts of (time without) / (time with); times are those of the whole call but the VAE.
-PSNR is over pixels in 0..1 against the picture without a cache. The table is written to stdout.
+Every prompt is generated without a cache and with each cache, one after the other, so that a busy machine slows all
+alike. A speed is the median over prompts of (time without) / (time with); times are those of the whole call but the
+VAE. PSNR is over pixels in 0..1 against the picture without a cache. The table is written to stdout.
 """
 
-import argparse
 import ast
 import contextlib
 import io
-import json
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -33,6 +29,10 @@ from diffusers import (
 )
 
 from ptdit_diffusers import PTDiTPipeline
+from scripts.benchmarks.psnr import psnr
+from scripts.evaluation.generate import generate, load_pipeline
+from scripts.evaluation.options import add_sampling_options, make_parser
+from scripts.evaluation.records import now, versions, write_record
 
 PROMPTS = (
     "a red circle above a blue square",
@@ -48,7 +48,13 @@ ATTENTION = [r"transformer_blocks\.\d+\.(proxy_attn1|pvisual_attn2|attn[123])"]
 
 
 def configurations(pipe: PTDiTPipeline, steps: int, ratios: list[float]) -> dict[str, Callable]:
-    """Name -> maker of a cache's configuration; `ratios` are MagCache's, calibrated for this model and these steps."""
+    """Return by name how each cache's configuration is made.
+
+    Args:
+        pipe: That the caches are for.
+        steps: Of a call.
+        ratios: MagCache's, calibrated for this model and these steps.
+    """
 
     def timestep() -> float:
         return float(pipe.current_timestep)
@@ -76,48 +82,41 @@ def configurations(pipe: PTDiTPipeline, steps: int, ratios: list[float]) -> dict
     }
 
 
-def calibrate(draw: Callable, pipe: PTDiTPipeline, steps: int) -> list[float]:
-    """MagCache's ratios of one run; diffusers offers them only as a line that it prints."""
+def calibrate(sample: Callable, pipe: PTDiTPipeline, steps: int) -> list[float]:
+    """Return MagCache's ratios of one run; diffusers offers them only as a line that it prints."""
     pipe.transformer.enable_cache(MagCacheConfig(num_inference_steps=steps, calibrate=True))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        draw(0)
+        sample(0)
     pipe.transformer.disable_cache()
     return ast.literal_eval(next(line for line in printed.getvalue().splitlines() if line.startswith("[1.0")))
 
 
-def psnr(picture: torch.Tensor, reference: torch.Tensor) -> float:
-    """Peak signal to noise in decibels; infinite for equal pictures."""
-    error = (picture - reference).square().mean()
-    return float("inf") if error == 0 else float(-10 * torch.log10(error))
-
-
 @torch.no_grad()
 def measure(model: str, steps: int, guidance: float, prompts: list[str]) -> dict:
-    """Draws every prompt without and with each cache; the result is what the JSON holds."""
-    pipe = PTDiTPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
+    """Generate every prompt without and with each cache; return what the JSON holds."""
+    pipe = load_pipeline(model)
     sampling = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "latent"}
 
-    def draw(number: int) -> tuple[float, torch.Tensor]:
+    def sample(number: int) -> tuple[float, torch.Tensor]:
         start = time.perf_counter()
-        latents = pipe(prompts[number], generator=torch.Generator().manual_seed(number), **sampling).images
-        return time.perf_counter() - start, latents
+        (latents,) = generate(pipe, [prompts[number]], number, **sampling)
+        return time.perf_counter() - start, latents[None]
 
-    draw(0)  # warm up
-    ratios = calibrate(draw, pipe, steps)
+    sample(0)  # warm up
+    ratios = calibrate(sample, pipe, steps)
     configured = configurations(pipe, steps, ratios)
     seconds = {name: [] for name in ("none", *configured)}
-    closeness = {name: [] for name in configured}
+    psnrs = {name: [] for name in configured}
     for number, prompt in enumerate(prompts):
-        spent, latents = draw(number)
+        spent, latents = sample(number)
         seconds["none"].append(spent)
-        reference = pipe.decode_latents(latents, "pt")
+        reference = pipe.decode_latents(latents, "pt").numpy()
         for name, configuration in configured.items():
             pipe.transformer.enable_cache(configuration())
-            spent, latents = draw(number)
+            spent, latents = sample(number)
             pipe.transformer.disable_cache()
             seconds[name].append(spent)
-            closeness[name].append(psnr(pipe.decode_latents(latents, "pt"), reference))
+            psnrs[name].append(psnr(pipe.decode_latents(latents, "pt").numpy(), reference))
         sys.stderr.write(f"{number + 1} of {len(prompts)}: {prompt}\n")
 
     rows = {}
@@ -126,8 +125,8 @@ def measure(model: str, steps: int, guidance: float, prompts: list[str]) -> dict
         rows[name] = {
             "speed": round(statistics.median(speeds), 2),
             "speeds": [round(speed, 3) for speed in speeds],
-            "psnr_db": round(statistics.median(closeness[name]), 1),
-            "psnrs_db": [round(value, 2) for value in closeness[name]],
+            "psnr_db": round(statistics.median(psnrs[name]), 1),
+            "psnrs_db": [round(value, 2) for value in psnrs[name]],
         }
     return {
         "settings": {"model": model, "steps": steps, "guidance": guidance, "prompts": prompts},
@@ -138,7 +137,7 @@ def measure(model: str, steps: int, guidance: float, prompts: list[str]) -> dict
 
 
 def table(rows: dict[str, dict]) -> str:
-    """The rows in Markdown: medians and, in brackets, the extremes over prompts."""
+    """Return the rows in Markdown: medians and, in brackets, the extremes over prompts."""
     lines = ["| cache | speed | PSNR in dB |", "| --- | --- | --- |"]
     for name, row in rows.items():
         speeds, psnrs = row["speeds"], row["psnrs_db"]
@@ -150,13 +149,10 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.benchmarks.caches", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="shapes-128", help="folder or short name (default shapes-128)")
-    parser.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
-    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default 4)")
-    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help=f"1 to {len(PROMPTS)} (default all)")
-    parser.add_argument("--output", help="JSON file to write")
+    """Run the command line; return the exit code."""
+    parser = make_parser("scripts.benchmarks.caches", __doc__)
+    add_sampling_options(parser, model="shapes-128", steps=30, guidance=4.0, prompts=len(PROMPTS))
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
     if not 1 <= args.prompts <= len(PROMPTS):
         parser.error(
@@ -164,19 +160,16 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if args.steps < 4:
         parser.error(f"--steps={args.steps} is too few for a cache to skip any; nearest: 4.")
-    if args.output and not Path(args.output).parent.is_dir():
-        parser.error(f"--output={args.output}: there is no folder {Path(args.output).parent}.")
     start = time.time()
     result = measure(args.model, args.steps, args.guidance, list(PROMPTS[: args.prompts]))
-    packages = ("torch", "diffusers", "transformers")
     about = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         "seconds": round(time.time() - start, 1),
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": versions(("torch", "diffusers", "transformers")),
     }
     if args.output:
-        Path(args.output).write_text(json.dumps(about | result, indent=1) + "\n", encoding="utf-8")
+        write_record(args.output, about | result)
     sys.stdout.write(table(result["caches"]))
     return 0
 

@@ -1,4 +1,4 @@
-"""Closed formulas of what PT-DiT costs, in multiply-accumulates of one forward; the algebra is in `docs/cost.md`."""
+"""Formulas of what PT-DiT costs, in multiply-accumulates of one forward; the algebra is in `docs/cost.md`."""
 
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ class Size:
 
 
 def linear_macs(size: Size) -> int:
-    """Linear layers: 22 D^2 a token, 6 D^2 a proxy, 2 D^2 a text token in each block; ends of the network."""
+    """Return those of linear layers: 22 D^2 a token, 6 D^2 a proxy, 2 D^2 a text token in each block; both ends."""
     square = size.dim**2
     block = 22 * square * size.tokens + 6 * square * size.proxies + 2 * square * size.text
     conditions = 256 * size.dim + square + 6 * square
@@ -53,24 +53,24 @@ def linear_macs(size: Size) -> int:
 
 
 def attention_macs(size: Size) -> int:
-    """Scores and weighted sums: 2 D for each pair of tokens that meet."""
+    """Return those of scores and weighted sums: 2 D for each pair of tokens that meet."""
     tokens, proxies = size.tokens, size.proxies
     pairs = proxies**2 + tokens * proxies + size.window_pairs + tokens * size.text
     return size.batch * size.layers * 2 * size.dim * pairs
 
 
 def total_macs(size: Size) -> int:
-    """All products of one forward."""
+    """Return those of one forward."""
     return linear_macs(size) + attention_macs(size)
 
 
 def attention_ratio(tokens: int, per_window: int) -> float:
-    """Equation 4 over equation 3 of the paper: attention among image tokens against global attention."""
+    """Return equation 4 over equation 3 of the paper: attention among image tokens against global attention."""
     return 1 / per_window**2 + 1 / per_window + 2 * per_window / tokens
 
 
 def savings(size: Size, heads: int) -> dict[str, float]:
-    """What each product of `fuse_linear_layers` saves, in D^2 MACs per token of a block (one timestep per batch)."""
+    """Return what each product of `fuse_linear_layers` saves, in D^2 MACs per token of a block, at one timestep."""
     tokens, dim = size.tokens, size.dim
 
     def fold(keys: int) -> float:

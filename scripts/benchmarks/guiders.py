@@ -1,15 +1,12 @@
-"""What the guiders of diffusers do to the embedded model's pictures, judged by their pixels, over the same noise.
+"""What the guiders of diffusers do to pictures of the embedded model, verified by their pixels, over the same noise.
 
 python -m scripts.benchmarks.guiders --output docs/benchmarks/guiders.json --sheet docs/shapes-128/guiders.png
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from diffusers import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
@@ -18,13 +15,14 @@ from diffusers import (
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
 )
+from einops import rearrange
 from PIL import Image
 
 from ptdit_diffusers import PTDiTModularPipeline
-from scripts.datasets.shapes import describe, sample_scene
-from scripts.verifiers.pictures.figures import read_picture
-from scripts.verifiers.pictures.verdict import Verdict, request_of_scene, verify_picture
-from scripts.verifiers.report import add_up
+from scripts.evaluation.generate import generate, to_bytes
+from scripts.evaluation.options import add_sampling_options, make_parser
+from scripts.evaluation.records import write_record
+from scripts.verifiers.registry import VERIFIERS
 
 SCALE, LAYER = 4.0, 3  # of six layers
 GUIDERS = {
@@ -40,55 +38,36 @@ SHOWN = ("right colours", "right shapes", "right relations", "everything right")
 SHEET_ROWS = 6
 
 
-def draw(pipe: PTDiTModularPipeline, prompts: list[str], steps: int) -> np.ndarray:
-    """Pictures (n, H, W, 3) of bytes, picture i from seed i."""
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(len(prompts))]
-    arguments = {"num_inference_steps": steps, "generator": generators, "output_type": "np"}
-    return (pipe(prompt=prompts, output="images", **arguments) * 255).round().astype(np.uint8)
-
-
-def judged(pictures: np.ndarray, tasks: list[tuple[str, object]]) -> list[Verdict]:
-    """What is right in each picture."""
-    return [
-        verify_picture(read_picture(picture), request_of_scene(scene, prompt))
-        for picture, (prompt, scene) in zip(pictures, tasks, strict=True)
-    ]
-
-
-def held_out_tasks(count: int) -> list[tuple[str, object]]:
-    """The first prompts of `scripts.verify` with their scenes."""
-    tasks = []
-    for index in range(count):
-        rng = np.random.default_rng([0, index])
-        scene = sample_scene(rng, held_out=True)
-        tasks.append((describe(scene, rng)[0], scene))
-    return tasks
-
-
-def main() -> None:
-    """Draw the same prompts under each guider; write counts as JSON and one column of pictures per guider."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None) -> None:
+    """Generate the same prompts under each guider; write counts as JSON and one column of pictures per guider."""
+    parser = make_parser("scripts.benchmarks.guiders", __doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     parser.add_argument("--sheet", type=Path, required=True, metavar="FILE", help="PNG to write")
-    parser.add_argument("--prompts", type=int, default=40, help="held-out prompts (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=30, help="steps per picture (default: %(default)s)")
-    arguments = parser.parse_args()
-    tasks = held_out_tasks(arguments.prompts)
+    add_sampling_options(parser, prompts=40, steps=30)
+    args = parser.parse_args(arguments)
+    verifier = VERIFIERS["pictures"]
+    tasks = [verifier.task(number, 0, True) for number in range(args.prompts)]
+    prompts, requests = [task.prompt for task in tasks], [verifier.request(task) for task in tasks]
     pipe = PTDiTModularPipeline.from_pretrained("shapes-128")
     pipe.load_components()
     pipe.set_progress_bar_config(disable=True)
+
+    def call(prompts: list[str], **arguments: object) -> np.ndarray:
+        return pipe(prompt=prompts, output="images", **arguments)
+
     columns, counts = [], {}
     for name, make in GUIDERS.items():
         pipe.update_components(guider=make())
-        pictures = draw(pipe, [prompt for prompt, _ in tasks], arguments.steps)
-        tally = add_up(judged(pictures, tasks))
+        pictures = [to_bytes(picture) for picture in generate(call, prompts, num_inference_steps=args.steps)]
+        verdicts = [verifier.verify(*pair) for pair in zip(requests, np.stack(pictures)[:, None], strict=True)]
+        tally = verifier.tally(verdicts)
         counts[name] = {row: {"right": tally[row][0], "asked": tally[row][1]} for row in SHOWN}
-        columns.append(np.concatenate(list(pictures[:SHEET_ROWS])))
+        columns.append(pictures[:SHEET_ROWS])
         sys.stderr.write(f"{name}: {tally['everything right']}\n")
-    prompts = [prompt for prompt, _ in tasks[:SHEET_ROWS]]
-    result = {"model": "shapes-128", "steps": arguments.steps, "scale": SCALE, "layer": LAYER, "guiders": counts}
-    arguments.output.write_text(json.dumps({**result, "sheet_prompts": prompts}, indent=1) + "\n", encoding="utf-8")
-    Image.fromarray(np.concatenate(columns, axis=1)).save(arguments.sheet)
+    result = {"model": "shapes-128", "steps": args.steps, "scale": SCALE, "layer": LAYER, "guiders": counts}
+    write_record(args.output, result | {"sheet_prompts": prompts[:SHEET_ROWS]})
+    sheet = rearrange(np.array(columns), "guider prompt h w c -> (prompt h) (guider w) c")
+    Image.fromarray(sheet).save(args.sheet)
 
 
 if __name__ == "__main__":

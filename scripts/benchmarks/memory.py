@@ -1,8 +1,11 @@
-"""Peak bytes of tensors that live at the same time: counted on any device, and by formula.
+"""Peak memory: of tensors that live at the same time, counted on any device or by formula, and of a process.
 
-Buffers inside kernels are not seen.
+Buffers inside kernels are not counted.
 """
 
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts storages made inside the context: `peak` bytes at once. Weights and inputs do not count."""
+    """Count the storages made inside the context: `peak` bytes at once. Weights and inputs do not count."""
 
     def __init__(self):
         super().__init__()
@@ -31,29 +34,56 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
-def forward_bytes(tokens: int, dim: int, number: int) -> int:
-    """Peak of one forward above the weights: 11 tensors of all tokens, in the shifted windows of a long video.
+def peak_bytes(function: Callable[[], Any], device: str) -> int:
+    """Return the peak of one call above what was allocated before."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with PeakMemory() as memory:
+        function()
+    return memory.peak
+
+
+def watch_process(process: int, peaks: dict[str, float]) -> None:
+    """Keep in `peaks["RssAnon"]` the peak in GB of a process's memory that is no mapped file, until the process ends.
+
+    Linux only.
+    """
+    try:
+        while True:
+            lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+            found = next(line for line in lines if line.startswith("RssAnon"))
+            peaks["RssAnon"] = max(peaks["RssAnon"], int(found.split()[1]) * 1024 / 10**9)
+            time.sleep(0.05)
+    except (OSError, StopIteration):
+        return
+
+
+def forward_bytes(tokens: int, dim: int, number_bytes: int) -> int:
+    """Return the peak of a forward above the weights: 11 tensors of all tokens, in shifted windows of a long video.
 
     Args:
         tokens: Batch times latent frames times rows times columns.
         dim: Width.
-        number: Bytes of a number.
+        number_bytes: Bytes of a number.
     """
-    return 11 * tokens * dim * number
+    return 11 * tokens * dim * number_bytes
 
 
-def decode_bytes(tile: int, frames: int, number: int, hidden_size: int = 128) -> int:
-    """Peak of decoding one tile: 8 tensors of the full resolution, and the frames that layers carry over.
+def decode_bytes(tile: int, frames: int, number_bytes: int, hidden_size: int = 128) -> int:
+    """Return the peak of decoding one tile: 8 tensors of the full resolution, and the frames that layers carry over.
 
     Args:
         tile: Side in pixels.
         frames: Frames of a tile, 9 or more.
-        number: Bytes of a number.
+        number_bytes: Bytes of a number.
         hidden_size: Channels of the VAE at full resolution.
     """
-    return (8 * frames + 45) * hidden_size * tile**2 * number
+    return (8 * frames + 45) * hidden_size * tile**2 * number_bytes
 
 
 def video_bytes(frames: int, pixels: int) -> int:
-    """The finished video in fp32 and two copies of it, as the pipeline turns it into pictures."""
+    """Return the bytes of the finished video in fp32 and two copies of it, as the pipeline turns it into pictures."""
     return 3 * frames * 3 * pixels**2 * 4

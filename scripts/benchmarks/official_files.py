@@ -1,10 +1,9 @@
-"""Makes files of the official sizes, names and containers with random weights, to measure memory and time with.
+"""Make files of the official sizes, names and containers with random weights, to measure memory and time with.
 
-The numbers are random, so pictures made with them are noise. The tokeniser is a stand-in of letters for T5's word
+The numbers are random, so pictures made with them are noise. The tokenizer is a stand-in of letters for T5's word
 pieces: python -m scripts.benchmarks.official_files FOLDER (16 GB).
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -14,13 +13,15 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from scripts.evaluation.options import make_parser
+
 SHAPES = Path(__file__).resolve().parents[2] / "tests" / "golden"
 SHARD_VALUES = 500_000_000  # of the text encoder, 1 GB in fp16
 T5_XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 
 
 def random_weight(name: str, shape: list[int], generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
-    """A weight of such a size that numbers neither vanish nor explode: norms 1, biases 0, the rest by fan-in."""
+    """Return a weight with which numbers neither vanish nor explode: norms 1, biases 0, the rest by fan-in."""
     if len(shape) == 1:
         return (torch.ones if name.endswith("weight") else torch.zeros)(shape, dtype=dtype)
     scale = math.prod(shape[1:]) ** -0.5
@@ -28,18 +29,18 @@ def random_weight(name: str, shape: list[int], generator: torch.Generator, dtype
 
 
 def random_weights(shapes: dict[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
-    """All weights of a list of names and shapes, in fp32."""
+    """Return all weights of a list of names and shapes, in fp32."""
     generator = torch.Generator().manual_seed(seed)
     return {name: random_weight(name, shape, generator, torch.float32) for name, shape in shapes.items()}
 
 
 def make_transformer(path: Path) -> None:
-    """The released .pt: flat, fp32, without the position buffer."""
+    """Write the released .pt: flat, fp32, without the position buffer."""
     torch.save(random_weights(json.loads((SHAPES / "official_transformer_shapes.json").read_text()), 0), path)
 
 
 def make_vae(path: Path) -> None:
-    """The released checkpoint.ckpt: averaged weights of a training run, fp32, beside the rest of the run."""
+    """Write the released checkpoint.ckpt: averaged weights of a training run, fp32, beside the rest of the run."""
     weights = random_weights(json.loads((SHAPES / "official_vae_shapes.json").read_text()), 1)
     torch.save(
         {"ema_state_dict": {f"module.{name}": value for name, value in weights.items()}, "current_step": 1}, path
@@ -47,7 +48,7 @@ def make_vae(path: Path) -> None:
 
 
 def make_text_encoder(folder: Path) -> None:
-    """T5-XXL v1.1's encoder as transformers shards it, in fp16."""
+    """Write T5-XXL v1.1's encoder as transformers shards it, in fp16."""
     config = T5Config(**T5_XXL, feed_forward_proj="gated-gelu", is_encoder_decoder=False, dtype=torch.float16)
     config.architectures = ["T5EncoderModel"]
     config.save_pretrained(folder)
@@ -70,7 +71,7 @@ def make_text_encoder(folder: Path) -> None:
 
 
 def make_tokenizer(folder: Path) -> None:
-    """A tokeniser of T5's kind (unigram, </s> = 1, padding 0) whose pieces are single letters."""
+    """Write a tokenizer of T5's kind (unigram, </s> = 1, padding 0) whose pieces are single letters."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *map(chr, range(33, 127))]
     tokenizer = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -82,7 +83,7 @@ def make_tokenizer(folder: Path) -> None:
 
 
 def make_all(folder: Path) -> None:
-    """transformer.pt, checkpoint.ckpt, and t5/text_encoder with t5/tokenizer."""
+    """Write transformer.pt, checkpoint.ckpt, and t5/text_encoder with t5/tokenizer."""
     folder.mkdir(parents=True)
     (folder / "t5").mkdir()
     make_tokenizer(folder / "t5" / "tokenizer")
@@ -92,6 +93,6 @@ def make_all(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser("scripts.benchmarks.official_files", __doc__)
     parser.add_argument("folder", type=Path, help="new folder")
     make_all(parser.parse_args().folder)

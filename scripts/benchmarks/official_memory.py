@@ -7,10 +7,7 @@ mapped weight files, which the system can take back, so memory that is no mapped
 Rows are merged into docs/benchmarks/official_size.json.
 """
 
-import argparse
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,8 +19,12 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "benchmarks" / "official_size.json"
+from scripts.benchmarks.memory import watch_process
+from scripts.evaluation.options import make_parser
+from scripts.evaluation.records import BENCHMARKS, processor, read_record, write_record
+
+ROOT = BENCHMARKS.parents[1]
+RESULTS = BENCHMARKS / "official_size.json"
 PROMPT = "a red circle above a blue square"
 COMMAND = ["-m", "ptdit_diffusers.cli"]
 ALL_RESIDENT = """
@@ -38,7 +39,7 @@ GENERATE = ["generate", PROMPT, "--device", "cpu", "--overwrite"]
 
 
 def commands(files: Path) -> dict[str, list[str]]:
-    """The rows by name: words after `python`."""
+    """Return the rows by name: arguments after `python`."""
     model, picture = str(files / "model"), str(files / "picture.png")
     transformer = ["--transformer", str(files / "transformer.pt")]
     rest = ["--vae", str(files / "checkpoint.ckpt"), "--text-encoder", str(files / "t5")]
@@ -63,65 +64,43 @@ def commands(files: Path) -> dict[str, list[str]]:
 
 
 def measure(words: list[str]) -> dict[str, Any]:
-    """Run one command and say how long it took and how much memory was resident at its peak."""
+    """Run one command; return how long it took and how much memory was resident at its peak."""
     start, peaks = time.monotonic(), {"RssAnon": 0.0}
     with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE) as run:
-        threading.Thread(target=watch, args=(run.pid, peaks), daemon=True).start()
-        said = run.stdout.read().decode()
+        threading.Thread(target=watch_process, args=(run.pid, peaks), daemon=True).start()
+        printed = run.stdout.read().decode()
         _, status, usage = os.wait4(run.pid, 0)
         run.returncode = os.waitstatus_to_exitcode(status)
     if run.returncode:
-        raise SystemExit(f"python {' '.join(words)} ended with {run.returncode}: {said}")
+        raise SystemExit(f"python {' '.join(words)} ended with {run.returncode}: {printed}")
     return {
         "peak_resident_gb": round(usage.ru_maxrss * 1024 / 10**9, 2),
         "peak_without_mapped_files_gb": round(peaks["RssAnon"], 2),
         "seconds": round(time.monotonic() - start, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "said": [line for line in said.splitlines() if line.startswith("saved")][-1].rpartition("/")[2],
+        "said": [line for line in printed.splitlines() if line.startswith("saved")][-1].rpartition("/")[2],
     }
 
 
-def watch(process: int, peaks: dict[str, float]) -> None:
-    """Follow memory of a process that is no mapped file, until the process ends. Linux only."""
-    try:
-        while True:
-            lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-            found = next(line for line in lines if line.startswith("RssAnon"))
-            peaks["RssAnon"] = max(peaks["RssAnon"], int(found.split()[1]) * 1024 / 10**9)
-            time.sleep(0.05)
-    except (OSError, StopIteration):
-        return
-
-
-def main(files: Path, patterns: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure the rows whose names contain one of the patterns."""
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": {}}
+    parser = make_parser("scripts.benchmarks.official_memory", __doc__)
+    parser.add_argument("files", type=Path, help="folder that scripts.benchmarks.official_files made")
+    parser.add_argument("--rows", nargs="+", default=[""], help="parts of names of rows (default: all)")
+    args = parser.parse_args(arguments)
+    files, results = args.files.resolve(), read_record(RESULTS, {"rows": {}})
     for name, words in commands(files).items():
-        if not any(pattern in name for pattern in patterns):
+        if not any(pattern in name for pattern in args.rows):
             continue
         row = measure(words)
-        row |= {"date": date.today().isoformat(), "cpu": cpu(), "torch": torch.__version__}
+        row |= {"date": date.today().isoformat(), "cpu": processor(), "torch": torch.__version__}
         row["threads"] = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
         results["rows"][name] = row
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_record(RESULTS, results)
         sys.stdout.write(f"{name}: {row}\n")
         sys.stdout.flush()
     shutil.rmtree(files / "one", ignore_errors=True)
 
 
-def cpu() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", type=Path, help="folder that scripts.benchmarks.official_files made")
-    parser.add_argument("--rows", nargs="+", default=[""], help="parts of names of rows (default: all)")
-    arguments = parser.parse_args()
-    main(arguments.files.resolve(), arguments.rows)
+    main()

@@ -1,4 +1,4 @@
-"""Size of quantised copies and how near their outputs are to bf16's: python -m scripts.benchmarks.quantized FOLDER
+"""Size of quantized copies and how near their outputs are to bf16's: python -m scripts.benchmarks.quantized FOLDER
 
 For the embedded model: pictures of the same seeds. For layers of the official width with random weights (2 blocks of
 the transformer, 1 of T5-XXL): what each network computes from the same input. The row "fp32" has the same weights as
@@ -6,9 +6,6 @@ bf16 and only computes in fp32: what is near that is as good as bf16. Rows are m
 docs/benchmarks/quantized.json; `--rows shapes wide-q8_0` makes only those whose names contain one of the words.
 """
 
-import argparse
-import json
-import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,8 +21,12 @@ from ptdit_diffusers import PTDiTPipeline, PTDiTTransformer3DModel
 from ptdit_diffusers.conversion.quantize import FORMATS, GGUF_FORMATS, gguf_name, quantize
 from ptdit_diffusers.core.embedded import embedded_model_path
 from scripts.benchmarks.official_files import T5_XXL
+from scripts.benchmarks.psnr import psnr
+from scripts.evaluation.generate import generate
+from scripts.evaluation.options import make_parser
+from scripts.evaluation.records import BENCHMARKS, read_record, write_record
 
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "quantized.json"
+RESULTS = BENCHMARKS / "quantized.json"
 PROMPTS = (
     "a red circle above a blue square",
     "a yellow star inside a black ring",
@@ -33,18 +34,12 @@ PROMPTS = (
     "a large purple heart to the left of a small orange cross",
 )
 STEPS = 30
-VOCABULARY = 1000  # of the layers of official width; its table is never quantised
+VOCABULARY = 1000  # of the layers of official width; its table is never quantized
 BF16 = torch.bfloat16
 
 
-def psnr(found: np.ndarray, expected: np.ndarray) -> float:
-    """Peak signal to noise ratio in decibels; the peak is the range of the expected values."""
-    error = np.square(found.astype(np.float64) - expected).mean()
-    return round(20 * math.log10(float(np.ptp(expected))) - 10 * math.log10(error), 1) if error else math.inf
-
-
 def load(folder: Path, original: Path, form: str | None) -> PTDiTPipeline:
-    """A pipeline with the quantised parts of a folder, computing in bf16."""
+    """Return a pipeline with the quantized parts of a folder, computing in bf16."""
     if form == "fp32":
         return PTDiTPipeline.from_pretrained(original, dtype=torch.float32)
     if form not in GGUF_FORMATS:
@@ -64,16 +59,14 @@ def load(folder: Path, original: Path, form: str | None) -> PTDiTPipeline:
 
 @torch.no_grad()
 def pictures(pipe: PTDiTPipeline) -> dict[str, np.ndarray]:
-    """Pictures of the embedded model, values 0 to 1."""
+    """Return pictures of the embedded model, values 0 to 1."""
     pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
-    made = pipe(list(PROMPTS), generator=generators, num_inference_steps=STEPS, output_type="np").images
-    return {"pictures": made}
+    return {"pictures": np.stack(list(generate(pipe, PROMPTS, num_inference_steps=STEPS)))}
 
 
 @torch.no_grad()
 def outputs(pipe: PTDiTPipeline) -> dict[str, np.ndarray]:
-    """What transformer and T5 compute from fixed random input, 256 x 256 pixels and 20 tokens."""
+    """Return what transformer and T5 compute from fixed random input, 256 x 256 pixels and 20 tokens."""
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float32 if pipe.vae.dtype == torch.float32 else BF16
     latents, text = (
@@ -87,7 +80,7 @@ def outputs(pipe: PTDiTPipeline) -> dict[str, np.ndarray]:
 
 
 def make_official_width(folder: Path) -> None:
-    """A pipeline of the official widths with few layers and random weights, bf16."""
+    """Save a pipeline of the official widths with few layers and random weights, bf16."""
     torch.manual_seed(0)
     transformer = PTDiTTransformer3DModel(num_layers=2).to(BF16)
     for parameter in transformer.parameters():
@@ -116,20 +109,24 @@ def measure(name: str, model: Path, compute: Callable, patterns: list[str]) -> N
             quantize(model, copy, form, report=lines.append)
         found = compute(load(copy, model, form))
         shutil.rmtree(copy, ignore_errors=True)
-        near = {what: psnr(found[what], expected[what]) for what in expected}
-        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
+        near = {what: round(psnr(found[what], values, float(np.ptp(values))), 1) for what, values in expected.items()}
+        rows = read_record(RESULTS, {"rows": []})["rows"]
         rows = [row for row in rows if (row["model"], row["format"]) != (name, form)]
         rows.append({"model": name, "format": form, "psnr_db": near, "sizes": lines})
         rows.sort(key=lambda row: (row["model"], ("fp32", *FORMATS).index(row["format"])))
         content = {"date": date.today().isoformat(), "torch": torch.__version__, "device": "cpu", "rows": rows}
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_record(RESULTS, content)
         sys.stdout.write(f"{name}, {form}: {near} {lines}\n")
         sys.stdout.flush()
 
 
-def main(place: Path, patterns: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure both models."""
+    parser = make_parser("scripts.benchmarks.quantized", __doc__)
+    parser.add_argument("folder", type=Path, help="for the quantized copies, 6 GB")
+    parser.add_argument("--rows", nargs="+", default=[""], help="parts of shapes-FORMAT or wide-FORMAT (default: all)")
+    args = parser.parse_args(arguments)
+    place, patterns = args.folder.resolve(), args.rows
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "shapes").is_dir():
         PTDiTPipeline.from_pretrained(embedded_model_path("shapes-128"), dtype=BF16).save_pretrained(place / "shapes")
@@ -140,8 +137,4 @@ def main(place: Path, patterns: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="for the quantised copies, 6 GB")
-    parser.add_argument("--rows", nargs="+", default=[""], help="parts of shapes-FORMAT or wide-FORMAT (default: all)")
-    arguments = parser.parse_args()
-    main(arguments.folder.resolve(), arguments.rows)
+    main()

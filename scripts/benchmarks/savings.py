@@ -1,41 +1,20 @@
 """What each product of `fuse_linear_layers` saves, alone: time of the layers against time of their product."""
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ptdit_diffusers.core.backbones import fused as fused
+from ptdit_diffusers.core.backbones import fused
 from scripts.benchmarks.cost import Size, savings
-from scripts.benchmarks.rivals import HEAD_DIM, Job, prepare
-
-
-def seconds(function: Callable[[], Any], device: str) -> float:
-    """One call; on one CPU thread the time that the processor gave it, which other programs change less."""
-    clock = time.process_time if on_one_thread(device) else time.perf_counter
-    synchronize(device)
-    start = clock()
-    function()
-    synchronize(device)
-    return clock() - start
-
-
-def on_one_thread(device: str) -> bool:
-    """Whether one CPU thread does all the work."""
-    return device == "cpu" and torch.get_num_threads() == 1
-
-
-def synchronize(device: str) -> None:
-    """Waits for a CUDA device."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+from scripts.benchmarks.models import HEAD_DIM, Job, prepare
+from scripts.benchmarks.timing import take_turns
 
 
 def pairs(block: Any, job: Job, dtype: torch.dtype, device: str) -> dict[str, tuple[Callable, Callable]]:
-    """Name -> layers as they are, and their product; products of one forward are made in it."""
+    """Return by name the layers as they are, and their product; products of one forward are made in it."""
     dim = job.heads * HEAD_DIM
     count = job.grid[0] * job.grid[1] * job.grid[2]
     tokens, proxies, text = (
@@ -78,18 +57,19 @@ def pairs(block: Any, job: Job, dtype: torch.dtype, device: str) -> dict[str, tu
 
 @torch.inference_mode()
 def measure_savings(job: Job, dtype: torch.dtype, device: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Predicted and measured saving of each product, in D^2 products per token of a block."""
+    """Return the predicted and the measured saving of each product, in D^2 products per token of a block."""
     model, _ = prepare("ptdit", job, dtype, device, compiled=False)
     block = model.transformer_blocks[0]
-    unit = torch.randn(job.batch * job.grid[0] * job.grid[1] * job.grid[2], job.heads * HEAD_DIM, device=device)
+    unit = torch.randn(
+        job.batch * job.grid[0] * job.grid[1] * job.grid[2],
+        job.heads * HEAD_DIM,
+        device=device,
+    )
     unit = unit.to(dtype)
     functions = {"unit": lambda: F.linear(unit, block.linear_2.weight, block.linear_2.bias)}
     for name, (plain, product) in pairs(block, job, dtype, device).items():
         functions |= {f"{name} plain": plain, f"{name} product": product}
-    times = {name: [] for name in functions}
-    for turn in range(repeats + 1):
-        for name in list(functions) if turn % 2 else reversed(functions):
-            times[name].append(seconds(functions[name], device))
+    times = take_turns(functions, repeats + 1, device)  # the first round warms up
     median = {name: statistics.median(values[1:]) for name, values in times.items()}
     size = Size(job.grid, job.window, job.window, job.heads * HEAD_DIM, 1, job.text, job.batch)
     return {

@@ -1,11 +1,11 @@
-"""Latency, peak memory and counted products of PT-DiT and its rivals, in one run, alternating, with spread.
+"""Latency, peak memory and counted products of PT-DiT and other models, in one run, taking turns, with spread.
 
     python -m scripts.benchmarks.speed --pixels 512 1024 --out docs/benchmarks/cpu.json
     python -m scripts.benchmarks.speed --pixels 512 --frames 1 2 4 8 16 24 36 48 72 --models ptdit wan --out FILE
     python -m scripts.benchmarks.speed --plot docs/benchmarks/cpu.json
 
 Weights are random: speed does not depend on them. Blocks are alike, so a few tell the ratio of all. Models and what is
-compared: `scripts/benchmarks/rivals.py`.
+compared: `scripts/benchmarks/models.py`.
 """
 
 import argparse
@@ -15,20 +15,22 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmarks.memory import PeakMemory
-from scripts.benchmarks.rivals import PICTURES, VIDEOS, Job, bare_products, build, inputs, prepare
-from scripts.benchmarks.savings import measure_savings, on_one_thread, seconds
+from scripts.benchmarks.memory import peak_bytes
+from scripts.benchmarks.models import PICTURES, VIDEOS, Job, bare_products, build, inputs, prepare
+from scripts.benchmarks.savings import measure_savings
+from scripts.benchmarks.timing import on_one_thread, take_turns
+from scripts.evaluation.options import make_parser
+from scripts.evaluation.records import processor, read_record, write_record
 
 
 def counted_macs(name: str, job: Job) -> int:
-    """Multiply-accumulates of one forward by torch's counter, without computing anything."""
+    """Return the multiply-accumulates of one forward by torch's counter, without computing anything."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model = build("ptdit" if name in ("bare", "fused") else name, job)
         if name == "bare":
@@ -41,21 +43,9 @@ def counted_macs(name: str, job: Job) -> int:
     return counter.get_total_flops() // 2
 
 
-def peak_bytes(function: Callable[[], Any], device: str) -> int:
-    """Peak of one call above what was allocated before."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    with PeakMemory() as memory:
-        function()
-    return memory.peak
-
-
 @torch.inference_mode()
 def measure(job: Job, names: list[str], dtype: torch.dtype, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of one size: models take turns, every other round in reverse order."""
+    """Return the rows of one size; models take turns."""
     device, functions, rows = arguments.device, {}, {}
     for name in names:
         model, function = prepare(name, job, dtype, device, arguments.compile)
@@ -63,14 +53,16 @@ def measure(job: Job, names: list[str], dtype: torch.dtype, arguments: argparse.
             function()  # kernels are chosen, graphs compiled
         parameters = sum(parameter.numel() for parameter in model.parameters())
         functions[name] = function
-        rows[name] = {"model": name, "frames": job.frames, "pixels": job.pixels, "dtype": str(dtype).split(".")[1]}
+        rows[name] = {
+            "model": name,
+            "frames": job.frames,
+            "pixels": job.pixels,
+            "dtype": str(dtype).split(".")[1],
+        }
         rows[name] |= {"parameters": parameters, "gmacs": round(counted_macs(name, job) / 1e9, 2)}
         rows[name]["peak_mib"] = None if arguments.compile and device == "cpu" else round(
             peak_bytes(function, device) / 2**20, 1)  # fmt: skip
-    times = {name: [] for name in names}
-    for turn in range(arguments.repeats):
-        for name in names if turn % 2 == 0 else names[::-1]:
-            times[name].append(seconds(functions[name], device))
+    times = take_turns(functions, arguments.repeats, device)
     for name in names:
         rows[name] |= {
             "median_s": round(statistics.median(times[name]), 5),
@@ -86,26 +78,18 @@ def measure(job: Job, names: list[str], dtype: torch.dtype, arguments: argparse.
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Return what the numbers depend on."""
     import diffusers
 
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else processor_name()
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else processor()
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
     tuning = {key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "TORCHINDUCTOR_FREEZING"))}
     counted = {"threads": torch.get_num_threads(), "clock": "processor" if on_one_thread(device) else "wall"}
     return {"device": name, **counted, "system": platform.system(), **versions, "environment": tuning}
 
 
-def processor_name() -> str:
-    """From /proc/cpuinfo where there is one."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How time and memory of each model grow between its two longest videos: exponent of the length, 1 is linear."""
+    """Return how time and memory of each model grow between its two longest videos, as exponents: 1 is linear."""
     table = []
     for key in dict.fromkeys((row["model"], row["dtype"], row["pixels"]) for row in rows):
         line = [row for row in rows if (row["model"], row["dtype"], row["pixels"]) == key and row["model"] != "bare"]
@@ -124,7 +108,7 @@ def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def panels_of(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Title and rows of each panel: pictures, and models that made videos with their single frames, by number type."""
+    """Return title and rows of each panel by number type: pictures, and models of videos with their single frames."""
     videos = {row["model"] for row in rows if row["frames"] > 1}
     panels = []
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
@@ -137,13 +121,13 @@ def panels_of(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]
 
 
 def plot(source: Path, target: Path) -> None:
-    """Latency and peak memory over tokens, one line per model."""
+    """Plot latency and peak memory over tokens, one line per model."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    record = json.loads(source.read_text(encoding="utf-8"))
+    record = read_record(source, None)
     panels = panels_of(record["rows"])
     figure, axes = plt.subplots(2, len(panels), figsize=(5 * len(panels), 7), squeeze=False, layout="constrained")
     for axis, memory, (title, chosen) in zip(*axes, panels, strict=True):
@@ -169,7 +153,8 @@ def plot(source: Path, target: Path) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the options; exit where one is bad."""
+    parser = make_parser("scripts.benchmarks.speed", __doc__)
     parser.add_argument("--pixels", type=int, nargs="+", default=[512, 1024], help="sides of square pictures")
     parser.add_argument("--frames", type=int, nargs="+", default=[1], help="latent frames; above 1 is video")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
@@ -185,7 +170,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="through torch.compile")
     parser.add_argument("--savings", action="store_true", help="also each fused product alone")
     parser.add_argument("--out", type=Path, help="JSON to write")
-    parser.add_argument("--plot", type=Path, metavar="JSON", help="only draw JSON, beside it as PNG")
+    parser.add_argument("--plot", type=Path, metavar="JSON", help="only plot JSON, beside it as PNG")
     arguments = parser.parse_args(argv)
     for pixels in arguments.pixels:
         if pixels < 16 or pixels % 16:
@@ -194,6 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Measure and write, or plot what was written."""
     arguments = parse(argv)
     if arguments.plot is not None:
         plot(arguments.plot, arguments.plot.with_suffix(".png"))
@@ -218,8 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     record["growth"] = growth(record["rows"])
     print(json.dumps(record["growth"]), flush=True)
     if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(arguments.out, record)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,40 @@
-"""The two worlds whose pictures come in series: clips of moving figures and views of solids.
+"""The verifiers by the name of their data set, and what the command `scripts.verify` asks of each.
 
-Owns what the command `verify_sequences` asks of a world: tasks with true pictures, verdicts, rows of the table, and
-the ways in which true pictures are spoilt to check the judge.
+A verifier reads a sample's pixels, compares them with a request, and says what is right. It shares no code with the
+data set; only here, where true samples check it, do both meet.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-from scripts.datasets.shapes.motion import FRAMES, HELD_OUT_MOTIONS, MOTIONS, render_clip, sample_clip
-from scripts.datasets.shapes.motion_captions import describe_clip
-from scripts.datasets.solids import HELD_OUT_SOLIDS, describe_object, render_views, sample_object
+from scripts.datasets.registry import DATA_SETS, DataSet
+from scripts.datasets.shapes import held_out_list
+from scripts.datasets.shapes.motion import HELD_OUT_MOTIONS, MOTIONS
+from scripts.datasets.solids import HELD_OUT_SOLIDS
+from scripts.verifiers import disturbances as disturb
 from scripts.verifiers.clips.prompt import read_clip_prompt
 from scripts.verifiers.clips.verdict import ClipVerdict, verify_clip
+from scripts.verifiers.pictures.figures import read_picture
+from scripts.verifiers.pictures.prompt import Request
+from scripts.verifiers.pictures.verdict import request_of_scene, verify_picture
+from scripts.verifiers.pictures.wrong_requests import wrong_requests
 from scripts.verifiers.views.prompt import read_views_prompt
-from scripts.verifiers.views.verdict import ViewsVerdict, verify_views
+from scripts.verifiers.views.verdict import verify_views
 
-Spoiler = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-Answers = dict[str, list[bool | None]]
-ASKED = (*MOTIONS, "stays", "cross")  # what a prompt may ask a figure to do
-LEAST = 0.97  # share that a judge must get right on true pictures
+Disturbance = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Answers = Iterable[bool | None]  # None is not asked for
+ASKED_MOTIONS = (*MOTIONS, "stays", "cross")  # what a prompt may ask a figure to do
 
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt, its regular form, and what it describes."""
+    """A prompt, its canonical form, and what it describes."""
 
     number: int
     prompt: str
@@ -35,167 +42,287 @@ class Task:
     scene: Any
 
 
-def soft(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Pictures (F, H, W, 3) as a small model leaves them: a blur of 1 pixel and noise of 4 bytes in 64 pixels."""
-    sigma = pictures.shape[1] / 64
-    blurred = ndimage.gaussian_filter(pictures.astype(float), (0, sigma, sigma, 0))
-    return np.clip(blurred + rng.normal(0, 4, pictures.shape), 0, 255).round().astype(np.uint8)
+@dataclass(frozen=True)
+class TrueCase:
+    """What a true sample shows, what is asked of it, and the generator of its disturbances."""
 
-
-def still(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The first picture all the time."""
-    return np.repeat(pictures[:1], len(pictures), axis=0)
-
-
-def reversed_but_first(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The other way round."""
-    return np.concatenate([pictures[:1], pictures[:0:-1]])
-
-
-def shuffled(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """No picture where it was."""
-    order = rng.permutation(len(pictures))
-    while (order == np.arange(len(order))).any():
-        order = rng.permutation(len(pictures))
-    return pictures[order]
-
-
-def with_a_stranger(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One view of another object among the others."""
-    number = int(rng.integers(len(pictures)))
-    other = render_views(sample_object(rng, None), len(pictures), pictures.shape[1])
-    return np.concatenate([pictures[:number], other[number : number + 1], pictures[number + 1 :]])
+    scene: Any
+    request: Any
+    rng: np.random.Generator
 
 
 @dataclass(frozen=True)
-class Series:
-    """What the command asks of a world.
+class Row:
+    """A row of the table: what it is a share of, and verdict -> rights and wrongs."""
+
+    of: str
+    answers: Callable[[Any], Answers]
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """How samples of one data set are verified.
 
     Attributes:
-        keyword, output: argument of the pipeline that says how many pictures a series has; field that it returns.
-        length: how many by default.
-        prompts: how many by default.
-        rows: of the table, with what each is a share of.
-        judged: the rows that the judge must get right on true pictures.
-        measured: name of the number that is reported beside right and wrong.
-        spoilers: how true pictures are made wrong.
-        held_out: combinations that training never sees.
-        sample: (generator, held_out) -> a scene.
-        describe: (scene, generator) -> prompt and its regular form.
-        render: (scene, length, size) -> true pictures (length, size, size, 3).
-        judge: (prompt, pictures) -> verdict.
-        answers: verdict -> rights and wrongs for each row; None is not asked for.
-        number: verdict -> what is measured.
+        data_set: Where tasks and true samples come from.
+        length_argument: Of the pipeline's call, "" where a sample is one picture.
+        size: Of true samples, pixels a side.
+        prompts, batch, per_sheet, sheets, columns: Defaults of the command.
+        rows: Of the table, by name.
+        required: Rows that must be right in `least` of the true samples.
+        held_out: Combinations that training never sees, as sorted lines.
+        request: Task -> what its prompt asks for.
+        true_case: (number, seed) -> a true sample and what is asked of it.
+        wrong_cases: (case, pictures) -> name, request, pictures that do not fit each other.
+        read: Pictures -> what they show, without regard to the prompt.
+        compare: (request, what was read) -> verdict, with `wrong`, one line per mistake, and `right`.
+        disturbances: Harmless ones, by name; the first leaves everything as it is.
+        found: Whether what was read is an entry of results.json.
+        measured, measure: A number that is reported beside right and wrong: its name, and verdict -> number.
     """
 
-    keyword: str
-    output: str
-    length: int
+    data_set: DataSet
+    length_argument: str
+    size: int
     prompts: int
-    rows: dict[str, str]
-    judged: tuple[str, ...]
-    measured: str
-    spoilers: dict[str, Spoiler]
-    held_out: frozenset[tuple[str, str, str]]
-    sample: Callable[[np.random.Generator, bool | None], Any]
-    describe: Callable[[Any, np.random.Generator], tuple[str, str]]
-    render: Callable[[Any, int, int], np.ndarray]
-    verify_picture: Callable[[str, np.ndarray], Any]
-    answers: Callable[[Any], Answers]
-    number: Callable[[Any], float]
+    batch: int
+    per_sheet: int
+    sheets: int
+    columns: int
+    rows: dict[str, Row]
+    required: tuple[str, ...]
+    least: float
+    held_out: list[str]
+    request: Callable[[Task], Any]
+    true_case: Callable[[int, int], TrueCase]
+    wrong_cases: Callable[[TrueCase, np.ndarray], Iterator[tuple[str, Any, np.ndarray]]]
+    read: Callable[[np.ndarray], Any]
+    compare: Callable[[Any, Any], Any]
+    disturbances: dict[str, Disturbance]
+    found: bool = False
+    measured: str = ""
+    measure: Callable[[Any], float] | None = None
+
+    @property
+    def of(self) -> dict[str, str]:
+        """What each row is a share of."""
+        return {name: row.of for name, row in self.rows.items()}
 
     def task(self, number: int, seed: int, held_out: bool | None) -> Task:
-        """Task i depends on the seed and i only."""
+        """Return task `number`, which depends on the seed and the number only."""
         rng = np.random.default_rng([seed, number])
-        scene = self.sample(rng, held_out)
-        return Task(number, *self.describe(scene, rng), scene)
+        scene = self.data_set.sample(rng, held_out)
+        return Task(number, *self.data_set.describe(scene, rng), scene)
+
+    def verify(self, request: Any, pictures: np.ndarray) -> Any:
+        """Return the verdict on pictures (F, H, W, 3) of bytes."""
+        return self.compare(request, self.read(pictures))
+
+    def true_samples(
+        self, count: int, seed: int, size: int | None, length: int | None
+    ) -> Iterator[tuple[TrueCase, np.ndarray]]:
+        """Yield true samples and their pictures."""
+        for number in range(count):
+            case = self.true_case(number, seed)
+            yield case, self.data_set.render(case.scene, size or self.size, length or self.data_set.length)
+
+    def true_verdicts(
+        self, count: int, seed: int, disturbance: str, size: int | None = None, length: int | None = None
+    ) -> Iterator[Any]:
+        """Yield the verdicts on true samples under a harmless disturbance."""
+        for case, pictures in self.true_samples(count, seed, size, length):
+            yield self.verify(case.request, self.disturbances[disturbance](pictures, case.rng))
+
+    def noticed(
+        self, count: int, seed: int, size: int | None = None, length: int | None = None
+    ) -> dict[str, tuple[int, int]]:
+        """Return for each kind of wrong case: (how many were found wrong, how many there were)."""
+        found, asked = Counter(), Counter()
+        for case, pictures in self.true_samples(count, seed, size, length):
+            reading = self.read(pictures)
+            for name, request, shown in self.wrong_cases(case, pictures):
+                verdict = self.compare(request, reading if shown is pictures else self.read(shown))
+                found[name] += not verdict.right
+                asked[name] += 1
+        return {name: (found[name], asked[name]) for name in asked}
+
+    def answers(self, verdict: Any) -> dict[str, list[bool | None]]:
+        """Return the rights and wrongs of one verdict for each row."""
+        return {name: list(row.answers(verdict)) for name, row in self.rows.items()}
+
+    def tally(self, verdicts: Iterable[Any]) -> dict[str, tuple[int, int]]:
+        """Return (right, asked) for each row of the table."""
+        sums = {row: [0, 0] for row in self.rows}
+        for verdict in verdicts:
+            for row, answers in self.answers(verdict).items():
+                asked = [answer for answer in answers if answer is not None]
+                sums[row][0] += sum(asked)
+                sums[row][1] += len(asked)
+        return {row: (right, asked) for row, (right, asked) in sums.items()}
 
 
-def _clip_answers(verdict: ClipVerdict) -> Answers:
-    moves = [(asked, right) for asked, right in zip(verdict.asked, verdict.motions, strict=True) if asked]
-    return {
-        "asked motions": [right for _, right in moves],
-        "right figure and colour": list(verdict.objects),
-        "right colours": list(verdict.colors),
-        "right shapes": list(verdict.shapes),
-        "no figure too many": [verdict.surplus == 0],
-        "everything right": [verdict.right],
-        **{f"motion: {name}": [right for asked, right in moves if asked == name] for name in ASKED},
-    }
+# --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _views_answers(verdict: ViewsVerdict) -> Answers:
-    return {
-        "azimuth order right": [verdict.order],
-        "mean overlap at least 0.80": [verdict.overlap >= 0.8],
-        "one object in all views": [verdict.one_object],
-        "right solids": list(verdict.solids),
-        "right colours": list(verdict.colors),
-        "right marks": list(verdict.marks),
-        "right relations": [verdict.relation],
-        "right camera height": [verdict.view],
-        "right background": [verdict.background],
-        "everything right": [verdict.right],
-    }
+def _true_picture(number: int, seed: int) -> TrueCase:
+    """Return a scene of which everything is asked that it has."""
+    rng = np.random.default_rng([seed, number])
+    scene = DATA_SETS["pictures"].sample(rng, None)
+    return TrueCase(scene, request_of_scene(scene), rng)
 
 
-SERIES: dict[str, Series] = {
-    "clips": Series(
-        keyword="num_frames",
-        output="frames",
-        length=FRAMES,
-        prompts=300,
-        rows={
-            "asked motions": "figures whose motion is said",
-            "right figure and colour": "figures asked for",
-            "right colours": "figures asked for",
-            "right shapes": "figures asked for",
-            "no figure too many": "clips",
-            "everything right": "clips",
-            **{f"motion: {name}": "figures asked for it" for name in ASKED},
-        },
-        judged=("asked motions", "right colours", "right shapes"),
-        measured="flicker, bytes",
-        spoilers={"standing still": still, "shuffled": shuffled},
-        held_out=HELD_OUT_MOTIONS,
-        sample=sample_clip,
-        describe=describe_clip,
-        render=lambda clip, length, size: render_clip(clip, size, length),
-        verify_picture=lambda prompt, pictures: verify_clip(read_clip_prompt(prompt), pictures),
-        answers=_clip_answers,
-        number=lambda verdict: verdict.flicker,
-    ),
-    "views": Series(
-        keyword="num_views",
-        output="views",
-        length=8,
-        prompts=200,
-        rows={
-            "azimuth order right": "objects",
-            "mean overlap at least 0.80": "objects",
-            "one object in all views": "objects",
-            "right solids": "solids asked for",
-            "right colours": "solids asked for",
-            "right marks": "solids asked for",
-            "right relations": "objects",
-            "right camera height": "prompts that say it",
-            "right background": "prompts that say it",
-            "everything right": "objects",
-        },
-        judged=("azimuth order right", "one object in all views", "right solids", "right colours", "right marks"),
-        measured="overlap",
-        spoilers={
-            "the other way round": reversed_but_first,
-            "shuffled": shuffled,
-            "the first view only": still,
-            "one view of another object": with_a_stranger,
-        },
-        held_out=HELD_OUT_SOLIDS,
-        sample=sample_object,
-        describe=describe_object,
-        render=render_views,
-        verify_picture=lambda prompt, pictures: verify_views(read_views_prompt(prompt), pictures),
-        answers=_views_answers,
-        number=lambda verdict: verdict.overlap,
-    ),
+def _wrong_picture_cases(case: TrueCase, pictures: np.ndarray) -> Iterator[tuple[str, Request, np.ndarray]]:
+    for kind, request in wrong_requests(case.request, case.rng).items():
+        yield f"wrong {kind} noticed", request, pictures
+
+
+PICTURES = Verifier(
+    data_set=DATA_SETS["pictures"],
+    length_argument="",
+    size=128,
+    prompts=500,
+    batch=25,
+    per_sheet=30,
+    sheets=4,
+    columns=6,
+    rows={
+        "right colours": Row("figures asked for", lambda verdict: [each.color_right for each in verdict.objects]),
+        "right shapes": Row("figures asked for", lambda verdict: [each.shape_right for each in verdict.objects]),
+        "right relations": Row("relations asked for", lambda verdict: [each.holds for each in verdict.relations]),
+        "right relations, figures right too": Row(
+            "relations asked for", lambda verdict: [each.strict for each in verdict.relations]
+        ),
+        "right counts": Row("groups asked for", lambda verdict: verdict.counts),
+        "right sizes": Row(
+            "figures whose size is said", lambda verdict: [each.size_right for each in verdict.objects]
+        ),
+        "right background colours": Row("prompts that say it", lambda verdict: [verdict.background_right]),
+        "right background patterns": Row("prompts that say it", lambda verdict: [verdict.pattern_right]),
+        "all colours right": Row("prompts", lambda verdict: [all(each.color_right for each in verdict.objects)]),
+        "all shapes right": Row("prompts", lambda verdict: [all(each.shape_right for each in verdict.objects)]),
+        "all relations right": Row(
+            "prompts with a relation",
+            lambda verdict: [all(each.holds for each in verdict.relations)] if verdict.relations else [],
+        ),
+        "no figure too many or too few": Row("prompts", lambda verdict: [verdict.figures_right]),
+        "everything right": Row("prompts", lambda verdict: [verdict.right]),
+    },
+    required=("right colours", "right shapes", "right relations"),
+    least=0.99,
+    held_out=held_out_list(),
+    request=lambda task: request_of_scene(task.scene, task.prompt),
+    true_case=_true_picture,
+    wrong_cases=_wrong_picture_cases,
+    read=lambda pictures: read_picture(pictures[0]),
+    compare=lambda request, reading: verify_picture(reading, request),
+    disturbances={
+        "as rendered": disturb.unchanged,
+        "blurred (sigma 0.7 pixels)": disturb.blur,
+        "JPEG, quality 75": disturb.compress,
+        "noise (sigma 4 of 255)": disturb.add_noise,
+        "colors off by 5 %": disturb.recolor,
+        "blurred, recolored and JPEG": disturb.blur_recolor_compress,
+    },
+    found=True,
+)
+
+
+# --- clips and views -------------------------------------------------------------------------------------------------
+
+
+def _true_series(data_set: str, read_prompt: Callable[[str], Any]) -> Callable[[int, int], TrueCase]:
+    """Return how a series is sampled of which everything is asked that its caption says."""
+
+    def true_case(number: int, seed: int) -> TrueCase:
+        rng = np.random.default_rng([seed, number])
+        scene = DATA_SETS[data_set].sample(rng, None)
+        caption, _ = DATA_SETS[data_set].describe(scene, rng)
+        return TrueCase(scene, read_prompt(caption), np.random.default_rng([seed, number, 1]))
+
+    return true_case
+
+
+def _wrong_series(**spoilers: Disturbance) -> Callable[[TrueCase, np.ndarray], Iterator[tuple[str, Any, np.ndarray]]]:
+    """Return how a true series is made wrong, each time with the same random numbers."""
+
+    def wrong_cases(case: TrueCase, pictures: np.ndarray) -> Iterator[tuple[str, Any, np.ndarray]]:
+        for name, spoil in spoilers.items():
+            yield f"{name.replace('_', ' ')}: noticed", case.request, spoil(pictures, deepcopy(case.rng))
+
+    return wrong_cases
+
+
+def _motions_right(verdict: ClipVerdict, name: str = "") -> list[bool]:
+    """Return whether the figures of which a motion is asked, or this one, do it."""
+    pairs = zip(verdict.asked, verdict.motions, strict=True)
+    return [right for asked, right in pairs if asked and name in ("", asked)]
+
+
+_SERIES: dict[str, Any] = {
+    "size": 128,
+    "batch": 10,
+    "per_sheet": 20,
+    "sheets": 2,
+    "columns": 2,
+    "least": 0.97,
+    "read": lambda pictures: pictures,
+    "disturbances": {"as rendered": disturb.unchanged, "blurred and noisy": disturb.soften},
 }
+CLIPS = Verifier(
+    **_SERIES,
+    data_set=DATA_SETS["clips"],
+    length_argument="num_frames",
+    prompts=300,
+    rows={
+        "asked motions": Row("figures whose motion is said", _motions_right),
+        "right figure and colour": Row("figures asked for", lambda verdict: verdict.objects),
+        "right colours": Row("figures asked for", lambda verdict: verdict.colors),
+        "right shapes": Row("figures asked for", lambda verdict: verdict.shapes),
+        "no figure too many": Row("clips", lambda verdict: [verdict.surplus == 0]),
+        "everything right": Row("clips", lambda verdict: [verdict.right]),
+        **{
+            f"motion: {name}": Row("figures asked for it", partial(_motions_right, name=name))
+            for name in ASKED_MOTIONS
+        },
+    },
+    required=("asked motions", "right colours", "right shapes"),
+    held_out=sorted(map(" ".join, HELD_OUT_MOTIONS)),
+    request=lambda task: read_clip_prompt(task.prompt),
+    true_case=_true_series("clips", read_clip_prompt),
+    wrong_cases=_wrong_series(standing_still=disturb.freeze, shuffled=disturb.shuffle),
+    compare=verify_clip,
+    measured="flicker, bytes",
+    measure=lambda verdict: verdict.flicker,
+)
+VIEWS = Verifier(
+    **_SERIES,
+    data_set=DATA_SETS["views"],
+    length_argument="num_views",
+    prompts=200,
+    rows={
+        "azimuth order right": Row("objects", lambda verdict: [verdict.order]),
+        "mean overlap at least 0.80": Row("objects", lambda verdict: [verdict.overlap >= 0.8]),
+        "one object in all views": Row("objects", lambda verdict: [verdict.one_object]),
+        "right solids": Row("solids asked for", lambda verdict: verdict.solids),
+        "right colours": Row("solids asked for", lambda verdict: verdict.colors),
+        "right marks": Row("solids asked for", lambda verdict: verdict.marks),
+        "right relations": Row("objects", lambda verdict: [verdict.relation]),
+        "right camera height": Row("prompts that say it", lambda verdict: [verdict.view]),
+        "right background": Row("prompts that say it", lambda verdict: [verdict.background]),
+        "everything right": Row("objects", lambda verdict: [verdict.right]),
+    },
+    required=("azimuth order right", "one object in all views", "right solids", "right colours", "right marks"),
+    held_out=sorted(map(" ".join, HELD_OUT_SOLIDS)),
+    request=lambda task: read_views_prompt(task.prompt),
+    true_case=_true_series("views", read_views_prompt),
+    wrong_cases=_wrong_series(
+        the_other_way_round=disturb.reverse_but_first,
+        shuffled=disturb.shuffle,
+        the_first_view_only=disturb.freeze,
+        one_view_of_another_object=disturb.exchange_one_view,
+    ),
+    compare=verify_views,
+    measured="overlap",
+    measure=lambda verdict: verdict.overlap,
+)
+VERIFIERS: dict[str, Verifier] = {"pictures": PICTURES, "clips": CLIPS, "views": VIEWS}

@@ -6,7 +6,7 @@ Owns what is known of backgrounds; knows nothing of figures beyond a mask of whe
 import numpy as np
 from scipy import ndimage
 
-from scripts.verifiers.colors import color_word
+from scripts.verifiers.pictures.colors import color_word
 
 _SOFT = 1.0  # pixels of blur before gradients are taken
 _PLAIN = 0.75  # root mean square of the lightness change per pixel, CIELAB units, below which there is no pattern

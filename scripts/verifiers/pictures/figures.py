@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from scripts.verifiers.colors import COLORS, name_pixels, to_lab
 from scripts.verifiers.pictures.background import background_pattern, background_word, find_tones
+from scripts.verifiers.pictures.colors import COLORS, name_pixels, to_lab
 from scripts.verifiers.pictures.shapes import classify_shape
 
 SIDE = 128  # pictures are read at this many pixels on their shorter side

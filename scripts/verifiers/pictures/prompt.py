@@ -6,7 +6,7 @@ Owns the grammar, which works on words only (no text encoder, no captions module
 import re
 from dataclasses import dataclass, replace
 
-from scripts.verifiers.colors import COLORS
+from scripts.verifiers.pictures.colors import COLORS
 from scripts.verifiers.pictures.shapes import SHAPES
 
 

@@ -46,7 +46,7 @@ class RelationVerdict:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PictureVerdict:
     """Everything that was asked for and whether the picture shows it; None where the prompt says nothing.
 
     Attributes:
@@ -69,7 +69,7 @@ class Verdict:
     wrong: tuple[str, ...]
 
     @property
-    def all_right(self) -> bool:
+    def right(self) -> bool:
         """Whether the picture shows everything that was asked for."""
         return not self.wrong
 
@@ -192,7 +192,7 @@ def _judge_relations(
     return tuple(verdicts), wrong
 
 
-def verify_picture(reading: Reading, scene: Any) -> Verdict:
+def verify_picture(reading: Reading, scene: Any) -> PictureVerdict:
     """Compares a reading with what was asked for.
 
     Args:
@@ -225,4 +225,4 @@ def verify_picture(reading: Reading, scene: Any) -> Verdict:
     )
     if places is False:
         wrong.append(f"not at {spots[0][0].replace('_', ' ')}")
-    return Verdict(objects, counts, figures_right, relations, background, pattern, places, tuple(wrong))
+    return PictureVerdict(objects, counts, figures_right, relations, background, pattern, places, tuple(wrong))

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from scripts.datasets.solids.objects import FLAT_TOPS, Part, SolidObject, arrange
 from scripts.datasets.solids.render import azimuths, pixel_centers, trace
-from scripts.verifiers.colors import color_word, to_lab
+from scripts.verifiers.pictures.colors import color_word, to_lab
 from scripts.verifiers.views.prompt import SOLIDS
 
 SIDE = 40

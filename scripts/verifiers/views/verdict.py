@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.datasets.solids.render import azimuths
-from scripts.verifiers.colors import color_word
+from scripts.verifiers.pictures.colors import color_word
 from scripts.verifiers.views.fit import Fit, Views, fit_views, lab_of, predict, read_views
 from scripts.verifiers.views.prompt import ViewsRequest
 

@@ -11,7 +11,7 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from scripts.benchmarks import longest_video
 from scripts.benchmarks.cost import Size, attention_macs, attention_ratio, total_macs
 from scripts.benchmarks.memory import PeakMemory, decode_bytes, forward_bytes
-from scripts.benchmarks.rivals import Job, prepare
+from scripts.benchmarks.models import Job, prepare
 from scripts.benchmarks.speed import growth, main, panels_of
 
 # (latent frames, pixels) -> tokens per window and proxy; 24 frames as in the paper's video

@@ -1,4 +1,4 @@
-"""The judge of clips: right on true renderings, wrong when the clip does something else."""
+"""The verifier of clips: right on true renderings, wrong when the clip does something else."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from scripts.datasets.shapes.motion_captions import describe_clip
 from scripts.verifiers.clips.prompt import read_clip_prompt
 from scripts.verifiers.clips.tracking import outline_signature, rotation_between
 from scripts.verifiers.clips.verdict import verify_clip
-from scripts.verifiers.registry import SERIES
+from scripts.verifiers.registry import VERIFIERS
 
 
 def clip_and_caption(index: int):
@@ -39,19 +39,19 @@ def test_a_true_clip_is_right_and_does_not_flicker(index):
 
 
 def test_motions_are_counted_one_by_one_and_only_where_they_are_said():
-    answers = SERIES["clips"].answers
+    answers = VERIFIERS["clips"].answers
     verdict = verify_clip(
         read_clip_prompt("a red star and a blue ring that moves left"), np.zeros((3, 32, 32, 3), np.uint8)
     )
     assert verdict.asked == ("", "left")
     assert answers(verdict)["asked motions"] == answers(verdict)["motion: left"] == [False]
     assert answers(verdict)["motion: stays"] == []
-    assert set(answers(verdict)) == set(SERIES["clips"].rows)
+    assert set(answers(verdict)) == set(VERIFIERS["clips"].rows)
 
 
 @pytest.mark.parametrize("number", [9, 83])  # its color on the way, a figure is seen twice for a frame or two
 def test_a_figure_that_changes_its_color_stays_one(number):
-    task = SERIES["clips"].task(number, 0, None)
+    task = VERIFIERS["clips"].task(number, 0, None)
     verdict = verify_clip(read_clip_prompt(task.prompt), render_clip(task.scene))
     assert verdict.asked == ("changes",) and verdict.right, (task.prompt, verdict)
 

@@ -1,52 +1,47 @@
-"""The verifier reads drawn pictures rightly, finds wrong ones wrong, and reads the captions of the drawn world."""
-
-import json
-from pathlib import Path
+"""The verifier of pictures reads rendered pictures right, finds wrong ones wrong, and reads captions of shapes."""
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from scripts.datasets.shapes import Group, Placement, Scene, describe, render, sample_scene
 from scripts.verifiers.pictures.figures import read_picture
 from scripts.verifiers.pictures.prompt import AskedGroup, Request, read_prompt
 from scripts.verifiers.pictures.shapes import SHAPES, classify_shape
-from scripts.verifiers.pictures.truth import DISTURBANCES, noticed, truth
 from scripts.verifiers.pictures.verdict import request_of_scene, verify_picture
-from scripts.verifiers.report import add_up, sheet, table, wilson
-from scripts.verify import main
+from scripts.verifiers.registry import VERIFIERS
 
 SCENES = 100
+VERIFIER = VERIFIERS["pictures"]
 MAIN_ROWS = ("right colours", "right shapes", "right relations")
 
 
-def thing(x: float, y: float, radius: float = 0.155) -> Placement:
+def placed(x: float, y: float, radius: float = 0.155) -> Placement:
     return Placement(x, y, radius, 0.0)
 
 
 def star_above_ring(background: str = "white") -> Scene:
-    star = Group("star", "green", "", (thing(0.5, 0.25),))
-    ring = Group("ring", "purple", "", (thing(0.5, 0.7),))
+    star = Group("star", "green", "", (placed(0.5, 0.25),))
+    ring = Group("ring", "purple", "", (placed(0.5, 0.7),))
     return Scene((star, ring), ((0, "above", 1),), background, "plain")
 
 
 def test_truth_is_read_right_in_99_of_100_cases() -> None:
-    tally = add_up(verdict for _, _, verdict in truth(SCENES, seed=1))
+    tally = VERIFIER.tally(VERIFIER.true_verdicts(SCENES, 1, "as rendered"))
     for row in (*MAIN_ROWS, "right counts", "right sizes", "right background colours", "right background patterns"):
         right, asked = tally[row]
         assert asked > 50 and right >= 0.99 * asked, (row, right, asked)
 
 
-@pytest.mark.parametrize("disturbance", [name for name in DISTURBANCES if name != "as drawn"])
+@pytest.mark.parametrize("disturbance", [name for name in VERIFIER.disturbances if name != "as rendered"])
 def test_blur_noise_compression_and_recoloring_leave_97_of_100_right(disturbance: str) -> None:
-    tally = add_up(verdict for _, _, verdict in truth(40, 2, disturbance))
+    tally = VERIFIER.tally(VERIFIER.true_verdicts(40, 2, disturbance))
     for row in MAIN_ROWS:
         right, asked = tally[row]
         assert right >= 0.97 * asked, (row, right, asked)
 
 
 def test_changed_requests_are_found_wrong() -> None:
-    for kind, (found, asked) in noticed(SCENES, seed=3).items():
+    for kind, (found, asked) in VERIFIER.noticed(SCENES, seed=3).items():
         assert asked > 20 and found >= 0.99 * asked, (kind, found, asked)
 
 
@@ -54,7 +49,7 @@ def test_a_wrong_color_shape_relation_or_count_is_named() -> None:
     reading = read_picture(render(star_above_ring()))
     star, ring = AskedGroup(1, "", "green", "star"), AskedGroup(1, "", "purple", "ring")
     above = ((0, "above", 1),)
-    assert verify_picture(reading, Request((star, ring), above)).all_right
+    assert verify_picture(reading, Request((star, ring), above)).right
 
     verdict = verify_picture(reading, Request((AskedGroup(1, "", "red", "star"), ring), above))
     assert [(item.color_right, item.shape_right) for item in verdict.objects] == [(False, True), (True, True)]
@@ -76,21 +71,21 @@ def test_only_what_the_caption_says_is_judged() -> None:
     assert (silent.background, silent.pattern) == ("", "")
     assert (spoken.background, spoken.pattern) == ("yellow", "")
     reading = read_picture(render(star_above_ring("white")))
-    assert verify_picture(reading, silent).background_right is None and verify_picture(reading, silent).all_right
+    assert verify_picture(reading, silent).background_right is None and verify_picture(reading, silent).right
     assert verify_picture(reading, spoken).background_right is False
 
 
 def test_an_empty_picture_shows_nothing_that_was_asked_for() -> None:
     verdict = verify_picture(read_picture(np.full((128, 128, 3), 200, dtype=np.uint8)), star_above_ring())
     assert not any(item.color_right or item.shape_right for item in verdict.objects)
-    assert not verdict.relations[0].holds and not verdict.all_right
+    assert not verdict.relations[0].holds and not verdict.right
 
 
 @pytest.mark.parametrize("container", ["circle", "square", "heart", "ring"])
 def test_a_figure_inside_another_is_inside_and_leaves_its_shape_readable(container: str) -> None:
     for shape in SHAPES:
-        inner = Group(shape, "yellow", "", (thing(0.5, 0.5, 0.12),))
-        outer = Group(container, "blue", "", (thing(0.5, 0.5, 0.38),))
+        inner = Group(shape, "yellow", "", (placed(0.5, 0.5, 0.12),))
+        outer = Group(container, "blue", "", (placed(0.5, 0.5, 0.38),))
         scene = Scene((inner, outer), ((0, "inside", 1),), "white", "plain")
         assert verify_picture(read_picture(render(scene)), scene).wrong == (), (shape, container)
 
@@ -98,7 +93,7 @@ def test_a_figure_inside_another_is_inside_and_leaves_its_shape_readable(contain
 def test_pictures_of_other_sizes_are_read_alike() -> None:
     scene = star_above_ring()
     for size in (96, 160, 256):
-        assert verify_picture(read_picture(render(scene, size)), scene).all_right, size
+        assert verify_picture(read_picture(render(scene, size)), scene).right, size
     wide = np.concatenate([render(scene, 128), render(scene, 128)], axis=1)
     assert sorted(figure.shape for figure in read_picture(wide).figures) == ["ring", "ring", "star", "star"]
 
@@ -181,63 +176,3 @@ def test_prompts_of_strangers_are_read(prompt: str, request_: Request) -> None:
 def test_a_prompt_without_a_figure_is_refused() -> None:
     with pytest.raises(ValueError, match="names no figure"):
         read_prompt("a sunset over the sea")
-
-
-def test_intervals_and_tables_are_as_published() -> None:
-    low, high = wilson(95, 100)
-    assert (round(low, 4), round(high, 4)) == (0.8882, 0.9785)
-    assert wilson(0, 0) == (0.0, 1.0)
-    assert "95.00 %   88.82 -  97.85  95 / 100 figures asked for" in table({"right colours": (95, 100)})
-
-
-def test_a_sheet_frames_right_pictures_green_and_wrong_ones_red() -> None:
-    scene = star_above_ring()
-    picture = render(scene)
-    reading = read_picture(picture)
-    wrong = Request((AskedGroup(1, "", "red", "heart"),))
-    page = np.asarray(
-        sheet([picture, picture], ["a", "b"], [verify_picture(reading, scene), verify_picture(reading, wrong)])
-    )
-    assert page[4, 20, 1] > page[4, 20, 0] and page[4, page.shape[1] // 2 + 20, 0] > 150
-    with pytest.raises(ValueError, match="at least 1"):
-        sheet([], [], [])
-
-
-def test_the_command_tells_right_pictures_from_wrong_ones(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    file = str(tmp_path / "picture.png")
-    Image.fromarray(render(star_above_ring())).save(file)
-    assert main(["--picture", file, "--prompt", "a green star above a purple donut"]) == 0
-    assert capsys.readouterr().out == "right\n"
-    assert main(["--picture", file, "--prompt", "a green star below a purple ring"]) == 1
-    assert capsys.readouterr().out == "wrong: green star is not below purple ring\n"
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["--picture", "picture.png"],
-        ["--picture", "missing.png", "--prompt", "a red circle"],
-        ["--picture", "missing.png", "--prompt", "a sunset"],
-        ["--check-truth", "0"],
-    ],
-)
-def test_the_command_refuses_bad_input_with_exit_code_2(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as refusal:
-        main(arguments)
-    assert refusal.value.code == 2
-
-
-def test_the_command_checks_itself_on_truth(capsys: pytest.CaptureFixture) -> None:
-    assert main(["--check-truth", "8"]) == 0
-    assert "right relations" in capsys.readouterr().out
-
-
-def test_the_command_judges_a_model_and_writes_results(tiny_model_folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    arguments = ["--model", str(tiny_model_folder), "--prompts", "3", "--steps", "1", "--batch", "2"]
-    assert main([*arguments, "--output", str(output), "--device", "cpu"]) == 0
-    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
-    assert len(results["pictures"]) == 3 and results["table"]["right colours"]["asked"] >= 6
-    assert results["settings"]["steps"] == 1 and "torch" in results["versions"] and results["held_out"]
-    assert len(list((output / "pictures").iterdir())) == 3 and (output / "sheet_01.png").exists()

@@ -28,7 +28,7 @@ HEAD_DIM = 72
 
 @dataclass(frozen=True)
 class Job:
-    """One size: latent frames, pixels of a side, and what all models share."""
+    """One size of a forward: latent frames, pixels of a side, and what all models share."""
 
     frames: int
     pixels: int
@@ -50,7 +50,7 @@ class Job:
 
 
 def build(name: str, job: Job) -> nn.Module:
-    """A model on the present default device; `bare` is PT-DiT's."""
+    """Build a model on the current default device; `bare` is PT-DiT's."""
     heads = 12 if name == "ptdit-864" else job.heads
     sizes = {"num_attention_heads": heads, "attention_head_dim": HEAD_DIM, "num_layers": job.layers}
     if name == "pixart":
@@ -75,7 +75,7 @@ def build(name: str, job: Job) -> nn.Module:
 
 
 def inputs(name: str, job: Job, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Arguments of a model's forward on the present default device."""
+    """Return the arguments of a model's forward on the current default device."""
     side = job.pixels // 8
     latents = torch.randn(job.batch, 4, job.frames, side, side).to(dtype)
     text = torch.randn(job.batch, job.text, job.caption).to(dtype)
@@ -91,7 +91,7 @@ def inputs(name: str, job: Job, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def bare_products(transformer: PTDiTTransformer3DModel, job: Job, dtype: torch.dtype) -> Callable[[], None]:
-    """Every linear layer of the blocks on random tokens: 22 D^2 a token, and those of proxies and text."""
+    """Return a function that applies every linear layer of the blocks to random tokens, proxies and text."""
     dim, device = job.heads * HEAD_DIM, transformer.device
     tokens = job.batch * job.grid[0] * job.grid[1] * job.grid[2]
     proxies = job.batch * ProxyPlan(job.grid, job.window, job.window).number()
@@ -127,7 +127,7 @@ def bare_products(transformer: PTDiTTransformer3DModel, job: Job, dtype: torch.d
 
 
 def prepare(name: str, job: Job, dtype: torch.dtype, device: str, compiled: bool) -> tuple[nn.Module, Callable]:
-    """A loaded model and the function to time."""
+    """Return a loaded model and the function to time."""
     with torch.device("meta"):
         model = build(name, job)
     model = model.to(dtype).to_empty(device=device)

@@ -1,0 +1,1 @@
+"""What the verifiers' command and the benchmarks share: pictures of a model, tables, sheets, records."""
