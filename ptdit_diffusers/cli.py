@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from . import __version__
-from .commands import convert, export, generate, lora
+from .commands import convert, export, generate, lora, quantize
 from .commands.terminal import EXIT_INTERRUPTED, LineParser, UserError, say
 
 EXIT_BAD_INPUT = 2
@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     generate.add_command(commands)
     convert.add_command(commands)
+    quantize.add_command(commands)
     lora.add_command(commands)
     export.add_command(commands)
     return parser

@@ -1,7 +1,6 @@
 """Quantized copies of a model: each loads by the ordinary loaders, is smaller, and computes nearly the same."""
 
 import importlib.util
-import json
 import os
 import shutil
 from pathlib import Path
@@ -250,15 +249,3 @@ def test_the_command_generates_with_quantized_weights(model, tmp_path, words, ca
     one, other = (Image.open(tmp_path / name) for name in ("0.png", "2.png"))
     assert other.info["quantize"] == words[0] and "quantize" not in one.info
     assert one.tobytes() != other.tobytes()
-
-
-def test_the_script_writes_a_folder_with_the_index_of_the_original_and_refuses_in_one_line(model, tmp_path, capsys):
-    from scripts.quantize import main as script
-
-    words = [str(model), "--output", str(tmp_path / "fp8"), "--format", "fp8"]
-    assert script(words) == 0
-    assert "transformer: " in capsys.readouterr().out
-    one, other = ((folder / "model_index.json").read_text() for folder in (model, tmp_path / "fp8"))
-    assert json.loads(one) == json.loads(other)
-    assert script(words) == 2
-    assert "exists; name another folder" in (errors := capsys.readouterr().err) and errors.count("\n") == 1
