@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy
-import torch
 from PIL import Image
 
 from lora.train import main as train
@@ -25,6 +24,7 @@ from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.training.record import hardware, versions
 from scripts.datasets.shapes.motion import Clip, render_clip, sample_clip
 from scripts.datasets.shapes.motion_captions import verb
+from scripts.evaluation.generate import generate, load_pipeline, to_bytes
 from scripts.teach_word import PATTERN, SIZE, TAILS, pattern_of, without_word
 from scripts.verifiers.clips.prompt import ClipRequest, read_clip_prompt
 from scripts.verifiers.clips.verdict import verify_clip
@@ -71,19 +71,15 @@ def draw_lessons(folder: Path, number: int) -> None:
             (folder / f"{index:02d}-{name}.txt").write_text(said, encoding="utf-8")
 
 
-def draw(pipe: PTDiTPipeline, prompts: list[str], steps: int) -> list[numpy.ndarray]:
-    """One clip (17, SIZE, SIZE, 3) of bytes per prompt; clip i has seed i."""
-    clips = []
-    for index, prompt in enumerate(prompts):
-        generator = torch.Generator().manual_seed(index)
-        frames = pipe(prompt, num_frames=17, num_inference_steps=steps, generator=generator, output_type="np").frames
-        clips.append((frames[0] * 255).round().astype(numpy.uint8))
-    return clips
+def generate_clips(pipe: PTDiTPipeline, prompts: list[str], steps: int) -> list[numpy.ndarray]:
+    """Return one clip (17, SIZE, SIZE, 3) of bytes per prompt; clip i has seed i."""
+    return list(map(to_bytes, generate(pipe, prompts, batch=1, num_frames=17, num_inference_steps=steps)))
 
 
 def judge(pipe: PTDiTPipeline, prompts: list[str], steps: int) -> tuple[dict[str, int], list[numpy.ndarray]]:
     """How the clips with the word and those without are, and the former."""
-    with_word, without = draw(pipe, prompts, steps), draw(pipe, list(map(without_word, prompts)), steps)
+    with_word = generate_clips(pipe, prompts, steps)
+    without = generate_clips(pipe, list(map(without_word, prompts)), steps)
     requests = [read_clip_prompt(without_word(prompt)) for prompt in prompts]
     counts = {
         "lines_when_asked": sum(is_lined(clip) for clip in with_word),
@@ -138,8 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     if code:
         return code
     facts = {"training_cpu_seconds": round(time.process_time() - start), "prompts": prompts}
-    pipe = PTDiTPipeline.from_pretrained(args.model)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(args.model)
     facts["before"], before = judge(pipe, prompts, args.steps)
     pipe.load_lora_weights(args.output / "run" / "lora")
     facts["after"], after = judge(pipe, prompts, args.steps)

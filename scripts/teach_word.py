@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import numpy
-import torch
 from PIL import Image, ImageDraw
 
 from lora.train import main as train
@@ -28,6 +27,7 @@ from ptdit_diffusers import PTDiTPipeline
 from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.training.record import hardware, versions
 from scripts.datasets.shapes import PATTERNS, Scene, describe, render, sample_scene
+from scripts.evaluation.generate import generate, load_pipeline, to_bytes
 from scripts.verify import main as verify
 
 logger = logging.getLogger("teach_word")
@@ -145,16 +145,10 @@ def model_at(scale: float, run: Path, base: str, folder: Path) -> Path:
     return folder
 
 
-def draw(folder: Path, prompts: list[str], steps: int) -> list[numpy.ndarray]:
-    """One picture per prompt; picture i has seed i."""
-    pipe = PTDiTPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    pictures = []
-    for start in range(0, len(prompts), 8):
-        part = prompts[start : start + 8]
-        generators = [torch.Generator().manual_seed(start + index) for index in range(len(part))]
-        pictures += pipe(part, num_inference_steps=steps, generator=generators, output_type="np").images.tolist()
-    return [(numpy.asarray(picture) * 255).round().astype(numpy.uint8) for picture in pictures]
+def generate_pictures(folder: Path, prompts: list[str], steps: int) -> list[numpy.ndarray]:
+    """Return one picture of bytes per prompt; picture i has seed i."""
+    made = generate(load_pipeline(folder), prompts, batch=8, num_inference_steps=steps)
+    return [to_bytes(numpy.float64(picture)) for picture in made]
 
 
 def draw_sheet(columns: list[list[numpy.ndarray]], prompts: list[str], target: Path, rows: int) -> None:
@@ -175,8 +169,8 @@ def judge_scale(scale: float, folder: Path, args: argparse.Namespace) -> tuple[d
     """Pictures with and without the word, and the verifier's table, at one scale."""
     model = model_at(scale, folder / "run", args.model, folder / "fused")
     asked = questions(args.prompts)
-    with_word = draw(model, [question for question, _ in asked], args.steps)
-    without = draw(model, [question for _, question in asked], args.steps)
+    with_word = generate_pictures(model, [question for question, _ in asked], args.steps)
+    without = generate_pictures(model, [question for _, question in asked], args.steps)
     result = {
         "lines_when_asked": sum(pattern_of(picture) == PATTERN for picture in with_word),
         "lines_when_not_asked": sum(pattern_of(picture) == PATTERN for picture in without),
