@@ -20,7 +20,7 @@ from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, is_transformer
 from ptdit_diffusers.core.configuration import folder_config, pack_config
 from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
-from ptdit_diffusers.core.files import read_json
+from ptdit_diffusers.core.files import read_json, shard_files
 
 from .text import folder_clip, t5_config
 from .vae import PTDiTVAE, preview_factors
@@ -81,14 +81,7 @@ def read_component(folder: Path) -> dict[str, Tensor]:
         ValueError: There are none, or a shard is missing or in another folder.
     """
     indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        shards = sorted(set(read_json(indexes[0])["weight_map"].values()))
-        missing = [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]
-        if missing:
-            raise ValueError(f"{folder}: {indexes[0].name} names {missing[0]!r}, which is not beside it.")
-        files = [folder / shard for shard in shards]
-    else:
-        files = sorted(folder.glob("*.safetensors"))[:1]
+    files = shard_files(indexes[0]) if indexes else sorted(folder.glob("*.safetensors"))[:1]
     if not files:
         raise ValueError(f"{folder} holds no .safetensors weights.")
     weights: dict[str, Tensor] = {}

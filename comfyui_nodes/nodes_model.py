@@ -12,8 +12,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ptdit_diffusers.core.backbones.proxies import ProxyPlan
-from ptdit_diffusers.core.backbones.ptdit import PROXY_MODES
+from ptdit_diffusers.core.backbones.proxies import PROXY_MODES, ProxyPlan
 
 from .native import IMAGE_MODEL, ROUNDING, SETTINGS
 from .nodes_sample import automatic_shift

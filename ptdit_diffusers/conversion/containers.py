@@ -5,7 +5,6 @@ looks like.
 """
 
 import io
-import json
 import pickle
 import pickletools
 import re
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, ConversionError, Shapes, clean_names, find_weights
 from ptdit_diffusers.core.configuration import carried_config
+from ptdit_diffusers.core.files import shard_files
 
 RELEASE_BYTES = 256 * 1024**2  # pages of a mapped file count as memory until it is mapped anew
 LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
@@ -117,18 +117,7 @@ def checkpoint_files(path: Path) -> list[Path]:
         raise ConversionError(f"{path} is a folder; name a checkpoint file{hint}")
     if not path.exists():
         raise ConversionError(f"there is no file {path}")
-    if not path.name.endswith(".json"):
-        return [path]
-    try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path} is not an index of sharded weights (no weight_map)") from error
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise ConversionError(f"{path} names {shard!r}, which is not a file beside it")
-        if not (path.parent / shard).is_file():
-            raise ConversionError(f"{path} names {shard}, which is missing; fetch it, too")
-    return [path.parent / shard for shard in shards]
+    return shard_files(path) if path.name.endswith(".json") else [path]
 
 
 def file_kind(path: Path) -> str:
@@ -202,7 +191,10 @@ def refusal(path: Path, kind: str) -> str:
 
 
 def names_in_pickle(path: Path, kind: str) -> list[str]:
-    """Return full names of the classes and functions that a torch file imports. Nothing of the file is run."""
+    """Return full names of the classes and functions that a torch file imports. Nothing of the file is run.
+
+    `torch.serialization.get_unsafe_globals_in_checkpoint` does so for zip files in pickle's protocol 2 only.
+    """
     names, strings = [], ["", ""]
     with ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))

@@ -4,11 +4,11 @@ All checks come first. Then everything goes into a hidden folder beside the outp
 complete. Independent of names of weights and of file formats.
 """
 
-import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ptdit_diffusers.core.checkpoint_names import ConversionError
+from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.core.sizes import OFFICIAL_BASE_TOKENS
 
 from .containers import Facts
@@ -173,10 +174,8 @@ def write_folder(
     tokenizer: Any,
     report: Callable[[str], None],
 ) -> None:
-    """Write everything into a folder beside the output, `model_index.json` last, then rename it."""
-    unfinished = output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        unfinished.mkdir()
+    """Write all components, then `model_index.json`."""
+    with new_folder(output, overwrite) as unfinished:
         for name, part in parts.items():
             folder = unfinished / name
             folder.mkdir()
@@ -187,10 +186,7 @@ def write_folder(
             tokenizer.save_pretrained(unfinished / "tokenizer")
         scheduler.save_pretrained(unfinished / "scheduler")
         index = model_index({name: part.model for name, part in parts.items()}, scheduler, tokenizer)
-        (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        put_in_place(unfinished, output, overwrite)
-    finally:  # also after Ctrl-C; after a success there is nothing left to remove
-        shutil.rmtree(unfinished, ignore_errors=True)
+        replace_json(unfinished / "model_index.json", index)
 
 
 def write_config(folder: Path, part: Part, planned: dict[str, Facts]) -> None:
@@ -215,17 +211,28 @@ def model_index(models: dict[str, Any], scheduler: Any, tokenizer: Any) -> dict[
     return index
 
 
-def put_in_place(unfinished: Path, output: Path, overwrite: bool) -> None:
-    """Rename the finished folder; the folder that it replaces is deleted afterwards, and put back if that fails."""
-    check_output(output, overwrite, [])  # it may have appeared in the meantime
-    previous = output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.previous")
-    replaced = output.exists()
-    if replaced:
-        output.rename(previous)
+@contextmanager
+def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a hidden folder to write into, and rename it to `output` at the end; after an error nothing is left.
+
+    The folder that it replaces is deleted last, and put back if the renaming fails.
+    """
+    unfinished, previous = (
+        output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.{end}") for end in ("part", "previous")
+    )
     try:
-        unfinished.rename(output)
-    except BaseException:
+        unfinished.mkdir()
+        yield unfinished
+        check_output(output, overwrite, [])  # it may have appeared in the meantime
+        replaced = output.exists()
         if replaced:
-            previous.rename(output)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
+            output.rename(previous)
+        try:
+            unfinished.rename(output)
+        except BaseException:
+            if replaced:
+                previous.rename(output)
+            raise
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:  # also after Ctrl-C; after a success there is nothing left to remove
+        shutil.rmtree(unfinished, ignore_errors=True)

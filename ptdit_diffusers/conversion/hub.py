@@ -5,7 +5,6 @@ after an interrupt complete files are kept.
 """
 
 import difflib
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from ptdit_diffusers.core.checkpoint_names import LISTED, ConversionError
+from ptdit_diffusers.core.files import shard_names
 
 from .containers import one_line
 from .text import TOKENIZER_FILES, WEIGHT_FILES
@@ -195,12 +195,8 @@ def tokenizer_files(listing: Listing, folder: str) -> list[str]:
 
 def shards_of(source: HubSource, listing: Listing, index: str) -> list[str]:
     """Return the files that the index of a sharded checkpoint names; the index is fetched."""
-    path = hf_hub_download(source.repo, index, revision=source.revision)
-    try:
-        shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{source.repo}:{index} is not an index of sharded weights") from error
-    names = [join(parent(index), shard) for shard in shards]
+    path = Path(hf_hub_download(source.repo, index, revision=source.revision))
+    names = [join(parent(index), shard) for shard in shard_names(path, f"{source.repo}:{index}")]
     absent = [name for name in names if name not in listing.files]
     if absent:
         raise ConversionError(f"{source.repo}:{index} names {absent[0]}, which the repository does not hold")

@@ -61,7 +61,6 @@ def plan_transformer(
         ConversionError: The file cannot be read, or does not hold exactly such a transformer.
     """
     asked = {"num_attention_heads": num_heads, "window_size": window_size, "proxy_ratio": proxy_ratio}
-    asked = {name: value for name, value in asked.items() if value}
     weights, config = open_transformer(path, asked=asked)
     part = Part("transformer", "diffusion_pytorch_model", weights, build(PTDiTTransformer3DModel, config))
     part.facts = describe_transformer(part, asked)
@@ -74,7 +73,7 @@ def open_transformer(path: Path, config: Config | None = None, asked: Config | N
     Args:
         path: The file.
         config: The whole configuration; None finds it.
-        asked: Fields that win over those which are found.
+        asked: Options of the user; see `transformer_config`.
 
     Returns:
         The weights without the position buffer, and the whole configuration.
@@ -123,7 +122,7 @@ def describe_transformer(part: Part, asked: Config) -> list[str]:
     size = KNOWN_SIZES.get(dim)
 
     def origin(name: str, otherwise: str) -> str:
-        return "as asked" if name in asked else "as in the file" if name in carried else otherwise
+        return "as asked" if asked[name] else "as in the file" if name in carried else otherwise
 
     heads = origin("num_attention_heads", f"those of PT-DiT/{size.name}" if size else "")
     layers = f" (PT-DiT/{size.name} has {size.layers})" if size and size.layers != config.num_layers else ""
@@ -158,12 +157,13 @@ def plan_vae(path: Path, scale: float | None = None) -> Part:
     return part
 
 
-def open_vae(path: Path, config: Config | None = None) -> tuple[Weights, Config]:
+def open_vae(path: Path, config: Config | None = None, asked: Config | None = None) -> tuple[Weights, Config]:
     """Open a VAE checkpoint and check all its weights.
 
     Args:
         path: The file.
         config: The whole configuration; None finds it.
+        asked: Options of the user; of these `norm_num_groups` and `scaling_factor` win over the file.
 
     Returns:
         The weights without those of training losses, and the configuration.
@@ -173,7 +173,8 @@ def open_vae(path: Path, config: Config | None = None) -> tuple[Weights, Config]
     """
     weights = Weights(path)
     weights.rename(vae_names(weights.facts))
-    config = config or infer_vae(weights.shapes, weights.carried_config("vae"))
+    asked = {name: asked[name] for name in ("norm_num_groups", "scaling_factor") if asked and asked.get(name)}
+    config = config or infer_vae(weights.shapes, weights.carried_config("vae") | asked)
     try:
         model = build(AutoencoderKLOpenSoraPlan.from_config, {"config": config})
     except ValueError:  # widths that no such VAE can have

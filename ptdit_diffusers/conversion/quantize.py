@@ -6,7 +6,6 @@ Needs torchao for int8 and gguf for GGUF, which are not installed with the packa
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +24,7 @@ from ptdit_diffusers.core.files import read_json
 
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Facts, Weights
-from .folder import check_output, check_space, put_in_place
+from .folder import check_output, check_space, new_folder
 from .networks import build
 from .q4_k import BLOCK, quantize_q4_k
 from .text import TABLE, TIED_TABLE, WEIGHT_FILES, encoder_names, read_config
@@ -158,9 +157,7 @@ def quantize(
     opened = {name: open_component(model, name) for name in components}
     plans = {name: plan(name, weights) for name, weights in opened.items()}
     check_space(output, plans)
-    unfinished = output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        unfinished.mkdir()
+    with new_folder(output, overwrite) as unfinished:
         if form not in GGUF_FORMATS:
             copy_rest(model, unfinished, components)
         for name, weights in opened.items():
@@ -168,9 +165,6 @@ def quantize(
             before = sum(bytes_of(facts) for facts in weights.facts.values())
             after = size_of(unfinished, name, form)
             report(f"{name.replace('_', ' ')}: {before / 10**9:.3f} GB, as {form} {after / 10**9:.3f} GB")
-        put_in_place(unfinished, output, overwrite)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def open_component(model: Path, component: str) -> Weights:

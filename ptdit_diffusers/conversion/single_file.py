@@ -22,12 +22,6 @@ from .containers import Weights
 from .networks import build, checked_config, open_transformer, open_vae
 
 Options = dict[str, Any]
-ASKED = ("num_attention_heads", "window_size", "proxy_ratio")  # weights do not show these
-
-
-def asked_fields(options: Options) -> Options:
-    """Return what the options of a call say about the configuration of a transformer."""
-    return {name: options[name] for name in ASKED if options.get(name)}
 
 
 def given_config(cls: type, options: Options) -> Options | None:
@@ -53,7 +47,7 @@ def gguf_config(path: Path, options: Options) -> Options:
     """
     from .quantize import read_gguf
 
-    return checked_config(path, *read_gguf(path), asked_fields(options))
+    return checked_config(path, *read_gguf(path), options)
 
 
 def loader(open_file: Callable[[Path, Options | None, Options], tuple[Weights, Options]]) -> classmethod:
@@ -97,7 +91,5 @@ def loader(open_file: Callable[[Path, Options | None, Options], tuple[Weights, O
 
 def register_single_file_loaders() -> None:
     """Give transformer and VAE their `from_single_file`; without it they have diffusers' own."""
-    PTDiTTransformer3DModel.from_single_file = loader(
-        lambda path, config, options: open_transformer(path, config, asked_fields(options))
-    )
-    AutoencoderKLOpenSoraPlan.from_single_file = loader(lambda path, config, options: open_vae(path, config))
+    PTDiTTransformer3DModel.from_single_file = loader(open_transformer)
+    AutoencoderKLOpenSoraPlan.from_single_file = loader(open_vae)

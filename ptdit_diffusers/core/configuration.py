@@ -29,6 +29,7 @@ from .files import read_json
 from .sizes import KNOWN_SIZES, OFFICIAL_BASE_TOKENS
 
 SIZE_CONDITIONS = "adaln_single.emb.resolution_embedder.linear_1.weight"
+ASKED = ("num_attention_heads", "window_size", "proxy_ratio")  # of a user, because weights do not show them
 GGUF_CONFIG = "ptdit.config"  # field of a GGUF file: the configuration as JSON
 # What a transformer's file may carry for sampling with it: the scale of its latents, the tokens per frame at which the
 # time shift is 1, and the factors of previews.
@@ -106,15 +107,16 @@ def transformer_config(
         shapes: Clean name -> shape of all its weights.
         source: The file, for messages.
         carried: What the file says (`carried_config`).
-        asked: What the user says; it wins over the file. New windows have one proxy each.
+        asked: Options of the user; of these the fields in `ASKED` win over the file. New windows have one proxy each.
 
     Raises:
         ConversionError: The number of heads is neither given nor known for this width, or does not divide it.
     """
-    carried, asked = dict(carried or {}), dict(asked or {})
+    given = dict(carried or {})
+    asked = {name: asked[name] for name in ASKED if asked.get(name)} if asked else {}
     if "window_size" in asked:
-        carried.pop("proxy_ratio", None)
-    given = carried | asked
+        given.pop("proxy_ratio", None)
+    given |= asked
     config = infer_transformer(shapes, given)
     width, heads = config["attention_head_dim"], given.get("num_attention_heads")
     if heads is None and width not in KNOWN_SIZES:

@@ -1,9 +1,11 @@
-"""Small helpers for files: hashes, JSON, and writing by rename. Independent of what is in a file."""
+"""Small helpers for files: hashes, JSON, writing by rename, and the files of sharded weights."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+from .checkpoint_names import ConversionError
 
 
 def file_hash(path: Path) -> str:
@@ -25,3 +27,32 @@ def replace_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def shard_names(index: Path, source: Any) -> list[str]:
+    """Return the names of the files that the index of sharded weights lists; `source` names it in messages.
+
+    Raises:
+        ConversionError: It is not such an index, or lists a file of another folder.
+    """
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{source} is not an index of sharded weights (no weight_map)") from error
+    for name in names:
+        if Path(name).name != name:
+            raise ConversionError(f"{source} names {name!r}, which is not beside it")
+    return names
+
+
+def shard_files(index: Path) -> list[Path]:
+    """Return the files of sharded weights, which lie beside their index.
+
+    Raises:
+        ConversionError: See `shard_names`; or a file is missing.
+    """
+    files = [index.parent / name for name in shard_names(index, index)]
+    for file in files:
+        if not file.is_file():
+            raise ConversionError(f"{index} names {file.name}, which is missing; fetch it, too")
+    return files

@@ -1,5 +1,7 @@
 """Nodes of another pack, for tests: they do inside the server what cannot be asked of it from outside."""
 
+import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
@@ -11,8 +13,10 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models_base
 import comfy.text_encoders.pixart_t5
+import comfy.utils
 import folder_paths
 import torch
+from safetensors.torch import save_file
 
 
 def one_call(model, positive, latent, sigma=0.6):
@@ -177,5 +181,43 @@ class ProbeSmallTextEncoderFromGGUF:
         return (loaded,)
 
 
-PROBES = (ProbeText, ProbePartialLoad, ProbeOutOfMemory, ProbeTime, ProbeSmallTextEncoderFromGGUF)
+class ProbeFiles:
+    """What ComfyUI's loader, or ours for VAEs, makes of every file in a folder.
+
+    Beside each it writes what the network computes, with the configuration or the error in the header.
+    """
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "run", "probes"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"folder": ("STRING",), "inputs": ("STRING",), "vae": ("BOOLEAN",)}}
+
+    def run(self, folder, inputs, vae):
+        inputs = comfy.utils.load_torch_file(inputs)
+        for file in sorted(Path(folder).iterdir()):
+            try:
+                computed, config = (self.encode if vae else self.predict)(str(file), inputs)
+                result = {"config": json.dumps(config)}
+            except Exception as error:
+                computed, result = torch.zeros(1), {"error": str(error)}
+            save_file({"computed": computed.float().contiguous()}, file.with_name(f"{file.name}.computed"), result)
+        return (folder,)
+
+    def predict(self, file, inputs):
+        model = comfy.sd.load_diffusion_model(file)
+        comfy.model_management.load_models_gpu([model])
+        network, dtype = model.model.diffusion_model, model.model.get_dtype_inference()
+        latents, text = inputs["latents"].to(dtype), inputs["encoder_hidden_states"].to(dtype)
+        config = model.model.model_config.unet_config | model.model.model_config.extras
+        config = {name: value for name, value in config.items() if name not in ("image_model", "dtype")}
+        with torch.no_grad():
+            return network(latents, inputs["timestep"], text), config
+
+    def encode(self, file, inputs):
+        vae = module_with("load_vae").load_vae(file, pictures=False, dtype_name="fp32")
+        return vae.encode(inputs["pixels"]), dataclasses.asdict(vae.parameters)
+
+
+PROBES = (ProbeFiles, ProbeText, ProbePartialLoad, ProbeOutOfMemory, ProbeTime, ProbeSmallTextEncoderFromGGUF)
 NODE_CLASS_MAPPINGS = {each.__name__: each for each in PROBES}

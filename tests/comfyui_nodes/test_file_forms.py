@@ -1,11 +1,14 @@
 """Both heads, diffusers and ComfyUI, take the same from every form of file: configuration, weights and output."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ptdit_diffusers import AutoencoderKLOpenSoraPlan, PTDiTTransformer3DModel
@@ -20,13 +23,59 @@ from ptdit_diffusers.core.checkpoint_names import (
 from ptdit_diffusers.core.configuration import loaded_transformer_config, loaded_vae_config
 
 from .file_forms import NETWORK, VAE, VAE_SETTINGS, transformer_forms, vae_forms
+from .graph import Graph
 
 TRANSFORMERS, VAES = transformer_forms(), vae_forms()
 COMFYUI_PREFIXES = ("model.diffusion_model.", "model.")  # that ComfyUI itself removes
+COMFYUI_NESTINGS = ("flat", "state_dict", "model")  # its loader of networks opens no others; ours of VAEs opens all
+
+
+def inputs() -> dict[str, Tensor]:
+    """Return arguments of a forward for 16 x 24 tokens, and a clip for the VAE."""
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "latents": torch.randn(1, 4, 1, 32, 48, generator=generator),
+        "timestep": torch.tensor([631.3]),
+        "encoder_hidden_states": torch.randn(1, 5, NETWORK["caption_channels"], generator=generator),
+        "pixels": torch.rand(5, 16, 24, 3, generator=generator),
+    }
+
+
+def sizes(conditions: bool) -> dict[str, Tensor]:
+    """Return the size conditions that belong to the inputs."""
+    if not conditions:
+        return {}
+    return {"resolution": torch.tensor([[256.0, 384.0]]), "aspect_ratio": torch.tensor([[256 / 384]])}
+
+
+def in_diffusers(path: Path) -> tuple[PTDiTParameters, Tensor]:
+    """Return the configuration of a transformer that diffusers loads, and its prediction with as many windows."""
+    model, given = PTDiTTransformer3DModel.from_single_file(path), inputs()
+    parameters = PTDiTParameters.from_config(model.config)
+    window, ratio = model.auto_windows(*given["latents"].shape[-2:])
+    sample = model(
+        given["latents"],
+        given["encoder_hidden_states"],
+        given["timestep"],
+        window_size=window,
+        proxy_ratio=ratio,
+        **sizes(parameters.additional_conditions),
+    ).sample
+    return parameters, model.flow(sample)
+
+
+def vae_in_diffusers(path: Path) -> tuple[VAEParameters, Tensor]:
+    """Return the configuration of a VAE that diffusers loads, and its latents."""
+    vae = AutoencoderKLOpenSoraPlan.from_single_file(path)
+    pixels = inputs()["pixels"].movedim(-1, 0).unsqueeze(0) * 2 - 1
+    return VAEParameters.from_config(vae.config), vae.encode(pixels).latent_dist.mode()
+
+
+# --- without ComfyUI: what its head asks of the core -----------------------------------------------------------------
 
 
 def read_as_comfyui(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what ComfyUI hands to detection, where its loader reads the file; deeper nestings are opened here."""
+    """Return what ComfyUI hands to detection; nestings that its loader does not open are opened, too."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
@@ -39,39 +88,29 @@ def read_as_comfyui(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return weights, metadata
 
 
-def inputs(conditions: bool) -> dict[str, Any]:
-    """Return arguments of a forward for 16 x 24 tokens."""
-    generator = torch.Generator().manual_seed(3)
-    sizes = {"resolution": torch.tensor([[256.0, 384.0]]), "aspect_ratio": torch.tensor([[256 / 384]])}
-    return {
-        "timestep": torch.tensor([631.3]),
-        "encoder_hidden_states": torch.randn(1, 5, NETWORK["caption_channels"], generator=generator),
-        **(sizes if conditions else {}),
-    }
-
-
-def latents() -> Tensor:
-    return torch.randn(1, 4, 1, 32, 48, generator=torch.Generator().manual_seed(4))
-
-
 @pytest.mark.parametrize("form", TRANSFORMERS)
 @torch.no_grad()
 def test_both_heads_take_the_same_transformer_from_a_file(tmp_path, form):
     path = TRANSFORMERS[form](tmp_path / "file")
-    diffusers_head = PTDiTTransformer3DModel.from_single_file(path)
+    parameters, expected = in_diffusers(path)
     weights, metadata = read_as_comfyui(path)
-    config = loaded_transformer_config(weights, metadata=metadata)
-    parameters = PTDiTParameters.from_config(config)
-    assert PTDiTParameters.from_config(diffusers_head.config) == parameters
+    assert PTDiTParameters.from_config(loaded_transformer_config(weights, metadata=metadata)) == parameters
     assert (parameters.num_attention_heads == 8) == ("packed" in form or form in ("header", "header with components"))
     assert parameters.additional_conditions == ("conditions" in form)
 
-    comfyui_head = PTDiTBackbone()
-    comfyui_head.build(parameters)
-    comfyui_head.load_state_dict(official_transformer_state_dict(weights))
-    given = inputs(parameters.additional_conditions)
-    expected = diffusers_head.flow(diffusers_head(latents(), **given).sample)
-    found = comfyui_head.flow(comfyui_head.predict(latents(), **given))
+    network, given = PTDiTBackbone(), inputs()
+    network.build(parameters)
+    network.load_state_dict(official_transformer_state_dict(weights))
+    found = network.flow(
+        network.predict(
+            given["latents"],
+            given["timestep"],
+            given["encoder_hidden_states"],
+            None,
+            **sizes(parameters.additional_conditions),
+            **dict(zip(("window_size", "proxy_ratio"), network.auto_windows(32, 48), strict=True)),
+        )
+    )
     assert expected.std() > 0.01 and (found - expected).abs().max() < 1e-5
 
 
@@ -79,16 +118,76 @@ def test_both_heads_take_the_same_transformer_from_a_file(tmp_path, form):
 @torch.no_grad()
 def test_both_heads_take_the_same_vae_from_a_file(tmp_path, form):
     path = VAES[form](tmp_path / "file")
-    diffusers_head = AutoencoderKLOpenSoraPlan.from_single_file(path)
+    parameters, expected = vae_in_diffusers(path)
     weights, metadata = read_as_comfyui(path)
-    parameters = VAEParameters.from_config(loaded_vae_config(weights, metadata))
-    assert VAEParameters.from_config(diffusers_head.config) == parameters
-    settings = VAE_SETTINGS if "header" in form or "packed" in form else {}
-    assert parameters == VAEParameters(**VAE | settings)
+    assert VAEParameters.from_config(loaded_vae_config(weights, metadata)) == parameters
+    assert parameters == VAEParameters(**VAE | (VAE_SETTINGS if "header" in form or "packed" in form else {}))
 
-    comfyui_head = PTDiTVAEBackbone()
-    comfyui_head.build(parameters)
-    comfyui_head.load_state_dict(official_vae_state_dict(weights))
-    pixels = torch.rand(1, 3, 5, 16, 24, generator=torch.Generator().manual_seed(5)) * 2 - 1
-    expected = diffusers_head.encode(pixels).latent_dist.parameters
-    assert (comfyui_head.encode_moments(pixels) - expected).abs().max() < 1e-5
+    vae = PTDiTVAEBackbone()
+    vae.build(parameters)
+    vae.load_state_dict(official_vae_state_dict(weights))
+    found = vae.encode_moments(inputs()["pixels"].movedim(-1, 0).unsqueeze(0) * 2 - 1).chunk(2, dim=1)[0]
+    assert expected.std() > 0.01 and (found - expected).abs().max() < 1e-5
+
+
+# --- with ComfyUI ----------------------------------------------------------------------------------------------------
+
+
+def computed(server: Any, base: Path, forms: dict[str, Any], vae: bool) -> dict[str, Path]:
+    """Write files of all forms, have ComfyUI compute with each, and return form -> file."""
+    files, folder = {}, base / "files"
+    folder.mkdir()
+    for number, (form, write) in enumerate(forms.items()):
+        files[form] = write(folder / str(number))
+    save_file(inputs(), base / "inputs.safetensors")
+    g = Graph()
+    probe = g("ProbeFiles", folder=str(folder), inputs=str(base / "inputs.safetensors"), vae=vae)
+    g("PreviewAny", source=probe)
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    return files
+
+
+@pytest.fixture(scope="module")
+def transformer_files(server, tmp_path_factory) -> Iterator[dict[str, Path]]:
+    forms = {form: write for form, write in TRANSFORMERS.items() if comfyui_opens(form)}
+    return computed(server, tmp_path_factory.mktemp("transformers"), forms, vae=False)
+
+
+@pytest.fixture(scope="module")
+def vae_files(server, tmp_path_factory) -> dict[str, Path]:
+    return computed(server, tmp_path_factory.mktemp("vaes"), VAES, vae=True)
+
+
+def comfyui_opens(form: str) -> bool:
+    """Return whether ComfyUI's own loader of networks opens a form."""
+    return form != "packed in a torch file" and ("nesting" not in form or form.split()[-1] in COMFYUI_NESTINGS)
+
+
+def result_of(path: Path) -> tuple[dict[str, Any], Tensor]:
+    """Return configuration and output that ComfyUI left beside a file."""
+    beside = path.with_name(f"{path.name}.computed")
+    with safe_open(beside, "pt") as file:
+        metadata = file.metadata()
+    assert "error" not in metadata, metadata["error"]
+    return json.loads(metadata["config"]), load_file(beside)["computed"]
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("form", [form for form in TRANSFORMERS if comfyui_opens(form)])
+@torch.no_grad()
+def test_comfyui_itself_takes_the_same_transformer_as_diffusers(transformer_files, form):
+    parameters, expected = in_diffusers(transformer_files[form])
+    config, found = result_of(transformer_files[form])
+    assert PTDiTParameters.from_config(config) == parameters
+    assert (found - expected).abs().max() < (0.05 if "format" in form else 2e-5) * expected.abs().max()
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("form", VAES)
+@torch.no_grad()
+def test_comfyui_itself_takes_the_same_vae_as_diffusers(vae_files, form):
+    parameters, expected = vae_in_diffusers(vae_files[form])
+    config, found = result_of(vae_files[form])
+    assert VAEParameters(**config) == parameters
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()

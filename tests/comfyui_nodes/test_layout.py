@@ -1,5 +1,7 @@
 """Tests of what needs no ComfyUI around the nodes: import without it, version message, packaging."""
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -49,6 +51,15 @@ def test_the_nodes_reach_the_maths_without_diffusers():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "comfyui_nodes").glob("*.py")), ids=lambda path: path.name)
+def test_every_name_that_the_nodes_import_from_the_core_is_there(path):
+    """Without ComfyUI most of these files cannot be imported, so nothing else would notice here."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ptdit_diffusers."):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
 @pytest.mark.parametrize("name", NODES)
