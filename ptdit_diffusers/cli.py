@@ -1,4 +1,4 @@
-"""The console command `ptdit`: its parser and its exit codes. Each subcommand is a module in `commands`."""
+"""The console command `ptdit`: its parser and exit codes. Each subcommand is a module in `commands`."""
 
 import argparse
 import sys
@@ -11,8 +11,14 @@ EXIT_BAD_INPUT = 2
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command; a chosen subcommand leaves the function that runs it in `run`."""
-    parser = LineParser(prog="ptdit", description="PT-DiT: pictures from words.", allow_abbrev=False)
+    """Return the parser of the whole command; a subcommand sets `run`, the function that runs it."""
+    parser = LineParser(
+        prog="ptdit",
+        description="Generate images, videos and views of objects with PT-DiT (Qihoo-T2X), and convert, fine-tune and "
+        "export its models.",
+        epilog="`ptdit COMMAND --help` explains a command.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"ptdit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     generate.add_command(commands)
@@ -27,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: Words after `ptdit`; None takes them from the shell.
+        argv: Arguments after `ptdit`; None takes those of the shell.
 
     Returns:
-        The exit code: 0 done, 2 bad input (one line on stderr says what), 130 interrupted.
+        The exit code: 0 for success, 2 for bad input (one line on stderr), 130 if interrupted.
     """
     try:
         arguments = build_parser().parse_args(argv)
@@ -39,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"ptdit: {error}", error=True)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        say("ptdit: interrupted; finished pictures were kept", error=True)
+        say("ptdit: interrupted; finished images were kept", error=True)
         return EXIT_INTERRUPTED
     return 0
 

@@ -4,40 +4,45 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .loading import DTYPES
+from .models import silence_libraries
 from .terminal import EXIT_INTERRUPTED, UserError, first_line, interrupt_ends_at_once, number, say, say_warnings
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # our names -> torch's
 
 
 def add_command(commands: Any) -> None:
     """Add `convert` to the subcommands of the parser."""
     parser = commands.add_parser(
         "convert",
-        help="make a model folder from official checkpoint files",
-        description="Make a diffusers folder from official checkpoint files (.pt, .pth, .ckpt, .safetensors, or the "
-        ".index.json of a sharded file) of this machine, or of the Hugging Face Hub as OWNER/NAME[@REVISION][:PATH], "
-        "which are then fetched. No code in a file is run.",
+        help="convert official checkpoint files to a diffusers model folder",
+        description="Convert official checkpoint files to a diffusers model folder. A checkpoint is a file of this "
+        "machine (.pt, .pth, .ckpt, .safetensors, or the .index.json of a sharded file), or one of the Hugging Face "
+        "Hub, OWNER/NAME[@REVISION][:PATH], which is downloaded. No code in a file is run.",
+        epilog="Example: ptdit convert --transformer model.pt --output my-model",
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("--transformer", metavar="FILE", help="checkpoint of the PT-DiT transformer")
     add("--vae", metavar="FILE", help="checkpoint of the Open-Sora-Plan v1.2 VAE (checkpoint.ckpt)")
-    add("--text-encoder", metavar="DIR_OR_FILE", help="T5: a transformers folder, or one file such as "
-        "t5xxl_fp16.safetensors")  # fmt: skip
-    add("--tokenizer", metavar="DIR", help="T5's tokeniser (default: in or beside --text-encoder)")
-    add("--revision", metavar="NAME", help="branch, tag or commit of Hub sources without one (default: main)")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    add("--text-encoder", metavar="DIR_OR_FILE", help="T5 text encoder: a folder of transformers, or one file such "
+        "as t5xxl_fp16.safetensors")  # fmt: skip
+    add("--tokenizer", metavar="DIR", help="tokenizer of T5 (default: in or beside --text-encoder)")
+    add("--revision", metavar="NAME", help="branch, tag or commit of Hub sources that name none (default: main)")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--overwrite", action="store_true", help="replace a model folder that exists (default: refuse)")
-    add("--dtype", choices=tuple(DTYPES), help="number format of all weights (default: as in the files, fp8 as bf16)")
+    add("--dtype", choices=tuple(DTYPES), help="number format of all weights (default: that of the files; fp8 becomes "
+        "bf16)")  # fmt: skip
     triple = {"type": number(int, 1), "nargs": 3, "metavar": ("F", "H", "W")}
-    add("--window-size", **triple, help="tokens per window, frames rows columns (default: 1 8 8)")
-    add("--proxy-ratio", **triple, help="tokens per proxy, frames rows columns (default: one proxy per window)")
-    add("--num-heads", type=number(int, 1), metavar="N", help="attention heads (default: those of the known sizes)")
+    add("--window-size", **triple, help="window size in tokens: frames, rows, columns (default: 1 8 8)")
+    add("--proxy-ratio", **triple, help="tokens per proxy token: frames, rows, columns (default: one proxy token "
+        "per window)")  # fmt: skip
+    add(
+        "--num-heads", type=number(int, 1), metavar="N", help="attention heads (default: known for the official sizes)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Convert, saying what was inferred.
+    """Convert, and report what was inferred from the files.
 
     Raises:
         UserError: An input cannot be converted, or the output cannot be written; nothing is left behind.
@@ -46,14 +51,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("give at least one of --transformer, --vae and --text-encoder")
     say_warnings()
     with interrupt_ends_at_once():
+        silence_libraries()
         import torch
-        import transformers
 
         from ptdit_diffusers.core.checkpoint_names import ConversionError
 
         from ..conversion.folder import convert
 
-        transformers.utils.logging.set_verbosity_error()
     try:
         convert(
             arguments.output,

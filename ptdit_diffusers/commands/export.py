@@ -1,13 +1,13 @@
-"""`ptdit export`: a folder for the Hub that carries its own code. Arguments and messages only."""
+"""`ptdit export`: a folder for the Hugging Face Hub with its own code. Arguments and messages only."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from .models import DEFAULT_MODEL, download, find_model
+from .models import DEFAULT_MODEL, download, find_model, silence_libraries
 from .terminal import UserError, first_line, interrupt_ends_at_once, say, say_warnings
 
-SAMPLES = {  # of embedded models, whose words are known
+SAMPLE_PROMPTS = {  # of models that come with the package
     "shapes-128": [
         "a large red circle, white background",
         "a blue square left of a yellow star",
@@ -20,22 +20,23 @@ def add_command(commands: Any) -> None:
     """Add `export` to the subcommands of the parser."""
     parser = commands.add_parser(
         "export",
-        help="make a Hub folder that carries its own code",
-        description="Make a folder for the Hugging Face Hub: weights, configurations, the code that loads them where "
-        "this package is missing, card, sample pictures and hashes. Nothing leaves the machine without --push.",
+        help="write a folder for the Hugging Face Hub, with the code to load it",
+        description="Write a folder for the Hugging Face Hub: weights, configurations, the code that loads them where "
+        "this package is not installed, a model card, sample images and hashes. Nothing is uploaded without --push.",
+        epilog="Example: ptdit export --model my-model --output my-export",
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to make")
-    add("--model", default=DEFAULT_MODEL, metavar="FOLDER", help="model folder, Hub id or short name "
-        "(default: %(default)s)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace a folder exported before (default: refuse)")
-    add("--prompt", action="append", metavar="TEXT", help="draw this as a sample picture; may be repeated (default: "
-        "three known ones for a model of this package, else none)")  # fmt: skip
-    add("--licence", metavar="NAME", help='of the weights, as the Hub spells it, e.g. apache-2.0 (default: as in the '
-        'model\'s card, else "other")')  # fmt: skip
-    add("--push", metavar="OWNER/NAME", help="upload to this repository of the Hub, made if it is missing")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    add("--model", default=DEFAULT_MODEL, metavar="NAME", help="a model that comes with this package, a "
+        "folder, or a Hub id OWNER/NAME (default: %(default)s)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace a folder that was exported before (default: refuse)")
+    add("--prompt", action="append", metavar="TEXT", help="prompt of a sample image for the card; may be repeated "
+        "(default: three for shapes-128, else none)")  # fmt: skip
+    add("--license", "--licence", metavar="NAME", help='license of the weights, as the Hub spells it, e.g. apache-2.0 '
+        '(default: that of the model\'s card, else "other")')  # fmt: skip
+    add("--push", metavar="OWNER/NAME", help="upload to this repository of the Hub, which is created if it is missing")
     add("--branch", metavar="NAME", help="with --push: branch to upload to (default: main)")
     add("--pull-request", action="store_true", help="with --push: open a pull request instead")
     add("--private", action="store_true", help="with --push: make a new repository private")
@@ -45,18 +46,19 @@ def run(arguments: argparse.Namespace) -> None:
     """Export, and upload if that was asked for.
 
     Raises:
-        UserError: The model cannot be exported, the folder not be written, or the Hub refused the upload.
+        UserError: The model cannot be exported, the folder cannot be written, or the upload failed.
     """
     check_push(arguments)
     folder = find_model(arguments.model)
     with interrupt_ends_at_once():
+        silence_libraries()
         from ..export.folder import ExportError, export
         from ..export.push import push
     say_warnings()
-    prompts = SAMPLES.get(arguments.model, []) if arguments.prompt is None else arguments.prompt
+    prompts = SAMPLE_PROMPTS.get(arguments.model, []) if arguments.prompt is None else arguments.prompt
     try:
         names = export(
-            folder or download(arguments.model), arguments.output, prompts, arguments.licence, arguments.overwrite
+            folder or download(arguments.model), arguments.output, prompts, arguments.license, arguments.overwrite
         )
     except ExportError as error:
         raise UserError(str(error)) from error
@@ -72,13 +74,13 @@ def run(arguments: argparse.Namespace) -> None:
     except Exception as error:  # network, Hub and access fail in many ways; the folder is there whatever happened
         raise UserError(
             f"the upload to {arguments.push} failed: {first_line(error)}; {arguments.output} is kept, and the same "
-            "command with --overwrite goes on"
+            "command with --overwrite continues it"
         ) from error
     say(f"uploaded {address}")
 
 
 def check_push(arguments: argparse.Namespace) -> None:
-    """Refuse options that only mean something with --push, and those that exclude each other."""
+    """Refuse options that need --push without it, and those that exclude each other."""
     options = {"--branch": arguments.branch, "--pull-request": arguments.pull_request, "--private": arguments.private}
     given = [name for name, value in options.items() if value]
     if given and arguments.push is None:

@@ -1,6 +1,6 @@
-"""`ptdit generate`: from a prompt to pictures, clips or views of an object that carry their own settings.
+"""`ptdit generate`: from a prompt to images, videos or views of an object, saved with the settings that made them.
 
-Everything that can be checked is checked before the model is loaded. It must not know the maths of the model.
+Everything that can be checked is checked before the model is loaded.
 """
 
 import argparse
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
-from .loading import DTYPES, OFFLOADS, QUANTISED, Plan, check_plan, encode, load_rest
-from .models import DEFAULT_MODEL, check_words, download, find_model
-from .outputs import ANIMATED, CLIP, DEFAULTS, PICTURE, VIEWS, check_targets, output_files, save
+from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_plan, encode, load_rest
+from .models import DEFAULT_MODEL, check_vocabulary, download, find_model
+from .outputs import ANIMATED, DEFAULTS, IMAGE, VIDEO, VIEWS, check_targets, output_files, save
 from .terminal import (
     SIZE_STEP,
     UserError,
-    clip_frames,
     first_line,
+    frame_count,
     interrupt_ends_at_once,
     number,
     pixels,
@@ -27,72 +27,79 @@ from .terminal import (
 
 if TYPE_CHECKING:
     from .. import PTDiTPipeline
-    from .outputs import Made
+    from .outputs import Result
 
 LARGEST_SEED = 2**63 - 1
 MOST_FPS = 60
 DEFAULT_FPS = 8  # of the file; the model knows no speed
-PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more pictures are made in several calls
-LARGE_MODEL = 4 * 10**9  # bytes of weights from which fp32 asks too much of an ordinary machine
+PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more images are generated in several calls
+LARGE_MODEL = 4 * 10**9  # bytes of weights from which fp32 needs too much memory on an ordinary machine
 
 
 def add_command(commands: Any) -> None:
     """Add `generate` to the subcommands of the parser."""
     parser = commands.add_parser(
         "generate",
-        help="turn a prompt into pictures, videos or views of an object",
-        description="Turn a prompt into one or more pictures, videos or sets of views that carry their own settings.",
+        help="generate images, videos or views of an object from a prompt",
+        description="Generate images, videos or views of an object from a prompt. The files carry their settings.",
+        epilog='Example: ptdit generate "a red circle above a blue square" --output circle.png',
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
-    add = parser.add_argument
-    add("prompt", metavar="PROMPT", help="what the picture shows, in quotes")
-    add(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="NAME",
-        help="a model of this package, a folder, or a Hub id OWNER/NAME, which is then fetched (default: %(default)s)",
-    )
-    add("--output", type=Path, metavar="FILE", help="PNG of a picture or a sheet of views; .mp4, .gif or .webp of a "
-        "video or a turntable; without ending a folder of PNGs (default: ptdit.png, videos ptdit.webp)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace files that exist (default: refuse)")
-    add(
-        "--seed",
-        type=number(int, 0, LARGEST_SEED),
-        default=0,
-        help="of the noise; picture i gets seed + i (default: 0)",
-    )
-    add("--num-images", type=number(int, 1), default=1, metavar="N", help="several go to FILE-0.png, ... (default: 1)")
-    clip = parser.add_mutually_exclusive_group().add_argument
-    clip("--num-frames", type=clip_frames, default=1, metavar="N", help="4n + 1 for a video (default: a picture)")
-    clip("--num-views", type=number(int, 2), metavar="N", help="views of an object, view i from i * 360 / N degrees")
-    add("--fps", type=number(int, 1, MOST_FPS), metavar="N", help=f"frames a second (default: {DEFAULT_FPS})")
+    parser.add_argument("prompt", metavar="PROMPT", help="what the image shows, in quotes")
+    group = parser.add_argument_group("what to generate")
+    length, add = group.add_mutually_exclusive_group(), group.add_argument
+    add("--model", default=DEFAULT_MODEL, metavar="NAME", help="a model that comes with this package, a folder, or a "
+        "Hugging Face Hub id OWNER/NAME, which is downloaded (default: %(default)s)")  # fmt: skip
+    add("--num-images", type=number(int, 1), default=1, metavar="N", help="number of images, videos or sets of views; "
+        "several are saved as FILE-0.png, FILE-1.png, ... (default: 1)")  # fmt: skip
+    length.add_argument("--num-frames", type=frame_count, default=1, metavar="N", help="frames of a video, 4n + 1 "
+        "(default: 1, an image)")  # fmt: skip
+    length.add_argument("--num-views", type=number(int, 2), metavar="N", help="views of an object instead of one "
+        "image; view i is seen from i * 360 / N degrees")  # fmt: skip
     for side in ("--height", "--width"):
-        add(side, type=pixels, metavar="PIXELS", help=f"multiple of {SIZE_STEP} (default: the model's own size)")
+        add(side, type=pixels, metavar="PIXELS", help=f"a multiple of {SIZE_STEP} (default: the model's own size)")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--seed", type=number(int, 0, LARGEST_SEED), default=0, help="seed of the noise; image i gets seed + i "
+        "(default: 0)")  # fmt: skip
     add("--steps", type=number(int, 1), default=30, metavar="N", help="sampling steps (default: %(default)s)")
-    add("--guidance", type=number(float, 0), default=4.0, help="guidance scale, 1 is off (default: %(default)s)")
-    add("--negative-prompt", default="", metavar="TEXT", help="what to keep away from (default: nothing)")
-    add("--dtype", choices=("auto", *DTYPES), default="auto", help="number format (default: what suits the device)")
-    add("--offload", choices=OFFLOADS, help="keep weights in memory until the GPU needs them: one component, or one "
-        "layer at a time (default: all on the device)")  # fmt: skip
-    add("--quantize", choices=QUANTISED, help="keep linear weights of text encoder and transformer in 8 bits; int8 "
-        "needs torchao (default: as --dtype)")  # fmt: skip
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: a GPU if there is one")
+    add("--guidance", type=number(float, 0), default=4.0, metavar="SCALE", help="how strongly to follow the prompt; "
+        "1 is off and twice as fast (default: %(default)s)")  # fmt: skip
+    add("--negative-prompt", default="", metavar="TEXT", help="what to avoid (default: nothing)")
+    add = parser.add_argument_group("files").add_argument
+    add("--output", type=Path, metavar="FILE", help=".png for an image or a contact sheet of views; .mp4, .gif or "
+        ".webp for a video or rotating views; a name without ending for a folder of PNG files (default: ptdit.png, "
+        "for a video ptdit.webp)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace files that exist (default: refuse)")
+    add("--fps", type=number(int, 1, MOST_FPS), metavar="N", help=f"frames per second of .mp4, .gif and .webp "
+        f"(default: {DEFAULT_FPS})")  # fmt: skip
+    add = parser.add_argument_group("device and memory").add_argument
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto, a "
+        "GPU if there is one)")  # fmt: skip
+    add("--dtype", choices=("auto", *DTYPES), default="auto", help="number format (default: auto, what suits the "
+        "device)")  # fmt: skip
+    add("--offload", choices=OFFLOADS, help="keep weights in main memory until the GPU needs them: one model at a "
+        "time, or one layer at a time (group, sequential) (default: all on the device)")  # fmt: skip
+    add("--quantize", choices=QUANTIZED, help="keep the linear weights of text encoder and transformer in 8 bits; "
+        "int8 needs torchao (default: as --dtype)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check, choose, load, sample, save.
+    """Check the arguments, load the model, generate and save.
 
     Raises:
-        UserError: Whatever the user can put right; the picture that failed leaves no file behind.
+        UserError: Whatever the user can put right; an image that failed leaves no file behind.
     """
     check_text(arguments)
-    kind = VIEWS if arguments.num_views else CLIP if arguments.num_frames > 1 else PICTURE
+    kind = VIEWS if arguments.num_views else VIDEO if arguments.num_frames > 1 else IMAGE
     output = Path(DEFAULTS[kind]) if arguments.output is None else arguments.output
     targets = output_files(output, arguments.num_images, kind)
     animated = output.suffix.lower() in ANIMATED
     if arguments.fps and not animated:
-        raise UserError(f"--fps {arguments.fps} says nothing of --output {output}, which does not move; leave it out")
+        raise UserError(
+            f"--fps {arguments.fps} has no effect on --output {output}, which is not a .mp4, .gif or .webp; leave it "
+            "out"
+        )
     check_targets(targets, arguments.overwrite)
     check_seeds(arguments.seed, arguments.num_images)
     with interrupt_ends_at_once():
@@ -101,16 +108,16 @@ def run(arguments: argparse.Namespace) -> None:
         pipe = load_rest(plan)
     chosen = {name: value for name, value in plan._asdict().items() if name != "folder" and value}
     start, fps = time.monotonic(), arguments.fps or DEFAULT_FPS
-    for target, (seed, made) in zip(targets, sample(pipe, text, arguments), strict=True):
-        facts = facts_of(arguments, seed, made) | chosen | ({"fps": fps} if animated else {})
-        save(made, target, facts, arguments.overwrite, fps)
-        parts = "" if kind == PICTURE else f"{len(made)} {'views' if kind == VIEWS else 'frames'} of "
-        size = f"{facts['width']}x{facts['height']}" + (f" at {fps} fps" if animated else "")
+    for target, (seed, result) in zip(targets, generate(pipe, text, arguments), strict=True):
+        metadata = metadata_of(arguments, seed, result) | chosen | ({"fps": fps} if animated else {})
+        save(result, target, metadata, arguments.overwrite, fps)
+        parts = "" if kind == IMAGE else f"{len(result)} {'views' if kind == VIEWS else 'frames'} of "
+        size = f"{metadata['width']}x{metadata['height']}" + (f" at {fps} fps" if animated else "")
         say(f"saved {target}: {parts}{size}, seed {seed}, {time.monotonic() - start:.1f} s")
 
 
 def prepare(arguments: argparse.Namespace) -> Plan:
-    """Find and check the model, choose device and number format, and say so.
+    """Find and check the model, choose device and number format, and report both.
 
     Returns:
         How to load it.
@@ -118,12 +125,12 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     say_warnings()
     folder = find_model(arguments.model)
     if folder is not None:
-        check_words(folder, arguments.prompt, arguments.negative_prompt)
+        check_vocabulary(folder, arguments.prompt, arguments.negative_prompt)
     device = choose_device(arguments.device)
     check_plan(arguments.offload, arguments.quantize, device.name)
     if folder is None:
         folder = download(arguments.model)
-        check_words(folder, arguments.prompt, arguments.negative_prompt)
+        check_vocabulary(folder, arguments.prompt, arguments.negative_prompt)
     dtype = choose_dtype(arguments.dtype, device.name, folder)
     memory = "".join(f", {name}: {getattr(arguments, name)}" for name in ("offload", "quantize")
                      if getattr(arguments, name))  # fmt: skip
@@ -135,9 +142,9 @@ def prepare(arguments: argparse.Namespace) -> Plan:
 
 
 def check_text(arguments: argparse.Namespace) -> None:
-    """Refuse a prompt that says nothing or that a file cannot hold."""
+    """Refuse a prompt that is empty or that a file cannot hold."""
     if not arguments.prompt.strip():
-        raise UserError('the prompt is empty; say what the picture shows, such as "a red circle above a blue star"')
+        raise UserError('the prompt is empty; describe the image, for example "a red circle above a blue star"')
     for name, text in (("prompt", arguments.prompt), ("negative prompt", arguments.negative_prompt)):
         try:
             text.encode("utf-8")
@@ -146,10 +153,10 @@ def check_text(arguments: argparse.Namespace) -> None:
 
 
 def check_seeds(seed: int, count: int) -> None:
-    """Refuse a first seed from which the seeds of later pictures would run over the largest one."""
+    """Refuse a first seed from which the seeds of later images would pass the largest one."""
     if seed + count - 1 > LARGEST_SEED:
         raise UserError(
-            f"--seed {seed} with {count} pictures passes the largest seed; nearest: {LARGEST_SEED - count + 1}"
+            f"--seed {seed} with {count} images passes the largest seed; nearest: {LARGEST_SEED - count + 1}"
         )
 
 
@@ -184,36 +191,36 @@ def choose_dtype(asked: str, device: str, folder: Path) -> Choice:
 
     if asked != "auto":
         return Choice(asked, "as asked")
-    if (
-        device != "cuda"
-        and (size := sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))) > LARGE_MODEL
-    ):
-        return Choice("bf16", f"auto: a model of {size / 10**9:.1f} GB, too large for fp32")
     if device != "cuda":
+        size = sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+        if size > LARGE_MODEL:
+            return Choice("bf16", f"auto: a model of {size / 10**9:.1f} GB, too large for fp32")
         return Choice("fp32", f"auto: the safe choice on {device}")
     if torch.cuda.get_device_capability()[0] >= 8:  # Ampere and later
         return Choice("bf16", "auto: this GPU computes in bf16")
     return Choice("fp32", "auto: this GPU has no bf16, and fp16 can overflow")
 
 
-# --- pictures, clips, views ------------------------------------------------------------------------------------------
+# --- generation ------------------------------------------------------------------------------------------------------
 
 
 def encode_text(plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Encode the prompt, and the negative one where guidance is on."""
+    """Encode the prompt, and the negative one if guidance is on."""
     try:
         return encode(plan, arguments.prompt, arguments.negative_prompt, arguments.guidance > 1)
     except (ValueError, RuntimeError) as error:  # a folder without text encoder, numbers that overflowed, no memory
         raise UserError(first_line(error)) from error
 
 
-def sample(pipe: "PTDiTPipeline", text: dict[str, Any], arguments: argparse.Namespace) -> Iterator[tuple[int, "Made"]]:
-    """Make the pictures, clips or sets of views, several in one call where they are small.
+def generate(
+    pipe: "PTDiTPipeline", text: dict[str, Any], arguments: argparse.Namespace
+) -> Iterator[tuple[int, "Result"]]:
+    """Generate the images, videos or sets of views, several in one call where they are small.
 
-    Clips are decoded in tiles where one is longer or larger than a tile, so that memory does not grow with length.
+    A video that is longer or larger than a tile is decoded in tiles, so that memory does not grow with its length.
 
     Yields:
-        The seed and what was made from it, in the order of the seeds.
+        The seed and its result, in the order of the seeds.
     """
     import torch
 
@@ -244,24 +251,24 @@ def sample(pipe: "PTDiTPipeline", text: dict[str, Any], arguments: argparse.Name
             ) from error
         except (ValueError, RuntimeError) as error:  # what the pipeline refuses, numbers that overflowed, no memory
             raise UserError(first_line(error)) from error
-        yield from zip(some, output[0], strict=True)  # the one of images, frames and views that is there
+        yield from zip(some, output[0], strict=True)  # the one of images, frames and views that is not None
 
 
-def facts_of(arguments: argparse.Namespace, seed: int, made: "Made") -> dict[str, Any]:
-    """What made this picture or clip: enough to make it again with one command."""
+def metadata_of(arguments: argparse.Namespace, seed: int, result: "Result") -> dict[str, Any]:
+    """Return the settings of one result, from which one command can generate it again."""
     import diffusers
     import torch
     import transformers
 
-    clip = {"num_views": arguments.num_views} if arguments.num_views else {"num_frames": arguments.num_frames}
-    image = made[0] if isinstance(made, list) else made
+    length = {"num_views": arguments.num_views} if arguments.num_views else {"num_frames": arguments.num_frames}
+    image = result[0] if isinstance(result, list) else result
     return {
         "prompt": arguments.prompt,
         "negative_prompt": arguments.negative_prompt,
         "seed": seed,
         "height": image.height,
         "width": image.width,
-        **(clip if isinstance(made, list) else {}),
+        **(length if isinstance(result, list) else {}),
         "steps": arguments.steps,
         "guidance": arguments.guidance,
         "model": arguments.model,

@@ -1,7 +1,6 @@
-"""Loading a model in as little memory as asked: one stage after the other, offloaded, quantised.
+"""Loading a model in little memory: the text encoder before the rest, offloaded or quantized if asked.
 
-The prompt is encoded first and the text encoder, mostly the largest part, is gone before the rest is loaded. It must
-not know arguments of subcommands.
+The prompt is encoded first, and the text encoder, mostly the largest part, is freed before the rest is loaded.
 """
 
 import gc
@@ -17,14 +16,14 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # our names -> torch's
 OFFLOADS = ("model", "group", "sequential")
-QUANTISED = ("int8", "fp8")
+QUANTIZED = ("int8", "fp8")
 TEXT_PARTS = ("tokenizer", "text_encoder")
-PICTURE_PARTS = ("transformer", "vae")
-QUANTISED_PARTS = ("transformer", "text_encoder")
+IMAGE_PARTS = ("transformer", "vae")
+QUANTIZED_PARTS = ("transformer", "text_encoder")
 
 
 class Plan(NamedTuple):
-    """Where a model is and how it is to be loaded; names as on the command line."""
+    """Where a model is and how to load it; names as on the command line."""
 
     folder: Path
     device: str
@@ -34,40 +33,40 @@ class Plan(NamedTuple):
 
 
 def check_plan(offload: str | None, quantize: str | None, device: str) -> None:
-    """Refuse what cannot work here, before anything is fetched or loaded."""
+    """Refuse what cannot work here, before anything is downloaded or loaded."""
     if offload is not None and device == "cpu":
         raise UserError(
-            f"--offload {offload} keeps weights in memory until the GPU needs them, and this runs on the CPU; "
-            "to need less memory here, take --dtype bf16, --quantize int8 or a smaller size"
+            f"--offload {offload} keeps weights in main memory until the GPU needs them, but this runs on the CPU; "
+            "to need less memory here, use --dtype bf16, --quantize int8 or a smaller size"
         )
     if quantize == "int8" and find_spec("torchao") is None:
         raise UserError("--quantize int8 needs the package torchao: python -m pip install torchao")
 
 
 def encode(plan: Plan, prompt: str, negative_prompt: str, guided: bool) -> dict[str, Any]:
-    """Turn the prompt into arguments of a pipeline call, and forget the text encoder.
+    """Encode the prompt and free the text encoder.
 
     Args:
-        guided: Whether guidance is on, so that the negative prompt is needed.
+        guided: Whether guidance is on, which needs the negative prompt.
 
     Returns:
         Embeddings and masks by the names of the pipeline's arguments.
     """
     import torch
 
+    pipe = load(plan, without=IMAGE_PARTS)
+    with torch.no_grad():
+        texts = pipe.encode_prompt(prompt, negative_prompt, guided)
+    pipe.remove_all_hooks()  # they hold references to the models
+    del pipe
+    gc.collect()  # models in a reference cycle would stay while the rest is loaded
     from ..pipelines.ptdit_text import TEXT_TENSORS
 
-    pipe = load(plan, without=PICTURE_PARTS)
-    with torch.no_grad():
-        embedded = pipe.encode_prompt(prompt, negative_prompt, guided)
-    pipe.remove_all_hooks()  # they hold on to the models
-    del pipe
-    gc.collect()  # models that hang in a circle would stay while the rest is loaded
-    return dict(zip(TEXT_TENSORS, embedded, strict=True))
+    return dict(zip(TEXT_TENSORS, texts, strict=True))
 
 
 def load_rest(plan: Plan) -> "PTDiTPipeline":
-    """The pipeline without its text encoder and tokeniser."""
+    """Load the pipeline without its text encoder and tokenizer."""
     return load(plan, without=TEXT_PARTS)
 
 
@@ -75,20 +74,20 @@ def load(plan: Plan, without: tuple[str, ...] = ()) -> "PTDiTPipeline":
     """Load a pipeline without some of its components and put it where it runs.
 
     Raises:
-        UserError: The folder does not hold a model that can be loaded so.
+        UserError: The model cannot be loaded, or not in this way.
     """
+    pipeline_class = load_pipeline_class()  # first: it silences the libraries
     import torch
 
     from ..conversion.quantize import int8_on_load, load_in_fp8
 
     options: dict[str, Any] = dict.fromkeys(without)
     dtype = getattr(torch, DTYPES[plan.dtype])
-    pipeline_class = load_pipeline_class()
     try:
         if plan.quantize == "int8":
             options["quantization_config"] = int8_on_load()
         elif plan.quantize == "fp8":
-            options |= {name: load_in_fp8(plan.folder, name, dtype) for name in QUANTISED_PARTS if name not in without}
+            options |= {name: load_in_fp8(plan.folder, name, dtype) for name in QUANTIZED_PARTS if name not in without}
         pipe = pipeline_class.from_pretrained(plan.folder, dtype=dtype, use_safetensors=True, **options)
         return place(pipe, plan.device, plan.offload)
     except Exception as error:  # a damaged folder fails in many ways; all mean that there is no model to run
@@ -98,10 +97,10 @@ def load(plan: Plan, without: tuple[str, ...] = ()) -> "PTDiTPipeline":
 
 
 def place(pipe: "PTDiTPipeline", device: str, offload: str | None) -> "PTDiTPipeline":
-    """Put a pipeline onto a device, or leave its weights in memory until they are needed there.
+    """Put a pipeline on a device, or leave its weights in main memory until they are needed there.
 
     Args:
-        offload: None, "model" (one component at a time), "group" (one layer at a time, the next one on its way) or
+        offload: None, "model" (one component at a time), "group" (one layer at a time, the next one copied ahead) or
             "sequential" (one layer at a time).
     """
     import torch
@@ -111,7 +110,7 @@ def place(pipe: "PTDiTPipeline", device: str, offload: str | None) -> "PTDiTPipe
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "group":
-        ahead = device == "cuda"  # only there a copy can run beside the computation
+        ahead = device == "cuda"  # only there a copy can run during the computation
         pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=ahead)
     else:
         pipe.enable_sequential_cpu_offload(device=device)

@@ -1,7 +1,4 @@
-"""Finding a model by its name and checking it, before anything heavy is loaded.
-
-It must not know arguments of subcommands. Only `load_pipeline_class`, `download` and `check_words` import torch.
-"""
+"""Finding a model by its name and checking it, before torch or diffusers is imported."""
 
 import difflib
 import json
@@ -21,7 +18,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def find_model(name: str) -> Path | None:
-    """Find the folder of a model without loading it.
+    """Return the folder of a model without loading it.
 
     Args:
         name: A folder, the short name of an embedded model, or a Hub id OWNER/NAME.
@@ -30,7 +27,7 @@ def find_model(name: str) -> Path | None:
         The folder, or None for a Hub id.
 
     Raises:
-        UserError: There is no such model, or the folder does not hold one of ours.
+        UserError: There is no such model, or the folder holds no PT-DiT model.
     """
     if Path(name).is_dir() and name.strip():
         folder = Path(name)
@@ -49,7 +46,7 @@ def find_model(name: str) -> Path | None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that is not a whole diffusers folder of a PT-DiT pipeline."""
+    """Refuse a folder that is not a complete diffusers folder of a PT-DiT pipeline."""
     path = folder / "model_index.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -71,7 +68,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def download(name: str) -> Path:
-    """Bring a model from the Hugging Face Hub into the local cache, because the user named it.
+    """Download a model from the Hugging Face Hub into the local cache and return its folder.
 
     Raises:
         UserError: The Hub cannot be reached or has no such model.
@@ -79,34 +76,43 @@ def download(name: str) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     pipeline_class = load_pipeline_class()
-    say(f"fetching {name} from the Hugging Face Hub into {HF_HUB_CACHE} (files that are there already are kept)")
+    say(
+        f"downloading {name} from the Hugging Face Hub to {HF_HUB_CACHE} (files in the cache are not downloaded again)"
+    )
     try:
         folder = Path(pipeline_class.download(name, use_safetensors=True))
     except Exception as error:  # network, Hub and cache fail in many ways; all mean that there is no model to run
         raise UserError(
-            f"there is no folder {name}, and it cannot be fetched from the Hub: {first_line(error)}"
+            f"there is no folder {name}, and it cannot be downloaded from the Hub: {first_line(error)}"
         ) from error
     check_model_folder(folder)
     return folder
 
 
-def load_pipeline_class() -> "type[PTDiTPipeline]":
-    """Import the pipeline, without the libraries' remarks and loading bars about themselves."""
-    import diffusers
+def silence_libraries() -> None:
+    """Import transformers and diffusers, and switch off their logs below errors and their loading bars."""
     import transformers
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # before diffusers imports those parts of it that log
+    transformers.utils.logging.disable_progress_bar()
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+
+
+def load_pipeline_class() -> "type[PTDiTPipeline]":
+    """Return the pipeline class, with the libraries silenced."""
+    silence_libraries()
     from .. import PTDiTPipeline
 
     return PTDiTPipeline
 
 
-def check_words(folder: Path, prompt: str, negative_prompt: str) -> None:
-    """Refuse words that a model with a word list does not know, and name the nearest that it does.
+def check_vocabulary(folder: Path, prompt: str, negative_prompt: str) -> None:
+    """Refuse words that are not in a model's word list, and name the nearest that are.
 
-    A model whose tokeniser works with pieces of words can read every word, so there is nothing to check.
+    A model whose tokenizer splits words into pieces can read every word, so there is nothing to check.
     """
     path = folder / "tokenizer" / "tokenizer.json"
     try:
@@ -114,7 +120,7 @@ def check_words(folder: Path, prompt: str, negative_prompt: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as a tokeniser: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as a tokenizer: {first_line(error)}") from error
     if model.get("type") != "WordLevel":
         return
     from tokenizers import Tokenizer
@@ -138,5 +144,5 @@ def check_words(folder: Path, prompt: str, negative_prompt: str) -> None:
 
 
 def nearest_words(word: str, known: list[str]) -> list[str]:
-    """The three known words that are spelt most like the given one."""
+    """Return the three known words that are spelled most like the given one."""
     return difflib.get_close_matches(word, known, n=3, cutoff=0.0)

@@ -1,7 +1,6 @@
-"""The files of `ptdit generate`: what fits into which, checks beforehand, and writing with the settings inside.
+"""The files of `ptdit generate`: their formats, checks beforehand, and writing with the settings inside.
 
-A file is written under a name of its own first and then renamed, so nothing half-written is left behind. It must not
-know models or how pictures are made.
+A file is written to a temporary name first and then renamed, so nothing half-written is left behind.
 """
 
 import difflib
@@ -20,31 +19,31 @@ from .terminal import UserError, first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Made = Image | list[Image]  # a picture, or the frames of a clip, or the views of an object
+    Result = Image | list[Image]  # an image, or the frames of a video, or the views of an object
 
 MP4_PACKAGES = {"imageio": "imageio", "imageio_ffmpeg": "imageio-ffmpeg"}  # module -> name to install; as diffusers
 MP4_QUALITY = 8  # of 0 to 10; the 5 of diffusers' export_to_video blurs the edges of flat shapes
 WEBP_QUALITY = 90
 IMAGE_DESCRIPTION = 0x010E  # field of EXIF
 
-PICTURE, CLIP, VIEWS = "picture", "clip", "views"
+IMAGE, VIDEO, VIEWS = "image", "video", "views"
 ANIMATED = (".mp4", ".gif", ".webp")
-ENDINGS = {PICTURE: (".png",), CLIP: (*ANIMATED, ""), VIEWS: (".png", *ANIMATED, "")}  # "" is a folder of PNG files
-DEFAULTS = {PICTURE: "ptdit.png", CLIP: "ptdit.webp", VIEWS: "ptdit.png"}
+ENDINGS = {IMAGE: (".png",), VIDEO: (*ANIMATED, ""), VIEWS: (".png", *ANIMATED, "")}  # "" is a folder of PNG files
+DEFAULTS = {IMAGE: "ptdit.png", VIDEO: "ptdit.webp", VIEWS: "ptdit.png"}
 RULES = {
-    PICTURE: "does not end in .png, the format that keeps the settings in the picture",
-    CLIP: "is no file for a video; end it in .mp4, .gif or .webp, or give a name without an ending for a folder of "
+    IMAGE: "does not end in .png, the format that keeps the settings in the image",
+    VIDEO: "is no file for a video; end it in .mp4, .gif or .webp, or give a name without an ending for a folder of "
     "PNG files",
-    VIEWS: "is no file for views; end it in .png for a sheet, in .mp4, .gif or .webp for a turntable, or give a name "
-    "without an ending for a folder of PNG files",
+    VIEWS: "is no file for views; end it in .png for a contact sheet, in .mp4, .gif or .webp for rotating views, or "
+    "give a name without an ending for a folder of PNG files",
 }
 
 
-def output_files(output: Path, count: int, kind: str = PICTURE) -> list[Path]:
-    """The files to write: FILE.png, or FILE-0.png, FILE-1.png, ... for several pictures, clips or objects.
+def output_files(output: Path, count: int, kind: str = IMAGE) -> list[Path]:
+    """Return the files to write: FILE.png, or FILE-0.png, FILE-1.png, ... for several images, videos or objects.
 
     Raises:
-        UserError: What is made does not fit into a file of that ending, or a package is missing to write it.
+        UserError: A file of that ending cannot hold this kind of result, or a package is missing to write it.
     """
     ending = output.suffix.lower()
     if ending not in ENDINGS[kind]:
@@ -62,7 +61,7 @@ def output_files(output: Path, count: int, kind: str = PICTURE) -> list[Path]:
 
 
 def check_targets(targets: list[Path], overwrite: bool) -> None:
-    """Refuse files that exist or cannot be written; writing is tried with a file that is gone at once."""
+    """Refuse files that exist or cannot be written; writing is tried with a temporary file."""
     folder = targets[0].parent
     try:
         for target in targets:
@@ -89,16 +88,16 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         raise UserError(f"--output {target} exists; name another file, or add --overwrite to replace it")
 
 
-def save(made: "Made", target: Path, facts: dict[str, Any], overwrite: bool, fps: int) -> None:
-    """Write a picture, a clip or views with the facts inside: to a name of its own first, then renamed.
+def save(result: "Result", target: Path, metadata: dict[str, Any], overwrite: bool, fps: int) -> None:
+    """Write an image, a video or views with their settings: to a temporary name first, then renamed.
 
     Args:
-        made: One picture, or a list of pictures of one size.
-        target: As `output_files` gave it; its ending says what to write.
-        facts: What made it. PNG: one text chunk each; GIF (comment), WebP (EXIF ImageDescription) and MP4 (comment):
-            one JSON text.
+        result: One image, or a list of images of one size.
+        target: As `output_files` returned it; its ending decides the format.
+        metadata: The settings. PNG: one text chunk each; GIF (comment), WebP (EXIF ImageDescription) and MP4
+            (comment): one JSON text.
         overwrite: Whether an existing file may be replaced.
-        fps: Pictures a second, of animations.
+        fps: Frames per second of animations.
 
     Raises:
         UserError: The file cannot be written, or appeared in the meantime. Nothing is left behind.
@@ -106,7 +105,7 @@ def save(made: "Made", target: Path, facts: dict[str, Any], overwrite: bool, fps
     ending = target.suffix.lower()
     unfinished = target.with_name(f".{uuid.uuid4().hex}.part{ending}")
     try:
-        writer_of(ending)(made, unfinished, facts, fps)
+        writer_of(ending)(result, unfinished, metadata, fps)
         refuse_existing(target, overwrite)
         if target.is_dir():  # an empty one
             target.rmdir()
@@ -120,63 +119,65 @@ def save(made: "Made", target: Path, facts: dict[str, Any], overwrite: bool, fps
         unfinished.unlink(missing_ok=True)
 
 
-def writer_of(ending: str) -> Callable[["Made", Path, dict[str, Any], int], None]:
-    """The function that writes files of this ending."""
+def writer_of(ending: str) -> Callable[["Result", Path, dict[str, Any], int], None]:
+    """Return the function that writes files of this ending."""
     return {".png": write_png, ".gif": write_gif, ".webp": write_webp, ".mp4": write_mp4, "": write_folder}[ending]
 
 
-def write_png(made: "Made", path: Path, facts: dict[str, Any], fps: int) -> None:
-    """A picture; views become a contact sheet."""
+def write_png(result: "Result", path: Path, metadata: dict[str, Any], fps: int) -> None:
+    """Write an image; views become a contact sheet."""
     from PIL.PngImagePlugin import PngInfo
 
     from ptdit_diffusers.core.views import contact_sheet
 
     chunks = PngInfo()
-    for name, value in facts.items():
+    for name, value in metadata.items():
         chunks.add_itxt(name, str(value))
-    picture = contact_sheet(made) if isinstance(made, list) else made
+    image = contact_sheet(result) if isinstance(result, list) else result
     with open(path, "xb") as file:
-        picture.save(file, format="PNG", pnginfo=chunks)
+        image.save(file, format="PNG", pnginfo=chunks)
 
 
-def write_folder(made: "Sequence[Image]", path: Path, facts: dict[str, Any], fps: int) -> None:
-    """A folder of 000.png, 001.png, ..., each with the facts, its number and, of views, its azimuth in degrees."""
+def write_folder(result: "Sequence[Image]", path: Path, metadata: dict[str, Any], fps: int) -> None:
+    """Write a folder of 000.png, 001.png, ..., each with the settings, its number and, for views, its azimuth."""
     from ptdit_diffusers.core.views import azimuths
 
     path.mkdir()
-    digits = max(3, len(str(len(made) - 1)))
-    for index, (picture, azimuth) in enumerate(zip(made, azimuths(len(made)), strict=True)):
-        place = {"view": index, "azimuth": azimuth} if "num_views" in facts else {"frame": index}
-        write_png(picture, path / f"{index:0{digits}}.png", facts | place, fps)
+    digits = max(3, len(str(len(result) - 1)))
+    for index, (image, azimuth) in enumerate(zip(result, azimuths(len(result)), strict=True)):
+        place = {"view": index, "azimuth": azimuth} if "num_views" in metadata else {"frame": index}
+        write_png(image, path / f"{index:0{digits}}.png", metadata | place, fps)
 
 
-def write_gif(made: "Sequence[Image]", path: Path, facts: dict[str, Any], fps: int) -> None:
-    """An animated GIF that runs for ever."""
-    settings = {"format": "GIF", "comment": json.dumps(facts).encode("ascii")}
-    write_animation(made, path, fps, settings)
+def write_gif(result: "Sequence[Image]", path: Path, metadata: dict[str, Any], fps: int) -> None:
+    """Write an animated GIF that repeats forever."""
+    settings = {"format": "GIF", "comment": json.dumps(metadata).encode("ascii")}
+    write_animation(result, path, fps, settings)
 
 
-def write_webp(made: "Sequence[Image]", path: Path, facts: dict[str, Any], fps: int) -> None:
-    """An animated WebP that runs for ever."""
+def write_webp(result: "Sequence[Image]", path: Path, metadata: dict[str, Any], fps: int) -> None:
+    """Write an animated WebP that repeats forever."""
     from PIL.Image import Exif
 
     exif = Exif()
-    exif[IMAGE_DESCRIPTION] = json.dumps(facts)
-    write_animation(made, path, fps, {"format": "WEBP", "quality": WEBP_QUALITY, "exif": exif})
+    exif[IMAGE_DESCRIPTION] = json.dumps(metadata)
+    write_animation(result, path, fps, {"format": "WEBP", "quality": WEBP_QUALITY, "exif": exif})
 
 
-def write_animation(made: "Sequence[Image]", path: Path, fps: int, settings: dict[str, Any]) -> None:
-    """What Pillow animates."""
+def write_animation(result: "Sequence[Image]", path: Path, fps: int, settings: dict[str, Any]) -> None:
+    """Write an animation with Pillow; `settings` are its options for the format."""
     with open(path, "xb") as file:
-        made[0].save(file, save_all=True, append_images=list(made[1:]), duration=round(1000 / fps), loop=0, **settings)
+        result[0].save(
+            file, save_all=True, append_images=list(result[1:]), duration=round(1000 / fps), loop=0, **settings
+        )
 
 
-def write_mp4(made: "Sequence[Image]", path: Path, facts: dict[str, Any], fps: int) -> None:
-    """An H.264 video, written as diffusers' `export_to_video` does, which has no place for settings."""
+def write_mp4(result: "Sequence[Image]", path: Path, metadata: dict[str, Any], fps: int) -> None:
+    """Write an H.264 video as diffusers' `export_to_video` does, which cannot add settings."""
     import imageio
     import numpy as np
 
-    comment = ["-metadata", f"comment={json.dumps(facts)}"]
+    comment = ["-metadata", f"comment={json.dumps(metadata)}"]
     with imageio.get_writer(path, format="FFMPEG", fps=fps, quality=MP4_QUALITY, output_params=comment) as writer:
-        for picture in made:
-            writer.append_data(np.asarray(picture))
+        for image in result:
+            writer.append_data(np.asarray(image))

@@ -1,7 +1,4 @@
-"""What every subcommand shares: how it speaks, how it reports a mistake, and types of arguments.
-
-It must not know any subcommand, nor import torch or diffusers.
-"""
+"""What the subcommands share: messages, errors, and types of arguments. It imports neither torch nor diffusers."""
 
 import argparse
 import logging
@@ -20,7 +17,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 class UserError(Exception):
-    """Something the user can put right. Its text is the one line that is shown; the exit code is 2."""
+    """Something the user can put right. Its text is shown as one line; the exit code is 2."""
 
 
 class LineParser(argparse.ArgumentParser):
@@ -31,7 +28,7 @@ class LineParser(argparse.ArgumentParser):
 
 
 def say(text: str, error: bool = False) -> None:
-    """Write one line: facts to stdout, mistakes and warnings to stderr, in whatever encoding the terminal has."""
+    """Write one line: results to stdout, errors and warnings to stderr, in the encoding of the terminal."""
     stream = sys.stderr if error else sys.stdout
     encoding = stream.encoding or "utf-8"
     line = " ".join(text.split("\n"))
@@ -40,8 +37,10 @@ def say(text: str, error: bool = False) -> None:
 
 
 def say_warnings() -> None:
-    """Show the warnings that libraries raise as one line each, without the source line; not what torchao and
-    diffusers say of parts of torchao that are for other machines or other releases; int8 needs none of them.
+    """Show the warnings of libraries as one line each, without the source line.
+
+    Those of torchao, and of diffusers about parts of torchao for other machines or releases, are left out: int8 needs
+    none of these parts.
     """
     for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -52,8 +51,9 @@ def say_warnings() -> None:
 
 @contextmanager
 def interrupt_ends_at_once() -> Iterator[None]:
-    """Within this block Ctrl-C ends the process on the spot. For imports and loading, before any file is written:
-    an exception in the middle of an import is caught by some libraries and comes back as something else.
+    """Let Ctrl-C end the process at once within this block. For imports and loading, before any file is written.
+
+    An exception in the middle of an import is caught by some libraries, which then raise another one.
     """
 
     def end(*_: Any) -> None:
@@ -68,12 +68,12 @@ def interrupt_ends_at_once() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind if it has none."""
+    """Return the first line of an error's text, or its class if it has none."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:
-    """Make an argument type: a finite number of the given kind within the given limits, both included."""
+    """Return an argument type: a finite number of the given kind within the given limits, both included."""
     rule = f"{'a whole number' if kind is int else 'a number'} of at least {least}"
     if math.isfinite(most):
         rule += f" and at most {most}"
@@ -91,7 +91,7 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
 
 
 def pixels(text: str) -> int:
-    """Argument type of a height or width: a positive multiple of 16."""
+    """Parse a height or width: a positive multiple of 16."""
     value = number(int, SIZE_STEP)(text)
     if value % SIZE_STEP:
         below = value // SIZE_STEP * SIZE_STEP
@@ -101,8 +101,8 @@ def pixels(text: str) -> int:
     return value
 
 
-def clip_frames(text: str) -> int:
-    """Argument type of a number of frames: 4n + 1."""
+def frame_count(text: str) -> int:
+    """Parse a number of frames: 4n + 1."""
     value = number(int, 1)(text)
     if value % FRAME_STEP != 1:
         below = (value - 1) // FRAME_STEP * FRAME_STEP + 1

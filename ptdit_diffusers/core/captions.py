@@ -1,7 +1,4 @@
-"""Caption cleaning: the rules by which the training captions, and so the prompts, are normalised.
-
-Plain Python; it must not know tokenizers, models or pixels.
-"""
+"""Caption cleaning: the rules by which the training captions, and so the prompts, are normalized. Plain Python."""
 
 import html
 import re
@@ -14,27 +11,18 @@ Rule = tuple[str, re.Pattern[str], str]
 
 
 def _rules(*rows: tuple[str, str, str]) -> tuple[Rule, ...]:
-    """Compile rows of (what it is about, what is looked for, what takes its place)."""
+    """Compile rows of (what the rule is about, pattern, replacement)."""
     return tuple((name, re.compile(pattern), replacement) for name, pattern, replacement in rows)
 
 
 DOMAIN = r"[a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
-
-
 FILE_ENDING = r"(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
-
-
 CHINESE = r"[\u31c0-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff]"
-
-
 DASH = (
     r"[\-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
     r"\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d]"
 )
-
-
 SYMBOL = r"[#\u00ae\u2022\u00a9\u2122&@\u00b7\u00ba\u00bd\u00be\u00bf\u00a1\u00a7~()\[\]{}|\\/*]"
-
 
 # The model was trained on captions that went through these steps, so their order, and even their oddities, are part
 # of the result: "3.5x4" becomes "3.", Chinese text disappears, and the last matching dash or quote is dropped.
@@ -44,10 +32,9 @@ LINK_RULES = _rules(
     ("web address written www:", rf"\b(?:www:(?:/{{1,3}}|[a-zA-Z0-9%])|{DOMAIN})", ""),
 )
 
-
 CHARACTER_RULES = _rules(
     ("@name", r"@\w+\b", ""),
-    ("Chinese characters and neighbours", rf"{CHINESE}+", ""),
+    ("Chinese characters and neighbors", rf"{CHINESE}+", ""),
     ("dashes of any script", rf"{DASH}+", "-"),
     ("double quotes", r"[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
     ("single quotes", r"[\u2018\u2019]", "'"),
@@ -66,11 +53,9 @@ CHARACTER_RULES = _rules(
     ("lonely dot", r"\s+\.\s+", " "),
 )
 
-
 WORD_JOINER = re.compile(r"[-_]")
 
-
-CATALOGUE_RULES = _rules(
+CATALOG_RULES = _rules(
     ("letters then digits", r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
     ("letters, digits, letters", r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
     ("digits, letters, digits", r"\b\d+[a-zA-Z]+\d+\b", ""),
@@ -92,7 +77,7 @@ CATALOGUE_RULES = _rules(
 
 
 def clean_caption(caption: str) -> str:
-    """Clean a caption the way the training captions were cleaned (the DeepFloyd-IF manner, once).
+    """Clean a caption the way the training captions were cleaned (as in DeepFloyd-IF, once).
 
     Chinese text, web addresses, markup, @names, brackets and long numbers are deleted; the rest is lower-cased.
     ftfy repairs broken encodings where it is installed; without it, captions that are not plain ASCII may differ
@@ -102,7 +87,7 @@ def clean_caption(caption: str) -> str:
         caption: Any text.
 
     Returns:
-        The cleaned text, without white space at its ends. May be empty.
+        The cleaned text, without white space at its ends. It may be empty.
     """
     caption = urllib.parse.unquote_plus(caption).strip().lower()
     caption = _apply(LINK_RULES, caption)
@@ -112,7 +97,7 @@ def clean_caption(caption: str) -> str:
         caption = WORD_JOINER.sub(" ", caption)
     caption = _repair_encoding(caption)
     caption = html.unescape(html.unescape(caption))
-    return _apply(CATALOGUE_RULES, caption).strip()
+    return _apply(CATALOG_RULES, caption).strip()
 
 
 def _apply(rules: tuple[Rule, ...], caption: str) -> str:
@@ -188,8 +173,8 @@ def _warn_without_ftfy() -> None:
 
 
 def prepare_prompts(prompts: list[str], clean: bool) -> list[str]:
-    """Bring prompts into the form the tokeniser gets: cleaned, or only lower-cased and stripped.
+    """Return prompts as the tokenizer gets them: cleaned, or only lower-cased and stripped.
 
-    Negative prompts are never cleaned by the official code; `clean=False` is the rule for them.
+    The official code never cleans negative prompts; pass `clean=False` for them.
     """
     return [clean_caption(prompt) if clean else prompt.lower().strip() for prompt in prompts]

@@ -1,7 +1,4 @@
-"""Where the models that come with the package lie, and their short names.
-
-It must not know what is inside a model folder.
-"""
+"""The folders and short names of the models that come with the package."""
 
 from pathlib import Path
 
@@ -9,18 +6,18 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 
 def embedded_model_names() -> list[str]:
-    """Short names of the models in the package, sorted; each is a folder that a pipeline can be loaded from."""
+    """Return the short names of the models in the package, sorted; each is a folder that a pipeline loads from."""
     return sorted(folder.parent.name for folder in WEIGHTS.glob("*/model_index.json"))
 
 
 def embedded_model_path(name: str) -> Path:
-    """Folder of a model that comes with the package.
+    """Return the folder of a model that comes with the package.
 
     Args:
         name: Short name, as `embedded_model_names()` lists it.
 
     Raises:
-        ValueError: There is no such model in the package; names those that there are.
+        ValueError: There is no such model in the package; the message lists the models that there are.
     """
     if name not in embedded_model_names():
         known = ", ".join(embedded_model_names()) or "none is installed"
@@ -32,7 +29,7 @@ def embedded_model_path(name: str) -> Path:
 
 
 def resolve_model(name_or_path: str | Path) -> str:
-    """Turn a short name into its folder and leave a folder or a Hub id (owner/name) as it is.
+    """Return the folder of a short name, and a folder or Hub id (owner/name) unchanged.
 
     A local folder goes first, so a short name never hides one.
     """

@@ -1,28 +1,26 @@
-"""Formulas around the network: how far time is shifted, guidance, and which windows suit a size.
-
-It must not know text, files or pixels.
-"""
+"""Formulas around the network: time shift, guidance, windows for a size, size conditions."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .backbones.ptdit import PTDiTBackbone
 from .backbones.windows import Triple
 
 
 def time_shift(tokens_per_frame: int, base_tokens: int, num_frames: int = 1, frames_per_latent: int = 4) -> float:
-    """Ratio r by which larger pictures and videos spend more steps at high noise: t' = r t / (1 + (r - 1) t).
+    """Return the ratio r of the time shift t' = r t / (1 + (r - 1) t): larger images need more steps at high noise.
 
-    r = sqrt(tokens_per_frame / base_tokens * m). m is 1 for a picture and (num_frames // 17) * 5 from 17 frames on, as
+    r = sqrt(tokens_per_frame / base_tokens * m). m is 1 for an image and (num_frames // 17) * 5 from 17 frames on, as
     in the official sampler. Below 17 frames the official rule gives r = 0 and a useless schedule; here m is the number
     of latent frames there, which meets the official rule at both ends (1 frame: 1, 17 frames: 5).
 
     Args:
         tokens_per_frame: Tokens of one frame, rows * columns.
-        base_tokens: Tokens of one frame at which r = 1 for a picture (official: 1024, which is 512 x 512 pixels).
+        base_tokens: Tokens of one frame at which r = 1 for an image (official: 1024, which is 512 x 512 pixels).
         num_frames: Frames in pixel space.
         frames_per_latent: Frames that the VAE packs into one latent frame.
     """
@@ -31,19 +29,19 @@ def time_shift(tokens_per_frame: int, base_tokens: int, num_frames: int = 1, fra
 
 
 def static_shift(config: Mapping[str, Any]) -> float:
-    """The ratio r by which a scheduler of diffusers shifts its noise levels whatever the size; see `time_shift`."""
+    """Return the ratio r by which a scheduler of diffusers shifts its noise levels at any size; see `time_shift`."""
     return config.get("shift", config.get("flow_shift", 1.0))
 
 
 def unshift(level: float, ratio: float) -> float:
-    """The noise level that a shift by `ratio` turns into `level`: the inverse of t' = r t / (1 + (r - 1) t)."""
+    """Return the noise level that a shift by `ratio` turns into `level`: the inverse of t' = r t / (1 + (r - 1) t)."""
     return level / (ratio - (ratio - 1) * level)
 
 
-def apply_guidance(flow: torch.Tensor, guidance_scale: float, rescale: float = 0.0) -> torch.Tensor:
-    """Classifier-free guidance: negative + scale * (positive - negative), from a batch [negative, positive].
+def apply_guidance(flow: Tensor, guidance_scale: float, rescale: float = 0.0) -> Tensor:
+    """Apply classifier-free guidance, negative + scale * (positive - negative), to a batch [negative, positive].
 
-    With `rescale` above 0 the result is brought towards the standard deviation of the positive prediction, sample by
+    With `rescale` above 0 the result is brought toward the standard deviation of the positive prediction, sample by
     sample: rescale * guided * std(positive) / std(guided) + (1 - rescale) * guided (arXiv 2305.08891, Eq. 15, 16).
     """
     negative, positive = flow.chunk(2)
@@ -58,10 +56,10 @@ def apply_guidance(flow: torch.Tensor, guidance_scale: float, rescale: float = 0
 def choose_windows(
     transformer: PTDiTBackbone, window_size: str | Triple, proxy_ratio: str | Triple, height: int, width: int
 ) -> dict[str, Triple]:
-    """Window size and proxy ratio of a run, as arguments of the transformer.
+    """Return window size and proxy ratio of a call, as arguments of the transformer.
 
-    "auto" is what `transformer.set_windows` was told, where it was called; else the number of windows of the trained
-    size is kept. An explicit window with `proxy_ratio="auto"` keeps the trained number of proxies per window.
+    "auto" is what `transformer.set_windows` set, if it was called; else the number of windows of the trained size is
+    kept. An explicit window with `proxy_ratio="auto"` keeps the trained number of proxies per window.
 
     Args:
         transformer: The model that will run.
@@ -81,8 +79,8 @@ def choose_windows(
     return {"window_size": tuple(window_size), "proxy_ratio": ratio}
 
 
-def size_conditions(transformer: PTDiTBackbone, height: int, width: int) -> dict[str, torch.Tensor]:
-    """Resolution and aspect ratio (height / width) in pixels, for transformers that were built to be told them."""
+def size_conditions(transformer: PTDiTBackbone, height: int, width: int) -> dict[str, Tensor]:
+    """Return resolution and aspect ratio (height / width) in pixels, for transformers that take them as conditions."""
     if not transformer.additional_conditions:
         return {}
     values = {"resolution": [[height, width]], "aspect_ratio": [[height / width]]}
@@ -94,10 +92,10 @@ def size_conditions(transformer: PTDiTBackbone, height: int, width: int) -> dict
 def proxy_generators(
     generator: torch.Generator | list[torch.Generator] | None, samples: int
 ) -> list[torch.Generator] | None:
-    """One source of proxies for each sample (`proxy_mode="random"`), as repeatable as the noise and apart from it.
+    """Return a generator of the proxies of each sample (`proxy_mode="random"`), as repeatable as the noise.
 
-    Sample i of a list is seeded as its own generator, so it equals the single run; a single generator seeds them in
-    turn. None leaves the draw to torch's global state.
+    With a list, sample i gets the seed of its own generator, so it equals the single run; a single generator gives
+    consecutive seeds. With None the proxies come from torch's global state.
     """
     if generator is None:
         return None

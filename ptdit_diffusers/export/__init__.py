@@ -1,1 +1,1 @@
-"""From a model folder to a folder for the Hub that carries its own code (`ptdit export`)."""
+"""From a model folder to a folder for the Hugging Face Hub with its own code (`ptdit export`)."""

@@ -1,14 +1,11 @@
-"""The model card of an exported folder: licence fields, how to load it in each form, samples, hashes.
-
-It must not know weights or the network.
-"""
+"""The model card of an exported folder: license, how to load the folder in each form, sample images."""
 
 from pathlib import Path
 
 REPO, COMMIT = "OWNER/NAME", "COMMIT"  # what `push` replaces in the card once it knows them
 
 _FRONT_MATTER = """---
-license: {licence}
+license: {license}
 library_name: diffusers
 pipeline_tag: text-to-image
 tags: [text-to-image, ptdit, diffusers]
@@ -48,7 +45,7 @@ from diffusers import ModularPipeline
 
 modular = ModularPipeline.from_pretrained("OWNER/NAME", revision="COMMIT", trust_remote_code=True)
 modular.load_components(revision="COMMIT")
-picture = modular(prompt="PROMPT", output="images")[0]
+image = modular(prompt="PROMPT", output="images")[0]
 ```
 
 With a `DiffusionPipeline` that was loaded in one of the first two ways:
@@ -57,9 +54,9 @@ With a `DiffusionPipeline` that was loaded in one of the first two ways:
 import torch
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
-picture = pipe("PROMPT", generator=torch.Generator("cpu").manual_seed(0)).images[0]
-to_change_pictures = AutoPipelineForImage2Image.from_pipe(pipe)
-to_fill_masks = AutoPipelineForInpainting.from_pipe(pipe)
+image = pipe("PROMPT", generator=torch.Generator("cpu").manual_seed(0)).images[0]
+image_to_image = AutoPipelineForImage2Image.from_pipe(pipe)
+inpainting = AutoPipelineForInpainting.from_pipe(pipe)
 ```
 
 It needs diffusers 0.41 or 0.42, transformers 5, torch 2.6 or newer and accelerate; peft for LoRA, ftfy for captions
@@ -70,27 +67,27 @@ The code is Apache-2.0; it was generated from the package `ptdit-diffusers` {ver
 """
 
 
-def write_card(folder: Path, own_card: Path, title: str, licence: str | None, pictures: dict[str, str]) -> None:
-    """Write README.md: the model's own card if it has one, then how to load the folder and the sample pictures.
+def write_card(folder: Path, own_card: Path, title: str, license: str | None, images: dict[str, str]) -> None:
+    """Write README.md: the model's own card if it has one, then how to load the folder and the sample images.
 
     Args:
         folder: Where the card goes.
-        own_card: The model's card; it need not exist.
-        title: Name of the model, where there is no card.
-        licence: Licence of the weights; None keeps that of the card, or is "other".
-        pictures: File name and prompt of each sample picture.
+        own_card: The model's card, which may be missing.
+        title: Name of the model, used if there is no card.
+        license: License of the weights; None keeps that of the card, or is "other".
+        images: File name and prompt of each sample image.
     """
     from ptdit_diffusers import __version__
 
     if own_card.is_file():
         text = own_card.read_text(encoding="utf-8")
-        if licence is not None:
-            text = set_licence(text, licence)
+        if license is not None:
+            text = set_license(text, license)
     else:
-        text = _FRONT_MATTER.format(licence=licence or "other", title=title)
-    prompt = next(iter(pictures.values()), "a prompt")
+        text = _FRONT_MATTER.format(license=license or "other", title=title)
+    prompt = next(iter(images.values()), "a prompt")
     use = _USE.replace("PROMPT", prompt).replace("{version}", __version__)
-    rows = [f"| ![{prompt}]({name}) | {prompt} | {seed} |" for seed, (name, prompt) in enumerate(pictures.items())]
+    rows = [f"| ![{prompt}]({name}) | {prompt} | {seed} |" for seed, (name, prompt) in enumerate(images.items())]
     if rows:
         use += (
             "\n## Samples\n\nThe first ones made, not selected.\n\n| picture | prompt | seed |\n| --- | --- | --- |\n"
@@ -99,10 +96,10 @@ def write_card(folder: Path, own_card: Path, title: str, licence: str | None, pi
     (folder / "README.md").write_text(text.rstrip() + "\n" + use, encoding="utf-8", newline="\n")
 
 
-def set_licence(card: str, licence: str) -> str:
-    """The card with another licence in its front matter, which is made if there is none."""
+def set_license(card: str, license: str) -> str:
+    """Return the card with this license in its front matter, which is added if there is none."""
     if not card.startswith("---\n"):
-        return f"---\nlicense: {licence}\n---\n\n{card}"
+        return f"---\nlicense: {license}\n---\n\n{card}"
     head, _, body = card[4:].partition("\n---")
     lines = [line for line in head.splitlines() if not line.startswith("license:")]
-    return "\n".join(["---", f"license: {licence}", *lines]) + "\n---" + body
+    return "\n".join(["---", f"license: {license}", *lines]) + "\n---" + body

@@ -1,6 +1,6 @@
 """Writes the pipelines' code as files for a Hub repository: the package's own modules, flat, with relative imports.
 
-Nothing is kept twice: the files are made from the installed package each time. It must not know weights or cards.
+There is no second copy to maintain: the files are written from the installed package each time.
 """
 
 import ast
@@ -14,7 +14,7 @@ ROOT = "pipelines.ptdit_registration"  # imports every pipeline
 
 
 def write_code(folder: str | Path) -> list[str]:
-    """Write the entry files and every module that they need, and return the names of the files.
+    """Write the entry files and every module that they need, and return the names of the files, sorted.
 
     Args:
         folder: A model folder that exists.
@@ -40,7 +40,7 @@ def needed_modules() -> list[str]:
 
 
 def package_imports(module: str) -> list[tuple[ast.ImportFrom, str]]:
-    """`from ... import ...` statements of a module that name a module of the package, with that module's name."""
+    """Return the statements `from ... import ...` of a module that import from the package, each with its target."""
     imports = []
     for node in ast.walk(ast.parse(source(module))):
         if not isinstance(node, ast.ImportFrom):
@@ -55,12 +55,12 @@ def package_imports(module: str) -> list[tuple[ast.ImportFrom, str]]:
 
 
 def source(module: str) -> str:
-    """Text of a module of the package."""
+    """Return the text of a module of the package."""
     return PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
 
 
 def flat_names(modules: list[str]) -> dict[str, str]:
-    """File names for modules. All local repositories share one namespace, so each name says whose file it is."""
+    """Return file names for modules. All local repositories share one namespace, so each name contains `ptdit`."""
     names = {}
     for module in modules:
         stem = module.rpartition(".")[2]
@@ -70,10 +70,10 @@ def flat_names(modules: list[str]) -> dict[str, str]:
 
 
 def flatten(module: str, flat: dict[str, str]) -> str:
-    """Text of a module with its imports from the package turned into imports from the files beside it.
+    """Return the text of a module, with its imports from the package changed to imports from the files beside it.
 
-    `from . name import` with a space is the same to Python, but not to diffusers: from a Hub id it asks for the file
-    behind each `from .name import` anew, along every path that leads to it, which for these files takes minutes. The
+    `from . name import` with a space is the same to Python, but not to diffusers: for a Hub id it requests the file
+    behind each `from .name import` again, along every path that leads to it, which for these files takes minutes. The
     entry file imports each of them once, without the space, and that is enough.
     """
     lines = source(module).splitlines(keepends=True)

@@ -1,7 +1,4 @@
-"""Makes the Hub folder: weights, configurations, code, sample pictures, card and hashes; whole, or not at all.
-
-It must not know the network (uploading is `push`) or the command line.
-"""
+"""Writes the Hub folder: weights, configurations, code, sample images, card and hashes; completely or not at all."""
 
 import json
 import shutil
@@ -19,31 +16,31 @@ HASHES = "SHA256SUMS"
 
 
 class ExportError(ValueError):
-    """The model cannot be exported as asked; the message says why and what would do."""
+    """The model cannot be exported as asked; the message says why, and what to do."""
 
 
 def export(
     model: str | Path,
     output: str | Path,
     prompts: list[str] | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
     """Write a folder that can be uploaded as it is and loads with and without this package.
 
     Args:
         model: Folder of a PT-DiT pipeline.
-        output: Folder to make.
-        prompts: What to draw as sample pictures, with seeds 0, 1, ...; none makes no pictures.
-        licence: Licence of the weights as the Hub spells it, e.g. "apache-2.0"; None keeps the model's own card's, and
-            without one says "other".
+        output: Folder to write.
+        prompts: Prompts of the sample images, with seeds 0, 1, ...; without prompts there are no images.
+        license: License of the weights as the Hub spells it, e.g. "apache-2.0"; None keeps that of the model's own
+            card, and is "other" without one.
         overwrite: Replace `output` if it is a folder that was exported before.
 
     Returns:
         Names of all files in the folder, sorted.
 
     Raises:
-        ExportError: The model is not whole, holds weights that are not safetensors, or `output` is in the way.
+        ExportError: The model is not complete, holds weights that are not safetensors, or `output` exists.
     """
     model, output = Path(model), Path(output)
     index = read_index(model)
@@ -54,8 +51,8 @@ def export(
         part.mkdir(parents=True)
         copy_components(model, index, part)
         write_code(part)
-        pictures = draw_samples(part, prompts or [])
-        write_card(part, model / "README.md", output.name, licence, pictures)
+        images = generate_samples(part, prompts or [])
+        write_card(part, model / "README.md", output.name, license, images)
         names = write_hashes(part)
         if output.exists():
             shutil.rmtree(output)
@@ -67,7 +64,7 @@ def export(
 
 
 def read_index(model: Path) -> dict[str, Any]:
-    """The model's index with every name as diffusers itself would write it."""
+    """Return the model's index, with every library named as diffusers itself would write it."""
     try:
         index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -82,17 +79,17 @@ def read_index(model: Path) -> dict[str, Any]:
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse to write over anything that is not an exported folder, and over that without being told to."""
+    """Refuse to replace anything but an exported folder, and that only with `overwrite`."""
     if not output.exists():
         return
     if not (output / HASHES).is_file() or not (output / "model_index.json").is_file():
         raise ExportError(f"{output} exists and is not an exported folder; name a new one")
     if not overwrite:
-        raise ExportError(f"{output} exists; name a new folder or say --overwrite")
+        raise ExportError(f"{output} exists; name a new folder or add --overwrite")
 
 
 def copy_components(model: Path, index: dict[str, Any], part: Path) -> None:
-    """Copy the folders that the index names: weights as safetensors, configurations, tokeniser files."""
+    """Copy the folders that the index names: weights as safetensors, configurations, tokenizer files."""
     for name, source in index.items():
         if not isinstance(source, list) or not source[0]:
             continue
@@ -110,8 +107,8 @@ def copy_components(model: Path, index: dict[str, Any], part: Path) -> None:
     (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def draw_samples(part: Path, prompts: list[str]) -> dict[str, str]:
-    """Draw the sample pictures with the exported weights; gives {file name in the folder: prompt}."""
+def generate_samples(part: Path, prompts: list[str]) -> dict[str, str]:
+    """Generate sample images with the exported weights and return {file name in the folder: prompt}."""
     if not prompts:
         return {}
     import torch
@@ -121,16 +118,16 @@ def draw_samples(part: Path, prompts: list[str]) -> dict[str, str]:
     pipe = PTDiTPipeline.from_pretrained(part)
     pipe.set_progress_bar_config(disable=True)
     (part / "samples").mkdir()
-    pictures = {}
+    images = {}
     for seed, prompt in enumerate(prompts):
         name = f"samples/{seed}.png"
         pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed)).images[0].save(part / name)
-        pictures[name] = prompt
-    return pictures
+        images[name] = prompt
+    return images
 
 
 def write_hashes(folder: Path) -> list[str]:
-    """Write the SHA-256 of every file but the card, which changes when it is uploaded; returns all names."""
+    """Write the SHA-256 of every file but the card, which changes when it is uploaded; return all names, sorted."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     lines = [f"{file_hash(folder / name)}  {name}\n" for name in names if name != "README.md"]
     (folder / HASHES).write_text("".join(lines), encoding="utf-8", newline="\n")

@@ -1,7 +1,4 @@
-"""Uploads an exported folder to the Hugging Face Hub. Nothing else in the package sends anything anywhere.
-
-It must not know what is in the folder, but for the two words of the card that are filled in here.
-"""
+"""Uploads an exported folder to the Hugging Face Hub. Nothing else in the package sends anything anywhere."""
 
 from pathlib import Path
 
@@ -13,21 +10,21 @@ def push(
 ) -> str:
     """Create the repository if it is missing, upload the folder, and write the commit into the card.
 
-    An upload that broke off is gone on with by calling this again: files that the Hub has are not sent twice.
+    After an interrupted upload call this again: files that the Hub has are not sent twice.
 
     Args:
         folder: An exported folder.
         repo: OWNER/NAME.
-        branch: Branch to upload to, made if it is missing; default main.
+        branch: Branch to upload to, created if it is missing; default main.
         pull_request: Open a pull request instead of committing.
         private: Make a new repository private.
 
     Returns:
-        Address of the commit or pull request.
+        URL of the commit or pull request.
 
     Raises:
-        ValueError: Both a branch and a pull request were asked for.
-        huggingface_hub.errors.HfHubHTTPError: The Hub refused something.
+        ValueError: Both a branch and a pull request were given.
+        huggingface_hub.errors.HfHubHTTPError: The Hub refused a request.
     """
     if branch and pull_request:
         raise ValueError(f"a pull request goes to main: leave out the branch {branch!r} or the pull request")

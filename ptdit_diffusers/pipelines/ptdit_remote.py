@@ -31,10 +31,10 @@ else:
 
 
 def entry_files(modules: list[str]) -> dict[str, str]:
-    """Name and text of the entry file, and of the file that tells `ModularPipeline` about it.
+    """Return name and text of the entry file, and of the file that tells `ModularPipeline` about it.
 
     diffusers copies only those files of a local folder that the entry file itself imports, so it names each of them,
-    and it takes the one pipeline class that the file shows, so nothing else is named.
+    and it takes the one pipeline class in the file, so no other is imported by its name.
 
     Args:
         modules: Names of the code files without ".py".
@@ -49,7 +49,7 @@ def entry_files(modules: list[str]) -> dict[str, str]:
 
 
 def copy_code(pipeline_class: type, folder: str | Path) -> None:
-    """Put the code that a pipeline came with into the folder it was saved to; nothing for an installed package."""
+    """Copy the code of a pipeline to the folder it was saved to; do nothing for an installed package."""
     package = pipeline_class.__module__.rpartition(".")[0]
     if not package.startswith("diffusers_modules."):
         return

@@ -41,7 +41,7 @@ def shell(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def facts_of(path: Path) -> dict[str, str]:
+def metadata_of(path: Path) -> dict[str, str]:
     with Image.open(path) as image:
         assert isinstance(image, PngImagePlugin.PngImageFile)
         return dict(image.text)
@@ -70,20 +70,20 @@ def test_the_picture_carries_what_made_it(generate, tmp_path):
     import torch
 
     assert generate("--seed", "7", "--guidance", "2.5", "--negative-prompt", "red heart", "--height", "32") == 0
-    facts = facts_of(tmp_path / "a.png")
-    assert facts["prompt"] == PROMPT
-    assert facts["negative_prompt"] == "red heart"
-    assert (facts["seed"], facts["steps"], facts["guidance"]) == ("7", "2", "2.5")
-    assert (facts["height"], facts["width"]) == ("32", "64")
-    assert (facts["device"], facts["dtype"]) == ("cpu", "fp32")
-    assert facts["ptdit"] == __version__
-    assert (facts["diffusers"], facts["torch"]) == (diffusers.__version__, torch.__version__)
+    metadata = metadata_of(tmp_path / "a.png")
+    assert metadata["prompt"] == PROMPT
+    assert metadata["negative_prompt"] == "red heart"
+    assert (metadata["seed"], metadata["steps"], metadata["guidance"]) == ("7", "2", "2.5")
+    assert (metadata["height"], metadata["width"]) == ("32", "64")
+    assert (metadata["device"], metadata["dtype"]) == ("cpu", "fp32")
+    assert metadata["ptdit"] == __version__
+    assert (metadata["diffusers"], metadata["torch"]) == (diffusers.__version__, torch.__version__)
 
 
 def test_each_of_several_pictures_can_be_made_alone_from_its_own_seed(generate, tmp_path):
     assert generate("--num-images", "3", "--seed", "5") == 0
     assert sorted(os.listdir(tmp_path)) == ["a-0.png", "a-1.png", "a-2.png"]
-    assert facts_of(tmp_path / "a-2.png")["seed"] == "7"
+    assert metadata_of(tmp_path / "a-2.png")["seed"] == "7"
     assert generate("--seed", "7", "--output", str(tmp_path / "alone.png")) == 0
     with Image.open(tmp_path / "a-2.png") as one, Image.open(tmp_path / "alone.png") as other:
         differences = [abs(x - y) for x, y in zip(one.tobytes(), other.tobytes(), strict=True)]
@@ -105,20 +105,20 @@ def test_many_large_pictures_are_made_in_several_calls(generate, tmp_path, monke
 
 def test_a_prompt_in_any_script_reaches_the_settings(generate, tmp_path):
     assert generate(prompt="a red circle 红色") == 0  # cleaning deletes Chinese text, the settings keep it
-    assert facts_of(tmp_path / "a.png")["prompt"] == "a red circle 红色"
+    assert metadata_of(tmp_path / "a.png")["prompt"] == "a red circle 红色"
 
 
 def test_half_precision_is_used_when_asked_for(generate, tmp_path, capsys):
     assert generate("--dtype", "bf16", "--device", "cpu") == 0
     assert "dtype: bf16 (as asked)" in capsys.readouterr().out
-    assert facts_of(tmp_path / "a.png")["dtype"] == "bf16"
+    assert metadata_of(tmp_path / "a.png")["dtype"] == "bf16"
 
 
 def test_overwrite_replaces_a_file_and_a_new_file_has_ordinary_permissions(generate, tmp_path):
     (tmp_path / "a.png").write_bytes(b"old")
     (tmp_path / "ordinary").touch()
     assert generate("--overwrite") == 0
-    assert facts_of(tmp_path / "a.png")["prompt"] == PROMPT
+    assert metadata_of(tmp_path / "a.png")["prompt"] == PROMPT
     assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
@@ -150,11 +150,11 @@ BAD_INPUT = {
     "an output name that is too long": (("--output", "a" * 300 + ".png"), PROMPT, "cannot be written"),
     "a missing model folder": (("--model", "./no/such/model"), PROMPT, "'./no/such/model' is not a folder"),
     "an empty model name": (("--model", ""), PROMPT, "--model ''"),
-    "a misspelt model name": (("--model", "shaeps-128"), PROMPT, "'shaeps-128' is not a folder"),
+    "a misspelled model name": (("--model", "shaeps-128"), PROMPT, "'shaeps-128' is not a folder"),
     "a Hub id without a network": (
         ("--model", "no-such-owner/no-such-model"),
         PROMPT,
-        "cannot be fetched from the Hub",
+        "cannot be downloaded from the Hub",
     ),
 }
 
@@ -238,7 +238,7 @@ def damage(folder: Path, kind: str) -> None:
             (folder / "model_index.json").write_text("[]")
         case "a missing component":
             shutil.rmtree(folder / "vae")
-        case "half a tokeniser":
+        case "half a tokenizer":
             (folder / "tokenizer" / "tokenizer.json").write_text('{"model": ')
         case "missing weights":
             (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
@@ -255,7 +255,7 @@ def damage(folder: Path, kind: str) -> None:
         "an index of another pipeline",
         "an index that is a list",
         "a missing component",
-        "half a tokeniser",
+        "half a tokenizer",
         "missing weights",
         "half the weights",
     ],
@@ -285,11 +285,11 @@ def test_a_hub_model_in_the_cache_is_used_without_a_network(tiny_model_folder, t
     command = [sys.executable, "-m", "ptdit_diffusers.cli", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "fetching someone/tiny from the Hugging Face Hub" in done.stdout
+    assert "downloading someone/tiny from the Hugging Face Hub" in done.stdout
     assert (tmp_path / "a.png").is_file()
 
 
-# --- manners of a console program ------------------------------------------------------------------------------------
+# --- conventions of a console program --------------------------------------------------------------------------------
 
 
 def test_version_and_help_exit_with_0_and_name_the_command(tmp_path):
@@ -313,7 +313,7 @@ def test_help_and_mistakes_are_answered_without_loading_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
 
 
-def test_facts_go_to_stdout_and_the_progress_bar_to_stderr(tiny_model_folder, tmp_path):
+def test_results_go_to_stdout_and_the_progress_bar_to_stderr(tiny_model_folder, tmp_path):
     done = shell("generate", PROMPT, "--model", str(tiny_model_folder), "--steps", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "3/3" in done.stderr

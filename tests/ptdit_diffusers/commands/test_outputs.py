@@ -12,7 +12,7 @@ from PIL import Image
 
 from ptdit_diffusers.cli import main
 from ptdit_diffusers.commands import outputs
-from ptdit_diffusers.commands.outputs import CLIP, VIEWS, output_files, save
+from ptdit_diffusers.commands.outputs import VIDEO, VIEWS, output_files, save
 from ptdit_diffusers.commands.terminal import UserError
 
 PROMPT = "two small green stars above a purple ring"
@@ -29,7 +29,7 @@ def generate(tiny_model_folder, tmp_path, monkeypatch) -> Callable[..., int]:
     return lambda *words: main(["generate", PROMPT, *fixed, *words])
 
 
-def facts_of(path: Path) -> dict[str, str]:
+def metadata_of(path: Path) -> dict[str, str]:
     """The settings in a file, numbers as text."""
     with Image.open(path) as image:
         if path.suffix == ".png":
@@ -58,9 +58,9 @@ def test_a_video_becomes_an_animation_with_its_settings(generate, tmp_path, caps
     with Image.open(tmp_path / f"a{ending}") as clip:
         clip.load()
         assert (clip.size, clip.n_frames, clip.info["loop"], clip.info["duration"]) == ((32, 32), 5, 0, 250)
-    facts = facts_of(tmp_path / f"a{ending}")
-    assert facts["prompt"] == PROMPT and facts["num_frames"] == "5" and "num_views" not in facts
-    assert (facts["fps"], facts["seed"], facts["height"], facts["dtype"]) == ("4", "3", "32", "fp32")
+    metadata = metadata_of(tmp_path / f"a{ending}")
+    assert metadata["prompt"] == PROMPT and metadata["num_frames"] == "5" and "num_views" not in metadata
+    assert (metadata["fps"], metadata["seed"], metadata["height"], metadata["dtype"]) == ("4", "3", "32", "fp32")
     assert os.listdir(tmp_path) == [f"a{ending}"]
     streams = capsys.readouterr()
     assert f"saved a{ending}: 5 frames of 32x32 at 4 fps, seed 3" in streams.out
@@ -75,23 +75,27 @@ def test_a_video_becomes_an_mp4_with_its_settings(generate, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a-0.mp4", "a-1.mp4"]
     reader = imageio.get_reader(tmp_path / "a-1.mp4")
     assert reader.count_frames() == 5 and reader.get_meta_data()["fps"] == 8
-    facts = json.loads(mp4_comment(tmp_path / "a-1.mp4"))
-    assert (facts["prompt"], facts["seed"], facts["fps"], facts["num_frames"]) == (PROMPT, 1, 8, 5)
+    metadata = json.loads(mp4_comment(tmp_path / "a-1.mp4"))
+    assert (metadata["prompt"], metadata["seed"], metadata["fps"], metadata["num_frames"]) == (PROMPT, 1, 8, 5)
 
 
 def test_a_name_without_an_ending_is_a_folder_of_pictures_that_each_carry_the_settings(generate, tmp_path):
     (tmp_path / "clip").mkdir()  # an empty folder is as good as none
     assert generate("--num-frames", "5", "--output", "clip") == 0
     assert sorted(os.listdir(tmp_path / "clip")) == [f"00{index}.png" for index in range(5)]
-    facts = facts_of(tmp_path / "clip" / "003.png")
-    assert (facts["prompt"], facts["frame"], facts["num_frames"]) == (PROMPT, "3", "5") and "fps" not in facts
+    metadata = metadata_of(tmp_path / "clip" / "003.png")
+    assert (metadata["prompt"], metadata["frame"], metadata["num_frames"]) == (
+        PROMPT,
+        "3",
+        "5",
+    ) and "fps" not in metadata
     assert os.listdir(tmp_path) == ["clip"]
 
 
 def test_without_output_a_video_is_a_webp_and_a_clip_of_one_frame_is_a_picture(generate, tmp_path):
     assert generate("--num-frames", "5") == 0 and generate("--num-frames", "1") == 0
     assert sorted(os.listdir(tmp_path)) == ["ptdit.png", "ptdit.webp"]
-    assert "num_frames" not in facts_of(tmp_path / "ptdit.png")
+    assert "num_frames" not in metadata_of(tmp_path / "ptdit.png")
 
 
 def test_several_clips_come_from_several_seeds_and_each_can_be_made_alone(generate, tmp_path):
@@ -109,8 +113,12 @@ def test_views_become_a_sheet(generate, tmp_path, capsys):
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (96, 64)
         assert sheet.getpixel((95, 63)) == (255, 255, 255)
-    facts = facts_of(tmp_path / "sheet.png")
-    assert (facts["num_views"], facts["width"]) == ("5", "32") and "fps" not in facts and "num_frames" not in facts
+    metadata = metadata_of(tmp_path / "sheet.png")
+    assert (
+        (metadata["num_views"], metadata["width"]) == ("5", "32")
+        and "fps" not in metadata
+        and "num_frames" not in metadata
+    )
     assert "saved sheet.png: 5 views of 32x32, seed 0" in capsys.readouterr().out
 
 
@@ -119,7 +127,7 @@ def test_views_become_a_turntable_or_pictures_that_name_their_azimuth(generate, 
     with Image.open(tmp_path / "turn.webp") as clip:
         assert (clip.n_frames, clip.info["loop"]) == (4, 0)
     assert generate("--num-views", "4", "--output", "views") == 0
-    azimuths = [facts_of(tmp_path / "views" / f"00{index}.png")["azimuth"] for index in range(4)]
+    azimuths = [metadata_of(tmp_path / "views" / f"00{index}.png")["azimuth"] for index in range(4)]
     assert [float(azimuth) for azimuth in azimuths] == [0, 90, 180, 270]
 
 
@@ -133,11 +141,11 @@ BAD_INPUT = {
     "a video as a picture": (("--num-frames", "5", "--output", "a.png"), "end it in .mp4, .gif or .webp"),
     "a video of an unknown kind": (("--num-frames", "5", "--output", "a.mp3"), "nearest: .mp4"),
     "a picture as a video": (("--output", "a.mp4"), "does not end in .png"),
-    "views as a JPEG": (("--num-views", "4", "--output", "a.jpg"), ".png for a sheet"),
+    "views as a JPEG": (("--num-views", "4", "--output", "a.jpg"), ".png for a contact sheet"),
     "no pictures a second": (("--num-frames", "5", "--fps", "0"), "nearest: 1"),
     "too many pictures a second": (("--num-frames", "5", "--fps", "100"), "nearest: 60"),
-    "a speed of a picture": (("--fps", "8"), "--fps 8 says nothing of --output ptdit.png"),
-    "a speed of a sheet": (("--num-views", "4", "--fps", "8"), "does not move"),
+    "a speed of a picture": (("--fps", "8"), "--fps 8 has no effect on --output ptdit.png"),
+    "a speed of a sheet": (("--num-views", "4", "--fps", "8"), "has no effect"),
     "a folder in a folder that is missing": (("--num-frames", "5", "--output", "no/clip"), "there is no folder no"),
 }
 
@@ -180,7 +188,7 @@ def test_a_file_that_exists_is_kept(generate, tmp_path, capsys, name, expected):
 
 
 def test_several_clips_get_numbered_names():
-    assert output_files(Path("x/y.webp"), 2, CLIP) == [Path("x/y-0.webp"), Path("x/y-1.webp")]
+    assert output_files(Path("x/y.webp"), 2, VIDEO) == [Path("x/y-0.webp"), Path("x/y-1.webp")]
     assert output_files(Path("x/y"), 2, VIEWS) == [Path("x/y-0"), Path("x/y-1")]
 
 
@@ -197,7 +205,7 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(name, tmp_path):
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", pytest.param("a.mp4", marks=needs_mp4)])
 def test_a_long_prompt_in_any_script_comes_back_from_the_file(name, tmp_path):
     prompt = "红色 \"quoted\" 'single' = ; # \\ rød " * 40
-    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue", "green")]
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue", "green")]
     save(frames, tmp_path / name, {"prompt": prompt}, overwrite=False, fps=8)
-    found = json.loads(mp4_comment(tmp_path / name)) if name.endswith("mp4") else facts_of(tmp_path / name)
+    found = json.loads(mp4_comment(tmp_path / name)) if name.endswith("mp4") else metadata_of(tmp_path / name)
     assert found["prompt"] == prompt

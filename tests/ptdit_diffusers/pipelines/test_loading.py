@@ -65,12 +65,12 @@ def test_layers_that_are_brought_in_one_by_one_compute_the_same(tiny_model_folde
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("offload", OFFLOADS)
-@pytest.mark.parametrize("quantised", [None, "fp8"])
-def test_offloading_on_a_gpu_computes_the_same(tiny_model_folder, offload, quantised):
+@pytest.mark.parametrize("quantized", [None, "fp8"])
+def test_offloading_on_a_gpu_computes_the_same(tiny_model_folder, offload, quantized):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    expected = picture(Plan(tiny_model_folder, "cuda", "bf16", quantize=quantised))
-    found = picture(Plan(tiny_model_folder, "cuda", "bf16", offload, quantised))
+    expected = picture(Plan(tiny_model_folder, "cuda", "bf16", quantize=quantized))
+    found = picture(Plan(tiny_model_folder, "cuda", "bf16", offload, quantized))
     assert (found - expected).abs().max() < 0.02
 
 
