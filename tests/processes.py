@@ -10,14 +10,16 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (
@@ -40,77 +42,90 @@ CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()  # not on Win
 
 @dataclass
 class Running:
-    """A process that was started; its output goes to two files."""
+    """A process that was started; it writes its output to two files of a folder."""
 
     process: subprocess.Popen | multiprocessing.Process
-    folder: Path
+    output: Path
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
     @property
-    def stdout(self) -> str:
-        return self._text("stdout")
-
-    @property
-    def stderr(self) -> str:
-        return self._text("stderr")
-
-    def _text(self, name: str) -> str:
-        path = self.folder / name
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-    @property
     def returncode(self) -> int | None:
         """The exit code, or None while it runs."""
         return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
-    def wait(self, timeout: float = 300) -> int:
-        """Wait for the end of the process and return its exit code.
+    def text(self, name: str) -> str:
+        """Return what it wrote to `stdout` or `stderr` so far."""
+        path = self.output / name
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-        Raises:
-            TimeoutError: It still runs after `timeout` seconds; the message ends with what it wrote.
-        """
-        end = time.monotonic() + timeout
-        while self.returncode is None:
-            if time.monotonic() > end:
-                raise TimeoutError(f"still running after {timeout} s:\n{self.stdout[-2000:]}\n{self.stderr[-4000:]}")
-            time.sleep(0.02)
-        return self.returncode
+    def result(self) -> CompletedProcess:
+        """Return exit code and output so far."""
+        return CompletedProcess((), self.returncode, self.text("stdout"), self.text("stderr"))
+
+    def kill(self) -> None:
+        """End it and what it started, if anything still runs."""
+        with suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(self.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait() if isinstance(self.process, subprocess.Popen) else self.process.join()
 
 
 @contextmanager
 def start(words: Sequence[object], folder: Path = ROOT, real: bool = False, **variables: str) -> Iterator[Running]:
-    """Start `python WORDS` in a folder with more environment variables; the block's end kills what still runs."""
+    """Start `python WORDS` in a folder with more environment variables; it is killed at the end of the block."""
     environment = os.environ | variables
-    path = [str(ROOT), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH", "")]))
     line = [str(word) for word in words]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as output:
         if real or not CAN_FORK:
             with open(Path(output, "stdout"), "wb") as out, open(Path(output, "stderr"), "wb") as err:
-                process = subprocess.Popen(
-                    [sys.executable, *line], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out,
-                    stderr=err, start_new_session=True,
-                )  # fmt: skip
+                places = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, "cwd": folder}
+                process = subprocess.Popen([sys.executable, *line], env=environment, start_new_session=True, **places)
         else:
             context = multiprocessing.get_context("forkserver")
             process = context.Process(target=_be_python, args=(line, folder, environment, output))
             process.start()
+        running = Running(process, Path(output))
         try:
-            yield Running(process, Path(output))
+            yield running
         finally:
-            with suppress(ProcessLookupError, PermissionError):  # its group, launchers' children too
-                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-            process.wait() if isinstance(process, subprocess.Popen) else process.join()
+            running.kill()
 
 
-def run(words: Sequence[object], folder: Path = ROOT, real: bool = False, **variables: str) -> Running:
+def wait(running: Sequence[Running], timeout: float = 300) -> list[CompletedProcess]:
+    """Wait until all processes have ended, or one has failed and the others may wait for it.
+
+    Raises:
+        TimeoutError: One still runs after `timeout` seconds; the message holds what it wrote.
+    """
+    end = time.monotonic() + timeout
+    while None in (codes := [each.returncode for each in running]) and not any(codes):
+        if time.monotonic() > end:
+            late = next(each.result() for each in running if each.returncode is None)
+            raise TimeoutError(f"still running after {timeout} s:\n{late.stdout[-2000:]}\n{late.stderr[-4000:]}")
+        time.sleep(0.02)
+    return [each.result() for each in running]
+
+
+def run(words: Sequence[object], folder: Path = ROOT, real: bool = False, **variables: str) -> CompletedProcess:
     """Run `python WORDS` to its end, as `start` does."""
     with start(words, folder, real, **variables) as running:
-        running.wait()
-        return subprocess.CompletedProcess(list(words), running.returncode, running.stdout, running.stderr)
+        return wait([running])[0]
+
+
+def run_ranks(words: Sequence[object], count: int, **variables: str) -> list[CompletedProcess]:
+    """Run `python WORDS` as `count` processes that know each other, with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    variables |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    with ExitStack() as stack:
+        ranks = [variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        return wait([stack.enter_context(start(words, **each)) for each in ranks])
 
 
 def _be_python(line: list[str], folder: Path, environment: dict[str, str], output: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from tests.processes import run_ranks, start
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "lora/pytorch_lora_weights.safetensors"
@@ -79,28 +79,20 @@ def test_a_run_learns_shows_pictures_and_its_file_loads_everywhere(train, tmp_pa
     assert (with_file - plain).abs().max() > 1e-3
 
 
-def launch(
-    cached: Path, base: Path, out: Path, *flags: str, processes: int = 1, module: str = "lora.train", **variables: str
-) -> subprocess.Popen:
-    """Start the script as torchrun (and so accelerate) starts it, on the CPU."""
-    run = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", module]
-    places = ["--base", str(base), "--cache-dir", str(cached), "--output-dir", str(out)]
+def command_line(cached: Path, base: Path, out: Path, *flags: str, module: str = "lora.train") -> list[object]:
+    """The words of a run with the settings of the fixture `train`."""
+    places = ["--base", base, "--cache-dir", cached, "--output-dir", out]
     same_as_fixture = ["--rank", "2", "--lr", "0.01", "--log-every", "1", "--precision", "fp32", "--max-steps", "4"]
-    words = [sys.executable, "-m", *(run if processes > 1 else ["lora.train"]), *places, *same_as_fixture, *flags]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | variables
-    return subprocess.Popen(
-        words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return ["-m", module, *places, *same_as_fixture, *flags]
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(train, cached, tiny_model_folder, tmp_path):
     flags = ["--checkpoint-every", "1", "--batch-size", "2", "--max-steps", "100000"]
-    process = launch(cached, tiny_model_folder, tmp_path / "killed", *flags)
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").glob("checkpoint-*[2-9]")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    words = command_line(cached, tiny_model_folder, tmp_path / "killed", *flags)
+    with start(words, real=True, ACCELERATE_USE_CPU="true"):
+        deadline = time.monotonic() + 300
+        while not list((tmp_path / "killed").glob("checkpoint-*[2-9]")) and time.monotonic() < deadline:
+            time.sleep(0.02)
     half_written = tmp_path / "killed" / "unfinished-checkpoint"  # as a kill in the middle of writing leaves it
     half_written.mkdir(exist_ok=True)
     (half_written / "state.pt").write_bytes(b"half")
@@ -125,9 +117,9 @@ def test_ctrl_c_saves_and_stops(train, tmp_path):
 
 
 def test_two_processes_give_the_lora_of_one_with_twice_the_batch(train, cached, tiny_model_folder, tmp_path):
-    process = launch(cached, tiny_model_folder, tmp_path / "two", "--batch-size", "1", processes=2)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    words = command_line(cached, tiny_model_folder, tmp_path / "two", "--batch-size", "1")
+    for done in run_ranks(words, 2, ACCELERATE_USE_CPU="true"):
+        assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "two" / "run.json").read_text())["calls"][0]["processes"] == 2
     assert train("one", "--batch-size", "2") == 0
     one, two = load_file(tmp_path / "one" / FILE), load_file(tmp_path / "two" / FILE)
@@ -144,13 +136,12 @@ def test_fsdp2_gives_the_lora_of_one_process(train, cached, tiny_model_folder, t
     config = yaml.safe_load((ROOT / "lora" / "configs" / "fsdp2.yaml").read_text(encoding="utf-8"))["fsdp_config"]
     variables = {name.upper(): str(value) for name, value in config.items()}
     variables["FSDP_TRANSFORMER_CLS_TO_WRAP"] = variables.pop("FSDP_TRANSFORMER_LAYER_CLS_TO_WRAP")
-    process = launch(
-        cached, tiny_model_folder, tmp_path / "two", "--batch-size", "1", *flags,
-        processes=2, module="tests.lora.fsdp_on_cpu", ACCELERATE_USE_FSDP="true", **variables,
-    )  # fmt: skip
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "shared by the processes" in errors
+    variables |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true"}
+    module = "tests.lora.fsdp_on_cpu"
+    words = command_line(cached, tiny_model_folder, tmp_path / "two", "--batch-size", "1", *flags, module=module)
+    first, second = run_ranks(words, 2, **variables)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "shared by the processes" in first.stderr
     assert train("one", "--batch-size", "2", *flags) == 0
     one, two = load_file(tmp_path / "one" / FILE), load_file(tmp_path / "two" / FILE)
     assert one.keys() == two.keys()
