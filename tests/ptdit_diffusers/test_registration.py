@@ -1,10 +1,6 @@
 """After importing our pipeline diffusers' own loaders find our classes, in every spelling and form."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import diffusers
 import pytest
@@ -16,6 +12,7 @@ import ptdit_diffusers
 from ptdit_diffusers import PTDiTPipeline, PTDiTTransformer3DModel, import_hook
 from ptdit_diffusers.import_hook import register
 from ptdit_diffusers.pipelines.ptdit_registration import register_classes, single_file_vae
+from tests.processes import run
 
 
 def test_diffusers_loads_the_folder_as_one_of_its_own(tiny_model_folder):
@@ -60,7 +57,8 @@ assert type(AutoModel.from_pretrained(FOLDER, subfolder="vae")).__name__ == "Aut
 assert PTDiTTransformer3DModel.from_single_file.__module__ == "ptdit_diffusers.conversion.single_file"
 """
 FORKS = """
-import os, sys, torch, transformers
+import os, sys  # what diffusers needs is imported once, and diffusers itself in each fork
+import accelerate, peft, scipy.stats, torch._dynamo, torch.distributed.fsdp, transformers.models.t5.modeling_t5
 assert "diffusers" not in sys.modules
 for first in FIRST_IMPORTS:
     if (child := os.fork()) == 0:
@@ -71,7 +69,8 @@ for first in FIRST_IMPORTS:
 
 
 def test_importing_any_module_of_ours_is_enough_for_the_loaders_of_diffusers(tiny_model_folder):
-    done = run_python(f"FOLDER = {str(tiny_model_folder)!r}\n{FIRST_IMPORTS=}\n{LOADS=}\n" + FORKS)
+    code = f"FOLDER = {str(tiny_model_folder)!r}\n{FIRST_IMPORTS=}\n{LOADS=}\n" + FORKS
+    done = run(["-c", code], real=True)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
 
@@ -87,12 +86,6 @@ def test_a_failure_to_register_is_a_warning_for_whoever_imports_diffusers(monkey
     monkeypatch.delattr("diffusers.loaders.peft._SET_ADAPTER_SCALE_FN_MAPPING")
     with pytest.warns(UserWarning, match="diffusers will not find the classes of ptdit_diffusers: diffusers .*no"):
         import_hook.register_when_diffusers_is_imported()
-
-
-def run_python(code: str) -> subprocess.CompletedProcess:
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
 
 
 @torch.no_grad()

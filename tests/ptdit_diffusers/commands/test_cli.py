@@ -4,10 +4,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -17,9 +16,9 @@ from ptdit_diffusers.cli import main
 from ptdit_diffusers.commands.generate import choose_device, choose_dtype
 from ptdit_diffusers.commands.outputs import output_files
 from ptdit_diffusers.commands.terminal import UserError, number, pixels
+from tests.processes import run, start, wait
 
 PROMPT = "two small green stars above a purple ring, white background"
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -34,11 +33,9 @@ def generate(tiny_model_folder, tmp_path):
     return run
 
 
-def shell(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    """Runs the command in a process of its own, as the console script does."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ptdit_diffusers.cli", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+def shell(*words: str, cwd: Path, **variables: str) -> CompletedProcess:
+    """Run the command in a new interpreter, as the console script does."""
+    return run(["-m", "ptdit_diffusers.cli", *words], cwd, real=True, **variables)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -275,17 +272,16 @@ def test_a_file_given_as_model_is_called_a_file(generate, tmp_path, capsys):
     assert "is a file" in capsys.readouterr().err
 
 
-def test_a_hub_model_in_the_cache_is_used_without_a_network(tiny_model_folder, tmp_path):
+def test_a_hub_model_in_the_cache_is_used_without_a_network(
+    generate, tiny_model_folder, tmp_path, capsys, monkeypatch
+):
     cache = tmp_path / "hub" / "models--someone--tiny"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("0" * 40)
     shutil.copytree(tiny_model_folder, cache / "snapshots" / ("0" * 40))
-    environment = os.environ | {"HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    words = ["generate", PROMPT, "--model", "someone/tiny", "--steps", "1", "--output", "a.png"]
-    command = [sys.executable, "-m", "ptdit_diffusers.cli", *words]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "downloading someone/tiny from the Hugging Face Hub" in done.stdout
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    assert generate("--model", "someone/tiny", "--steps", "1") == 0
+    assert "downloading someone/tiny from the Hugging Face Hub" in capsys.readouterr().out
     assert (tmp_path / "a.png").is_file()
 
 
@@ -309,8 +305,8 @@ def test_help_and_mistakes_are_answered_without_loading_torch(tmp_path):
         "assert main(['generate', '']) == 2; assert main(['generate', 'x', '--model', '/no']) == 2; "
         "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    done = run(["-c", code], tmp_path, real=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_results_go_to_stdout_and_the_progress_bar_to_stderr(tiny_model_folder, tmp_path):
@@ -325,33 +321,21 @@ def test_results_go_to_stdout_and_the_progress_bar_to_stderr(tiny_model_folder, 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT that can be sent to one process")
 def test_ctrl_c_ends_with_one_line_and_exit_code_130_and_leaves_no_half_file(tiny_model_folder, tmp_path):
     words = ["generate", PROMPT, "--model", str(tiny_model_folder), "--steps", "100000", "--output", "a.png"]
-    command = [sys.executable, "-m", "ptdit_diffusers.cli", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        process.stdout.readline()  # the choices are said; loading and sampling come next
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith("ptdit: interrupted")
-    assert "Traceback" not in errors
+    with start(["-m", "ptdit_diffusers.cli", *words], tmp_path, real=True, PYTHONUNBUFFERED="1") as running:
+        while "\n" not in running.text("stdout") and running.returncode is None:
+            time.sleep(0.01)
+        time.sleep(0.5)  # the choices are reported; loading and sampling come next
+        os.kill(running.pid, signal.SIGINT)
+        (done,) = wait([running])
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].startswith("ptdit: interrupted")
+    assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []
 
 
 def test_a_terminal_that_cannot_show_a_letter_gets_it_escaped(tiny_model_folder, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
-    command = [
-        sys.executable,
-        "-m",
-        "ptdit_diffusers.cli",
-        "generate",
-        "a rød star",
-        "--model",
-        str(tiny_model_folder),
-    ]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    words = ["generate", "a rød star", "--model", str(tiny_model_folder)]
+    done = shell(*words, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 2
     assert "r\\xf8d" in done.stderr
 

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,8 +19,8 @@ from ptdit_diffusers.cli import main
 from ptdit_diffusers.export.code import write_code
 from ptdit_diffusers.export.folder import ExportError, export
 from tests.hub_server import COMMIT, hub_server
+from tests.processes import run
 
-ROOT = Path(__file__).resolve().parents[3]
 PROMPTS = ["a red star", "two blue stars"]
 CALL = {"num_inference_steps": 2, "output_type": "latent"}
 
@@ -204,11 +203,7 @@ torch.save(pipe("a red star", generator=torch.manual_seed(0), **arguments).image
 def run_python(code: str, folder: Path, **environment: str) -> torch.Tensor:
     """Run code in a fresh process with caches of its own and give back the latents that it leaves."""
     caches = {"HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
-    paths = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
-    whole = os.environ | caches | paths | environment
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=whole, capture_output=True, text=True, timeout=600
-    )
+    done = run(["-c", code], folder, real=True, **caches, **environment)
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "first.pt", weights_only=True)
 

@@ -7,7 +7,10 @@ import torch
 
 from ptdit_diffusers.models.parallel_ptdit import SharedWindows
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from tests.processes import CAN_FORK
 from tests.ptdit_diffusers.models.test_transformer_ptdit import arguments, tiny
+
+START = "forkserver" if CAN_FORK else "spawn"
 
 
 def share_tokens(rank: int, devices: int, meeting_point: str) -> None:
@@ -44,7 +47,7 @@ def share_tokens(rank: int, devices: int, meeting_point: str) -> None:
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_two_processes_share_the_tokens_and_get_the_same_numbers(tmp_path):
     meeting_point = (tmp_path / "meeting_point").as_uri()
-    torch.multiprocessing.spawn(share_tokens, args=(2, meeting_point), nprocs=2)
+    torch.multiprocessing.start_processes(share_tokens, args=(2, meeting_point), nprocs=2, start_method=START)
 
 
 def test_the_plan_names_layers_that_the_model_has():

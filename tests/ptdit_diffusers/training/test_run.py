@@ -1,10 +1,7 @@
 """The training script: settings, exact resume, stop signals, what a run writes, the export of the text stage."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -24,6 +21,7 @@ from ptdit_diffusers.training.stage import numpy_generator, torch_generator
 from scripts import train
 from scripts.datasets.shapes import VOCABULARY, describe, sample_scene
 from scripts.embedded_models import text_stage
+from tests.processes import run
 
 ROOT = Path(__file__).parents[3]
 TINY = {
@@ -338,16 +336,15 @@ def test_every_section_of_the_committed_config_is_valid() -> None:
     ("launcher", "processes"),
     [
         (["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"], 1),
-        (["torch.distributed.run", "--nproc_per_node", "2"], 2),
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2),
     ],
     ids=["accelerate on one process", "torchrun on two processes"],
 )
 def test_the_launchers_run_the_script(tiny: Path, tmp_path: Path, launcher: list[str], processes: int) -> None:
-    command = [sys.executable, "-m", *launcher, "-m", "scripts.train", "--config", str(tiny), "--stage", "text"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    words = ["-m", *launcher, "-m", "scripts.train", "--config", tiny, "--stage", "text"]
+    done = run(words, ACCELERATE_USE_CPU="true")  # the launcher is a fork, what it starts are real interpreters
     assert done.returncode == 0, done.stderr[-3000:]
-    run = tmp_path / "run"
-    assert load_checkpoint(run)["step"] == 4
-    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["calls"][0]["processes"] == processes
-    assert [line["step"] for line in log_of(run) if "loss" in line] == [1, 2, 3, 4]
+    folder = tmp_path / "run"
+    assert load_checkpoint(folder)["step"] == 4
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["calls"][0]["processes"] == processes
+    assert [line["step"] for line in log_of(folder) if "loss" in line] == [1, 2, 3, 4]
