@@ -1,1 +1,1 @@
-"""LoRA fine-tuning of PT-DiT: `accelerate launch -m lora.train --config lora/configs/24gb.yaml --data DIR`."""
+"""LoRA fine-tuning of PT-DiT: `accelerate launch -m lora.train --config 24gb --data DIR`."""

@@ -1,7 +1,4 @@
-"""The LoRA itself: which layers get one, its first values, and its weights with the scale folded in.
-
-Must not know data, files or the loop.
-"""
+"""The LoRA itself: which layers get one, its first values, and its weights with the scale folded in."""
 
 import difflib
 import re
@@ -11,15 +8,17 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from lora.config import TARGETS, Settings
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.training.task import trained_parameters
+
+from .config import TARGETS, LoRASettings
 
 NAME = "default"  # of the adapter in the model
 INITS = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "olora": "olora"}  # ours -> peft's
 
 
 def target_layers(transformer: nn.Module, targets: str) -> list[str]:
-    """Full names of the Linear layers that get an adapter.
+    """Return the full names of the Linear layers that get an adapter.
 
     Args:
         transformer: The model; it may be on the meta device.
@@ -51,16 +50,16 @@ def target_layers(transformer: nn.Module, targets: str) -> list[str]:
 
 
 def check_targets(config: dict, targets: str) -> list[str]:
-    """`target_layers` without loading weights: the model is built on the meta device from its configuration."""
+    """Return `target_layers` without loading weights: the model is built on the meta device."""
     with torch.device("meta"):
         return target_layers(PTDiTTransformer3DModel.from_config(config), targets)
 
 
-def add_adapter(transformer: PTDiTTransformer3DModel, settings: Settings) -> dict[str, Tensor]:
+def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) -> dict[str, Tensor]:
     """Put a LoRA on the target layers, in float32 and trainable.
 
     Returns:
-        Its first values, for the initialisations that take them out of the base weights; else nothing.
+        Its first values, for the initializations that take them out of the base weights; else nothing.
     """
     config = LoraConfig(
         r=settings.rank,
@@ -71,7 +70,7 @@ def add_adapter(transformer: PTDiTTransformer3DModel, settings: Settings) -> dic
         init_lora_weights=INITS[settings.init],
         target_modules=target_layers(transformer, settings.targets),
     )
-    torch.manual_seed(settings.seed)  # every process draws the same
+    torch.manual_seed(settings.seed)  # the same on every process
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*residual.*")
         transformer.add_adapter(config, NAME)
@@ -83,24 +82,13 @@ def add_adapter(transformer: PTDiTTransformer3DModel, settings: Settings) -> dic
     )
 
 
-def trained_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name."""
-    return {name: p for name, p in transformer.named_parameters() if p.requires_grad}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A CPU copy of a tensor, gathered first where processes share it (all of them must call this)."""
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu().clone()
-
-
 def folded_weights(
     transformer: nn.Module, parameters: dict[str, Tensor], first: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Weights of the adapter for which alpha equals the rank: what the scale was is in the second matrix.
+    """Return the weights of the adapter with the scale folded into the second matrix, so that alpha is the rank.
 
-    With PiSSA and OLoRA the base lost what the adapter began with, so the difference to that beginning is returned,
-    as a LoRA of twice the rank on the untouched base: s (B A - B0 A0) = [s B, -s B0] [A; A0].
+    PiSSA and OLoRA take the first values of the adapter out of the base weights. Their LoRA is returned as the
+    difference to those values, with twice the rank, for the untouched base: s (B A - B0 A0) = [s B, -s B0] [A; A0].
 
     Args:
         transformer: The model with the adapter; it is asked for the scale of each layer.
@@ -128,7 +116,7 @@ def folded_weights(
 
 
 def dora_scale_for_comfyui(weight: Tensor, a: Tensor, b: Tensor, magnitude: Tensor) -> Tensor:
-    """`dora_scale` (outputs, 1) with which ComfyUI computes the same weights.
+    """Return the `dora_scale` (outputs, 1) with which ComfyUI computes the same weights.
 
     peft computes magnitude * (W + B A) / |W + B A|, ComfyUI dora_scale * (W + B A) / |W|; norms are those of rows.
     """

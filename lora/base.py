@@ -1,7 +1,4 @@
-"""The base model of a run: where it lies, its parts one at a time, and how to tell one from another.
-
-Must not know data or training.
-"""
+"""The base model of a run: its folder, its parts one at a time, and fingerprints that tell models apart."""
 
 import gc
 import hashlib
@@ -24,10 +21,10 @@ SAMPLES, SAMPLE_BYTES = 64, 65536
 
 
 class BaseModel:
-    """A model folder whose parts are loaded only when they are asked for."""
+    """A model folder whose parts are loaded one at a time, when they are needed."""
 
     def __init__(self, name: str) -> None:
-        """Find the folder; a Hub id (owner/name) is downloaded.
+        """Find the folder; download a Hub id (owner/name).
 
         Raises:
             ValueError: There is no such model.
@@ -46,7 +43,7 @@ class BaseModel:
 
     @property
     def window_pixels(self) -> int:
-        """Side of one trained window in pixels: latent pixels of the VAE times patch times window."""
+        """Side of one trained window in pixels: 8 (of the VAE) times patch times window."""
         return 8 * self.transformer_config["patch_size"] * max(self.transformer_config["window_size"][1:])
 
     @property
@@ -56,11 +53,11 @@ class BaseModel:
 
     @property
     def scaling_factor(self) -> float:
-        """What latents are multiplied by before the transformer sees them."""
+        """Factor by which latents are multiplied before they enter the transformer."""
         return self._config("vae")["scaling_factor"]
 
     def load_transformer(self, dtype: torch.dtype, kept_as: str, device: torch.device) -> PTDiTTransformer3DModel:
-        """The frozen transformer on its device; `kept_as` is one of config.BASES."""
+        """Load the frozen transformer to its device; `kept_as` is one of config.BASES."""
         options = {"quantization_config": int8_config("transformer")} if kept_as == "int8" else {}
         transformer = PTDiTTransformer3DModel.from_pretrained(
             self.folder, subfolder="transformer", dtype=dtype, **options
@@ -73,18 +70,18 @@ class BaseModel:
         return transformer
 
     def load_vae(self, dtype: torch.dtype, device: torch.device) -> AutoencoderKLOpenSoraPlan:
-        """The VAE, frozen."""
+        """Load the VAE, frozen."""
         vae = AutoencoderKLOpenSoraPlan.from_pretrained(self.folder, subfolder="vae", dtype=dtype)
         return vae.eval().requires_grad_(False).to(device)
 
     def load_text_pipeline(self, dtype: torch.dtype, device: torch.device) -> PTDiTPipeline:
-        """A pipeline that can only encode prompts."""
+        """Load a pipeline that can only encode prompts."""
         return PTDiTPipeline.from_pretrained(self.folder, transformer=None, vae=None, dtype=dtype).to(device)
 
     def fingerprint(self, part: str) -> str:
-        """Sixteen digits that change with a part's configuration or weights.
+        """Return sixteen digits that change with a part's configuration or weights.
 
-        Of large weight files, the name, the size, and 64 samples of 64 KiB spread over the file are looked at.
+        Large weight files are represented by name, size, and 64 samples of 64 KiB spread over the file.
         """
         digest = hashlib.sha256()
         for path in sorted(p for p in (self.folder / part).rglob("*") if p.is_file()):
@@ -98,10 +95,10 @@ class BaseModel:
 
 
 def from_hub(setting: str, name: str, kind: str) -> Path:
-    """Folder of a downloaded repository of the Hub; `kind` is "model" or "dataset".
+    """Download a repository of the Hub and return its folder; `kind` is "model" or "dataset".
 
     Raises:
-        ValueError: It cannot be had.
+        ValueError: That failed.
     """
     try:
         return Path(snapshot_download(name, repo_type=kind))
@@ -111,9 +108,9 @@ def from_hub(setting: str, name: str, kind: str) -> Path:
 
 
 def store_in_nf4(transformer: PTDiTTransformer3DModel, compute_dtype: torch.dtype) -> None:
-    """Replace the linear layers by those of bitsandbytes; the weights become nf4 when they move to a device.
+    """Replace the linear layers by those of bitsandbytes, whose weights become nf4 when they move to a device.
 
-    diffusers' own loading does the same, but refuses to on a machine without a GPU.
+    diffusers' own loading does the same, but refuses on a machine without a GPU.
     """
     from bitsandbytes.nn import Linear4bit, Params4bit
 
@@ -131,11 +128,11 @@ def store_in_nf4(transformer: PTDiTTransformer3DModel, compute_dtype: torch.dtyp
         small.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=small)
         small.bias = layer.bias
         transformer.set_submodule(name, small)
-    transformer.is_loaded_in_4bit = True  # what peft looks at
+    transformer.is_loaded_in_4bit = True  # peft reads this
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type that the frozen weights are computed in.
+    """Return the type that the frozen weights are computed in.
 
     Raises:
         ValueError: fp16 on a CPU, which cannot train in it.
@@ -149,7 +146,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def free_memory() -> None:
-    """Give back what parts that are no longer used held."""
+    """Free the memory of parts that are no longer used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
-"""Which samples make up batch n, and its random numbers: pure functions of (seed, n).
+"""The samples of batch n and its random numbers: pure functions of (seed, n).
 
-So a run can stop and resume anywhere, and the global batch does not depend on how many processes share it.
+So a run can stop and resume anywhere, and the global batch does not depend on the number of processes.
 Letters: B samples, C latent channels, F H W latent frames, rows, columns, L text tokens, D text width.
 """
 
@@ -11,20 +11,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lora.cache import Cache, Sample, text_key
-from lora.config import Settings
 from ptdit_diffusers.core.sampling import time_shift
 from ptdit_diffusers.pipelines.ptdit_text import join_text
-from ptdit_diffusers.training.stage import mix, numpy_generator, torch_generator
+from ptdit_diffusers.training.objective import sample_times
+from ptdit_diffusers.training.randomness import Stream, mix, numpy_generator, torch_generator
+
+from .cache import Cache, Sample, text_key
+from .config import LoRASettings
 
 
 class Plan:
-    """Order of the samples. An epoch goes once through all of them, `repeats` counted; every batch is of one bucket.
+    """Order of the samples: an epoch goes through all of them `repeats` times, and every batch is of one bucket.
 
-    A bucket that does not fill its last batch begins again from its own start, so that no sample is left out.
+    A bucket that does not fill its last batch is repeated from its start, so that no sample is left out.
     """
 
-    def __init__(self, samples: list[Sample], settings: Settings, global_batch: int) -> None:
+    def __init__(self, samples: list[Sample], settings: LoRASettings, global_batch: int) -> None:
         self.seed, self.global_batch = settings.seed, global_batch
         self.buckets: dict[tuple[int, int, int], list[int]] = {}
         for index, sample in enumerate(samples):
@@ -34,14 +36,14 @@ class Plan:
         self.epoch, self.order = -1, []
 
     def batch(self, number: int) -> list[int]:
-        """Indices of the samples in global batch `number`."""
+        """Return the indices of the samples in global batch `number`."""
         epoch, place = divmod(number, self.per_epoch)
         if epoch != self.epoch:
             self.epoch, self.order = epoch, self._shuffled(epoch)
         return self.order[place]
 
     def _shuffled(self, epoch: int) -> list[list[int]]:
-        choice, batches = numpy_generator(self.seed, 1, epoch), []
+        choice, batches = numpy_generator(self.seed, Stream.LORA_ORDER, epoch), []
         for _, members in sorted(self.buckets.items()):
             order = [members[i] for i in choice.permutation(len(members))]
             size = math.ceil(len(order) / self.global_batch) * self.global_batch
@@ -50,10 +52,10 @@ class Plan:
         return [batches[i] for i in choice.permutation(len(batches))]
 
 
-class Batches(Dataset):
-    """This process's part of every batch, by the number of the batch."""
+class CachedBatches(Dataset):
+    """One process's part of every batch, by the number of the batch; it reads the cache and holds no model."""
 
-    def __init__(self, cache: Cache, settings: Settings, rank: int, processes: int) -> None:
+    def __init__(self, cache: Cache, settings: LoRASettings, rank: int, processes: int) -> None:
         self.cache, self.settings, self.rank = cache, settings, rank
         self.samples = cache.samples()
         self.plan = Plan(self.samples, settings, settings.batch_size * processes)
@@ -63,8 +65,8 @@ class Batches(Dataset):
         self.patch = cache.base.transformer_config["patch_size"]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Latents and noise (B, C, F, H, W), time (B,) in 0..1, text (B, L, D) with mask (B, L) or None, weight (B,),
-        and a seed per sample for random proxies.
+        """Return latents and noise (B, C, F, H, W), time (B,) in 0..1, text (B, L, D) with mask (B, L) or None,
+        weight (B,), and a seed per sample for random proxies.
         """
         first = self.rank * self.settings.batch_size
         places = range(first, first + self.settings.batch_size)
@@ -72,28 +74,29 @@ class Batches(Dataset):
         rows = [self._row(self.samples[members[place]], number, place) for place in places]
         text, mask = join_text([row.pop("text")[None] for row in rows], [None] * len(rows))
         batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        return {**batch, "text": text, "mask": mask, "seeds": [mix(self.settings.seed, 3, number, p) for p in places]}
+        seeds = [mix(self.settings.seed, Stream.LORA_PROXIES, number, place) for place in places]
+        return {**batch, "text": text, "mask": mask, "seeds": seeds}
 
     def _row(self, sample: Sample, number: int, place: int) -> dict[str, Tensor]:
-        choice = numpy_generator(self.settings.seed, 2, number, place)
-        draw = torch_generator(self.settings.seed, 2, number, place)
+        settings, seeds = self.settings, (self.settings.seed, Stream.LORA_SAMPLE, number, place)
+        choice, generator = numpy_generator(*seeds), torch_generator(*seeds)
         mirrored = sample.mirrored and choice.random() < 0.5
-        dropped = choice.random() < self.settings.caption_dropout
+        dropped = choice.random() < settings.caption_dropout
         key = sample.mirrored if mirrored else sample.latents
         mean, std = self.cache.get(key, "mean"), self.cache.get(key, "std")
-        latents = (mean + std * torch.randn(mean.shape, generator=draw)) * self.scaling
-        time = torch.sigmoid(torch.randn((), generator=draw) * self.settings.time_std + self.settings.time_mean)
-        ratio = self.time_ratio(sample.bucket)
+        latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling
+        times = {"mean": settings.time_mean, "std": settings.time_std, "shift": self.time_ratio(sample.bucket)}
+        time = sample_times((), generator, **times)
         return {
             "latents": latents,
-            "noise": torch.randn(mean.shape, generator=draw),
-            "time": ratio * time / (1 + (ratio - 1) * time),
+            "noise": torch.randn(mean.shape, generator=generator),
+            "time": time,
             "text": self.cache.get(text_key("") if dropped else sample.text, "embeds"),
-            "weight": torch.tensor(self.settings.prior_weight if sample.prior else 1.0),
+            "weight": torch.tensor(settings.prior_weight if sample.prior else 1.0),
         }
 
     def time_ratio(self, bucket: tuple[int, int, int]) -> float:
-        """Shift of the times towards noise for a size, the sampler's own."""
+        """Return the shift of the times towards noise for a size, which is the sampler's."""
         if not self.dynamic:
             return self.shift
         frames, height, width = bucket
@@ -101,11 +104,10 @@ class Batches(Dataset):
         return time_shift(tokens, self.base_tokens, frames)
 
 
-def describe_epoch(batches: Batches, settings: Settings) -> str:
-    """One line: samples and batches of an epoch."""
+def describe_epoch(batches: CachedBatches) -> str:
+    """Return one line: samples and batches of an epoch."""
     filled = {bucket: len(members) for bucket, members in batches.plan.buckets.items()}
     again = sum(-number % batches.plan.global_batch for number in filled.values())
-    line = (
-        f"{sum(filled.values())} samples per epoch in {batches.plan.per_epoch} batches of {batches.plan.global_batch}"
-    )
+    plan = batches.plan
+    line = f"{sum(filled.values())} samples per epoch in {plan.per_epoch} batches of {plan.global_batch}"
     return line + (f"; {again} of them twice, to fill the last batch of a bucket" if again else "")

@@ -1,7 +1,11 @@
-"""Latents and embeddings on disk: safetensors shards under the hash of what they were made from, and a manifest.
+"""Latents and embeddings on disk: safetensors files under the hash of what they were made from, and a manifest.
 
-A file that changes gets another hash, so nothing stale is ever read; a cache of another VAE or text encoder is
-refused. Training reads only this and constructs neither the VAE nor the text encoder. Must not know the loop.
+A file that changes gets another hash, so nothing stale is read; a cache of another VAE or text encoder is refused.
+Training reads only this and constructs neither the VAE nor the text encoder.
+
+The stages of the embedded models have a reader of their own, `scripts.embedded_models.latents`: their samples are
+functions of a seed, fit into memory, and get new captions each time, so they need neither hashes nor single reads nor
+embeddings. Pixels and writing files are common to both (`ptdit_diffusers.training.latents`).
 """
 
 import hashlib
@@ -12,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lora.base import BaseModel, free_memory
-from lora.dataset import Item
-from lora.media import fit, read_frames
 from ptdit_diffusers.core.files import file_hash, replace_json
+from ptdit_diffusers.training.latents import to_pixels, write_tensors
+
+from .base import BaseModel, free_memory
+from .dataset import Item
+from .media import fit, read_frames
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +36,7 @@ SHARD = 128  # entries per file
 
 @dataclass(frozen=True)
 class Sample:
-    """What training needs to know of an item: where its numbers are, its size, and its text."""
+    """One item as training reads it: keys of its latents and its text, and its size."""
 
     latents: str  # key
     mirrored: str  # key of the mirrored copy, "" = none
@@ -41,10 +46,10 @@ class Sample:
 
 
 class Cache:
-    """The folder. `get` reads single entries, so every process reads only what it trains on."""
+    """The folder of a cache. `get` reads single entries, so every process reads only what it trains on."""
 
     def __init__(self, folder: Path, base: BaseModel, rebuild: bool = False) -> None:
-        """Open the folder or begin a new one.
+        """Open the folder, or begin a new one.
 
         Raises:
             ValueError: It was made by another VAE or text encoder, and `rebuild` is false.
@@ -73,11 +78,11 @@ class Cache:
                     (folder / shard).unlink(missing_ok=True)
 
     def lacks(self, keys: list[str]) -> list[str]:
-        """The keys that are not in the cache, each once."""
+        """Return the keys that are not in the cache, each once."""
         return [key for key in dict.fromkeys(keys) if key not in self.manifest["entries"]]
 
     def write(self, name: str, entries: Iterator[tuple[str, dict[str, Tensor]]]) -> None:
-        """Add entries (key, tensors) in shards; each shard is complete before the manifest names it."""
+        """Add entries (key, tensors) in files; each file is complete before the manifest names it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         shard: dict[str, dict[str, Tensor]] = {}
         for key, tensors in entries:
@@ -93,35 +98,37 @@ class Cache:
         while (self.folder / f"{name}-{number:05d}.safetensors").exists():
             number += 1
         target = self.folder / f"{name}-{number:05d}.safetensors"
-        temporary = target.with_suffix(".part")
-        save_file({f"{key}.{part}": t.contiguous() for key, v in shard.items() for part, t in v.items()}, temporary)
-        temporary.replace(target)
+        write_tensors(target, {f"{key}.{part}": t for key, tensors in shard.items() for part, t in tensors.items()})
         self.manifest["entries"] |= {key: target.name for key in shard}
         replace_json(self.path, self.manifest)
 
     def get(self, key: str, part: str) -> Tensor:
-        """One tensor of one entry, on the CPU."""
+        """Return one tensor of one entry, on the CPU."""
         name = self.manifest["entries"][key]
         if name not in self.files:
             self.files[name] = safe_open(self.folder / name, framework="pt")
         return self.files[name].get_tensor(f"{key}.{part}")
 
     def text(self, caption: str) -> Tensor:
-        """Embedding (L, D) of a caption that was cached."""
+        """Return the embedding (L, D) of a caption in the cache."""
         return self.get(text_key(caption), "embeds")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "files": {}}  # worker processes open the files themselves
 
     def samples(self) -> list[Sample]:
-        """The samples of the last `fill`."""
+        """Return the samples of the last `fill`.
+
+        Raises:
+            ValueError: There are none.
+        """
         found = [Sample(**{**entry, "bucket": tuple(entry["bucket"])}) for entry in self.manifest["samples"]]
         if not found:
             raise ValueError(f"the cache {self.folder} holds no samples; give `data` to fill it.")
         return found
 
     def fill(self, items: list[Item], captions: list[str], flip: bool, device: torch.device) -> None:
-        """Encode what the cache lacks, and note which samples a run is made of.
+        """Encode what the cache lacks, and write down the samples of a run.
 
         Args:
             items: Files with their captions and sizes.
@@ -167,12 +174,12 @@ class Cache:
 
 
 def latent_key(item: Item) -> str:
-    """Hash of the file's bytes, and the size it is brought to."""
+    """Return the hash of the file's bytes, and the size to which it is scaled."""
     return f"{file_hash(item.path)[:32]}-{item.frames}x{item.height}x{item.width}"
 
 
 def text_key(caption: str) -> str:
-    """Hash of a caption."""
+    """Return the hash of a caption."""
     return "text-" + hashlib.sha256(caption.encode()).hexdigest()[:32]
 
 
@@ -180,11 +187,11 @@ def text_key(caption: str) -> str:
 def encode_pictures(
     base: BaseModel, sources: dict[str, tuple[Item, bool]], device: torch.device
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Posterior mean and standard deviation (C, F, H/8, W/8) of each picture or video, float32."""
+    """Yield posterior mean and standard deviation (C, F, H/8, W/8) of each picture or video, float32."""
     vae = base.load_vae(torch.float32, device)
     for key, (item, mirror) in sources.items():
         frames = [fit(frame, item.width, item.height) for frame in read_frames(item.path, item.frames)]
-        pixels = to_pixels([ImageOps.mirror(frame) for frame in frames] if mirror else frames)
+        pixels = to_pixels(np.stack([np.asarray(ImageOps.mirror(frame) if mirror else frame) for frame in frames]))
         posterior = vae.encode(pixels[None].to(device)).latent_dist
         yield key, {"mean": posterior.mean[0].cpu(), "std": posterior.std[0].cpu()}
 
@@ -193,14 +200,8 @@ def encode_pictures(
 def encode_captions(
     base: BaseModel, texts: dict[str, str], device: torch.device
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Embedding (L, D) of each caption without padding, cleaned as the pipeline cleans prompts."""
+    """Yield the embedding (L, D) of each caption without padding, cleaned as the pipeline cleans prompts."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     pipe = base.load_text_pipeline(dtype, device)
     for key, caption in texts.items():
         yield key, {"embeds": pipe.encode_prompt(caption, do_classifier_free_guidance=False)[0][0].cpu()}
-
-
-def to_pixels(frames: list[Image.Image]) -> Tensor:
-    """Frames as (3, F, H, W) in -1..1."""
-    stacked = torch.from_numpy(numpy.stack([numpy.asarray(frame) for frame in frames]))  # (F, H, W, 3)
-    return stacked.permute(3, 0, 1, 2).float() / 127.5 - 1

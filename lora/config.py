@@ -1,11 +1,7 @@
-"""Settings of a LoRA run: one flat dataclass <- YAML file <- flags of the same names.
-
-Must not know models, data or devices.
-"""
+"""Settings of a LoRA run: one flat dataclass, a YAML file or preset, and flags of the same names that go before it."""
 
 import argparse
 import dataclasses
-import difflib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +9,12 @@ from typing import Any
 
 import yaml
 
-from ptdit_diffusers.training.settings import build
+from ptdit_diffusers.training.optimizers import OPTIMIZERS
+from ptdit_diffusers.training.schedules import SCHEDULES
+from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
+from ptdit_diffusers.training.trackers import TRACKERS
+
+PRESETS = Path(__file__).parent / "configs"  # YAML files that are part of the package
 
 TARGETS = {  # preset -> regular expression that the whole name of a Linear layer must match
     "attention": r".*attn\d\.(to_q|to_k|to_v|to_out\.0)",
@@ -23,9 +24,7 @@ TARGETS = {  # preset -> regular expression that the whole name of a Linear laye
 INITS = ("default", "gaussian", "pissa", "olora")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BASES = ("none", "fp8", "int8", "nf4")
-OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
-REPORTS = ("none", "tensorboard", "wandb")
+REPORTS = ("none", *TRACKERS)
 PACKAGES = {  # (setting, value) -> what must be installed for it
     ("base_weights", "int8"): "torchao",
     ("base_weights", "nf4"): "bitsandbytes",
@@ -43,12 +42,12 @@ FREE = (
 
 
 def setting(default: Any, help: str) -> Any:
-    """A field with the text that `--help` shows for it."""
+    """Make a field with the text that `--help` shows for it."""
     return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclass(kw_only=True)
-class Settings:
+class LoRASettings:
     """Everything that decides what a run does; saved beside the LoRA."""
 
     # model and data
@@ -57,7 +56,7 @@ class Settings:
     output_dir: str = setting("", "folder of the run: checkpoints, log, pictures and the finished LoRA")
     cache_dir: str = setting("", "folder of the cached latents and embeddings (default: OUTPUT_DIR/cache)")
     rebuild_cache: bool = setting(False, "replace a cache that was made by another model or for another size")
-    default_caption: str = setting("", "caption of files that have none; how many there are is said")
+    default_caption: str = setting("", "caption of files that have none; the log names their number")
     trigger: str = setting("", "word put before every caption, or in place of [trigger] in it")
     resolution: int = setting(0, "pixels: pictures get about resolution^2 of them; 0 = the model's own size")
     bucket_step: int = setting(0, "pixels: sides of buckets are multiples of this; 0 = one window of the model")
@@ -66,8 +65,8 @@ class Settings:
     flip: bool = setting(False, "train on mirrored copies, too")
     repeats: int = setting(1, "how often a picture occurs in one epoch")
     caption_dropout: float = setting(0.1, "share of samples trained without their caption, for guidance; 0..1")
-    prior_prompts: str = setting("", "text file, one prompt per line: the base model draws each once, and the LoRA is "
-                                     "trained to keep them")  # fmt: skip
+    prior_prompts: str = setting("", "text file, one prompt per line: the base model generates a picture of each, and "
+                                     "the LoRA is trained to keep them")  # fmt: skip
     prior_weight: float = setting(1.0, "weight of the loss on those pictures")
     prior_repeats: int = setting(1, "how often one of those pictures occurs in one epoch")
     # adapter
@@ -79,23 +78,23 @@ class Settings:
     init: str = setting("default", f"first values: {', '.join(INITS)}")
     targets: str = setting("attention", f"layers: {', '.join(TARGETS)}, names with commas, or a regular expression")
     base_weights: str = setting("none", f"how the frozen weights are kept: {', '.join(BASES)} (none = in `precision`)")
-    proxy_mode: str = setting("mean", "proxies in training: mean, or random (v1 of the paper, as a regulariser)")
-    # optimisation
-    max_steps: int = setting(1000, "optimiser steps")
+    proxy_mode: str = setting("mean", "proxies in training: mean, or random (v1 of the paper, as a regularizer)")
+    # optimization
+    max_steps: int = setting(1000, "optimizer steps")
     epochs: int = setting(0, "passes over the data instead of max_steps; 0 = off")
     stop_after: int = setting(0, "save and stop after this many steps of this call; 0 = off")
     max_minutes: float = setting(0.0, "save and stop after this many minutes of this call; 0 = off")
     batch_size: int = setting(1, "samples per process and forward")
-    accumulation: int = setting(1, "forwards per optimiser step")
+    accumulation: int = setting(1, "forwards per optimizer step")
     precision: str = setting("auto", "fp32, bf16 or fp16; auto = bf16 where the GPU computes in it, else fp32")
     optimizer: str = setting("adamw", f"one of {', '.join(OPTIMIZERS)}")
     lr: float = setting(1e-4, "peak learning rate (1 for prodigy)")
     schedule: str = setting("constant_with_warmup", f"learning rate: {', '.join(SCHEDULES)}")
     warmup: int = setting(0, "steps from 0 to the peak learning rate")
-    weight_decay: float = setting(0.01, "of the optimiser")
+    weight_decay: float = setting(0.01, "of the optimizer")
     clip: float = setting(1.0, "largest gradient norm")
-    ema: float = setting(0.0, "decay of a running average of the LoRA, which is then what is saved; 0 = off")
-    time_mean: float = setting(0.0, "mean of the normal that training times are drawn from, before the sigmoid")
+    ema: float = setting(0.0, "decay of a running average of the LoRA, which is what is saved then; 0 = off")
+    time_mean: float = setting(0.0, "training times are sigmoids of a normal distribution: its mean")
     time_std: float = setting(1.0, "its standard deviation")
     gradient_checkpointing: bool = setting(False, "recompute blocks in the backward pass: slower, much less memory")
     compile: bool = setting(False, "torch.compile the blocks")
@@ -107,39 +106,36 @@ class Settings:
     checkpoint_every: int = setting(250, "steps; 0 = only at the end")
     keep: int = setting(2, "checkpoints kept")
     validation_every: int = setting(0, "steps between validation pictures; 0 = off")
-    validation_prompts: tuple[str, ...] = setting((), "prompts drawn at 0, 25, 50, 100 %% of the steps and in between")
+    validation_prompts: tuple[str, ...] = setting((), "prompts of pictures at 0, 25, 50, 100 %% of the steps")
     validation_steps: int = setting(30, "denoising steps of validation pictures")
     validation_guidance: float = setting(4.0, "guidance of validation pictures")
-    validation_seed: int = setting(0, "picture i is drawn with seed validation_seed + i")
+    validation_seed: int = setting(0, "picture i has the seed validation_seed + i")
     report_to: str = setting(
         "none", f"also write the log and pictures for {', '.join(REPORTS[1:])}; none = files only"
     )
     push_to_hub: str = setting("", "OWNER/NAME of a Hub repository that gets the finished LoRA")
 
     def __post_init__(self) -> None:
-        """Raises ValueError naming the first illegal value."""
+        """Raise ValueError naming the first illegal value."""
         for name in ("rank", "max_steps", "batch_size", "accumulation", "repeats", "log_every", "keep", "num_frames"):
-            self._between(name, 1, None)
+            at_least(name, getattr(self, name), 1)
+        for name in ("prior_repeats", "validation_steps", "max_aspect"):
+            at_least(name, getattr(self, name), 1)
         for name in ("alpha", "warmup", "weight_decay", "checkpoint_every", "validation_every", "seed", "epochs"):
-            self._between(name, 0, None)
+            at_least(name, getattr(self, name), 0)
         for name in ("resolution", "bucket_step", "stop_after", "max_minutes", "workers", "prior_weight"):
-            self._between(name, 0, None)
-        self._between("caption_dropout", 0, 1)
-        self._between("dropout", 0, 0.99)
-        self._between("ema", 0, 0.99999)
-        self._between("max_aspect", 1, None)
-        self._between("prior_repeats", 1, None)
-        self._between("validation_steps", 1, None)
+            at_least(name, getattr(self, name), 0)
+        for name, most in {"caption_dropout": 1, "dropout": 0.99, "ema": 0.99999}.items():
+            at_least(name, value := getattr(self, name), 0)
+            if value > most:
+                raise ValueError(f"{name}={value} must be at most {most}; nearest: {most}.")
         for name in ("lr", "clip", "time_std"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0, for example 1.")
         choices = {"init": INITS, "precision": PRECISIONS, "base_weights": BASES, "optimizer": OPTIMIZERS}
         choices |= {"schedule": SCHEDULES, "report_to": REPORTS, "proxy_mode": ("mean", "random")}
         for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                near = difflib.get_close_matches(value, allowed, n=1, cutoff=0)[0]
-                raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}; nearest: {near!r}.")
+            one_of(name, getattr(self, name), allowed)
         if (self.num_frames - 1) % 4:
             low = (self.num_frames - 1) // 4 * 4 + 1
             raise ValueError(f"num_frames={self.num_frames} is not of the form 4n + 1; nearest: {low} or {low + 4}.")
@@ -153,16 +149,9 @@ class Settings:
         if self.init in ("pissa", "olora") and self.dora:
             raise ValueError(f"init={self.init!r} and dora exclude each other; nearest: init='default'.")
 
-    def _between(self, name: str, least: float, most: float | None) -> None:
-        value = getattr(self, name)
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}; nearest: {least}.")
-        if most is not None and value > most:
-            raise ValueError(f"{name}={value} must be at most {most}; nearest: {most}.")
-
     @property
     def cache_folder(self) -> Path:
-        """Folder of latents and embeddings."""
+        """Folder of the cached latents and embeddings."""
         return Path(self.cache_dir) if self.cache_dir else Path(self.output_dir) / "cache"
 
     @property
@@ -170,12 +159,26 @@ class Settings:
         """Alpha with its default filled in."""
         return self.alpha or float(self.rank)
 
+    def of_the_loop(self, steps: int) -> LoopSettings:
+        """Return what the training loop asks for; `steps` depends on the data where `epochs` is set."""
+        shared = "output_dir seed batch_size accumulation workers clip log_every checkpoint_every keep".split()
+        return LoopSettings(
+            **{name: getattr(self, name) for name in [*shared, "stop_after", "max_minutes"]},
+            export_dir=self.output_dir,
+            steps=steps,
+            warmup=0,  # the schedule is the task's
+            sheet_every=self.validation_every if self.validation_prompts else 0,
+            checkpoint_minutes=0,
+        )
+
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """`--config FILE` and one flag for every setting; a flag that is not given leaves the file's value."""
+    """Make a parser with `--config` and a flag for every setting; without a flag the file's value stays."""
     parser = argparse.ArgumentParser(prog="lora", description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings, for example lora/configs/24gb.yaml")
-    for field in dataclasses.fields(Settings):
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"YAML file with settings, or a preset: {', '.join(presets())}"
+    )
+    for field in dataclasses.fields(LoRASettings):
         flag = "--" + field.name.replace("_", "-")
         shown = f"{field.metadata['help']} (default: {field.default or 'none'})".replace("none)", "-)")
         if field.type is bool:
@@ -188,38 +191,58 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def read_settings(flags: argparse.Namespace) -> Settings:
-    """Settings of the file with the flags over them.
+def presets() -> list[str]:
+    """Return the names of the presets that are part of the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "fsdp2")  # that one is accelerate's
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """Return the settings of a YAML file or preset.
+
+    Raises:
+        ValueError: There is no such file or preset, or it does not hold a mapping.
+    """
+    path = Path(name)
+    if not path.is_file() and name in presets():
+        path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"config {name!r} is neither a file nor a preset; presets: {', '.join(presets())}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must be a mapping of settings, not {values!r}.")
+    return values
+
+
+def read_settings(flags: argparse.Namespace) -> LoRASettings:
+    """Return the settings of the file with the flags over them.
 
     Raises:
         ValueError: An unknown key, a wrong type or an illegal value; the message names it.
         OSError: The file cannot be read.
     """
     given = {name: value for name, value in vars(flags).items() if name != "config" and value is not None}
-    values = {}
-    if flags.config:
-        try:
-            values = yaml.safe_load(Path(flags.config).read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{flags.config} is not a YAML file: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{flags.config} must be a mapping of settings, not {values!r}.")
-    settings = build(Settings, values | given, flags.config or "the command line")
+    values = read_config(flags.config) if flags.config else {}
+    settings = build(LoRASettings, values | given, flags.config or "the command line")
     for name in ("output_dir", "data"):
         if not getattr(settings, name) and not (name == "data" and settings.cache_dir):
-            raise ValueError(f"{name} is not given: say it in the config file or with --{name.replace('_', '-')}.")
+            raise ValueError(f"{name} is missing: set it in the config file or with --{name.replace('_', '-')}.")
     return settings
 
 
-def check_packages(settings: Settings) -> None:
-    """Raise ValueError where a setting needs a package that is not installed."""
+def check_packages(settings: LoRASettings) -> None:
+    """Raise ValueError where a setting, or every training, needs a package that is not installed."""
     for (name, value), package in PACKAGES.items():
         if getattr(settings, name) == value and importlib.util.find_spec(package) is None:
-            other = Settings.__dataclass_fields__[name].default
+            other = LoRASettings.__dataclass_fields__[name].default
             raise ValueError(f"{name}={value!r} needs {package}: pip install {package}; or use {other!r}.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("training needs matplotlib: pip install 'ptdit-diffusers[train]'.")
 
 
-def refuse_other_settings(saved: dict[str, Any], settings: Settings) -> None:
+def refuse_other_settings(saved: dict[str, Any], settings: LoRASettings) -> None:
     """Raise ValueError where a checkpoint was made with settings that decide the outcome and differ now."""
     now = dataclasses.asdict(settings)
     changed = [

@@ -1,6 +1,6 @@
-"""What comes out: the LoRA for diffusers, the LoRA for ComfyUI, settings, a model card, and the upload.
+"""The result: the LoRA for diffusers, the LoRA for ComfyUI, settings, a model card, and the upload.
 
-Must not know the loop. Files are written under a temporary name and renamed when all of them are there.
+Files are written to a temporary folder, which is renamed when all of them are there.
 """
 
 import dataclasses
@@ -15,17 +15,19 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora.adapter import dora_scale_for_comfyui, whole
-from lora.config import Settings
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.checkpoint import whole
 from ptdit_diffusers.training.record import versions
+
+from .adapter import dora_scale_for_comfyui
+from .config import LoRASettings
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI_PREFIX = "diffusion_model."
 
 
 def export(
-    folder: Path, weights: dict[str, Tensor], settings: Settings, step: int, base_weights: dict[str, Tensor]
+    folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step: int, base_weights: dict[str, Tensor]
 ) -> Path:
     """Write the finished LoRA to `folder`/lora, in place of an earlier one.
 
@@ -61,7 +63,7 @@ def export(
 
 
 def adapter_config(weights: dict[str, Tensor]) -> dict:
-    """peft's configuration of the folded weights, for the metadata of diffusers' file: alpha equals the rank."""
+    """Return peft's configuration of the folded weights, for the metadata of diffusers' file: alpha is the rank."""
     layers = sorted({key.rpartition(".lora_")[0] for key in weights})
     rank = weights[f"{layers[0]}.lora_A.weight"].shape[0]
     dora = any(key.endswith("magnitude_vector") for key in weights)
@@ -69,7 +71,7 @@ def adapter_config(weights: dict[str, Tensor]) -> dict:
 
 
 def comfyui_weights(weights: dict[str, Tensor], base_weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same under the names that ComfyUI's stock loader maps onto the model."""
+    """Return the weights under the names that ComfyUI's stock loader maps onto the model."""
     renamed = {}
     for key, value in weights.items():
         layer, _, kind = key.rpartition(".lora_")
@@ -81,8 +83,8 @@ def comfyui_weights(weights: dict[str, Tensor], base_weights: dict[str, Tensor])
     return renamed
 
 
-def card(folder: Path, weights: dict[str, Tensor], settings: Settings, step: int, comfyui: str) -> str:
-    """Model card: what it is, how to use it, prompts and pictures, settings."""
+def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step: int, comfyui: str) -> str:
+    """Return the model card: what it is, how to use it, prompts and pictures, settings."""
     layers = sum(key.endswith("lora_A.weight") for key in weights)
     values = sum(value.numel() for value in weights.values())
     prompt = (settings.validation_prompts or (settings.trigger or "a picture",))[0]
@@ -110,7 +112,7 @@ def card(folder: Path, weights: dict[str, Tensor], settings: Settings, step: int
         "```",
         "",
         f"ComfyUI: put `comfyui/{comfyui}` into `models/loras`. The scale alpha / rank is part of the weights, so "
-        "strength 1 is what was trained.",
+        "strength 1 is the trained strength.",
         "",
     ]
     if (folder / "sheet.png").is_file():
@@ -124,11 +126,11 @@ def card(folder: Path, weights: dict[str, Tensor], settings: Settings, step: int
     return "\n".join([*lines, "## Settings", "", "| setting | value |", "| --- | --- |", *rows, ""])
 
 
-def shown_settings(settings: Settings) -> dict[str, object]:
-    """Settings that differ from their defaults, without folders of the machine."""
+def shown_settings(settings: LoRASettings) -> dict[str, object]:
+    """Return the settings that differ from their defaults, without folders of this machine."""
     hidden = ("output_dir", "cache_dir", "data", "validation_prompts", "prior_prompts", "resume", "push_to_hub")
     found = {}
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(LoRASettings):
         value = getattr(settings, field.name)
         if value != field.default and field.name not in hidden:
             found[field.name] = value
@@ -145,7 +147,7 @@ def check_push(repository: str) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload the finished folder to the Hub; returns the address.
+    """Upload the finished folder to the Hub and return its address.
 
     Raises:
         OSError: The Hub refused it; huggingface_hub's errors are of this kind.
@@ -157,6 +159,6 @@ def push(folder: Path, repository: str) -> str:
 
 
 def base_layer_weights(transformer: torch.nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Base weights of the layers that were trained with DoRA, by name. Every process must call this."""
+    """Return the base weights of layers that were trained with DoRA, by name; all processes must call this."""
     layers = [key.rpartition(".lora_")[0] for key in weights if key.endswith("lora_magnitude_vector")]
     return {layer: whole(dequantize_module_weight(transformer.get_submodule(layer).base_layer)) for layer in layers}

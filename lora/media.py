@@ -1,13 +1,12 @@
-"""Pictures and short videos from files, as 8-bit RGB without surprises.
+"""Pictures and short videos from files, as 8-bit RGB.
 
-Owns orientation, transparency, palettes, 16-bit and CMYK files, and counting frames by decoding them. Must not know
-captions, buckets or models.
+Owns orientation, transparency, palettes, 16-bit and CMYK files, and counting frames by decoding them.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -20,17 +19,17 @@ class UnreadableError(ValueError):
 
 
 def picture_to_rgb(image: Image.Image) -> Image.Image:
-    """RGB with the orientation applied, transparency laid on white, 16-bit greys scaled and CMYK converted.
+    """Return RGB with orientation applied, transparency on white, 16-bit gray scaled and CMYK converted.
 
     Raises:
-        UnreadableError: The picture holds floating-point values, whose range nobody knows.
+        UnreadableError: The picture holds floating-point values, whose range is unknown.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UnreadableError("holds floating-point values; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey, also as 32-bit integers
-        values = numpy.asarray(image).astype(numpy.int64)
-        image = Image.fromarray((values.clip(0, 65535) // 257).astype(numpy.uint8))
+    if image.mode.startswith("I"):  # 16-bit gray, also as 32-bit integers
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -38,7 +37,7 @@ def picture_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_frames(path: Path, num_frames: int) -> list[Image.Image]:
-    """The one picture of a picture file, or the first `num_frames` frames of a video.
+    """Return the one picture of a picture file, or the first `num_frames` frames of a video.
 
     Raises:
         UnreadableError: The file is damaged, of an unknown kind, or has too few frames; says which.
@@ -53,7 +52,7 @@ def read_frames(path: Path, num_frames: int) -> list[Image.Image]:
 
 
 def size_of(path: Path, num_frames: int) -> tuple[int, int]:
-    """Width and height in pixels as trained, after decoding the whole file once.
+    """Return width and height in pixels as trained, after decoding the whole file once.
 
     Raises:
         UnreadableError: As `read_frames`.
@@ -62,7 +61,7 @@ def size_of(path: Path, num_frames: int) -> tuple[int, int]:
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale a picture until it covers width x height pixels and cut off what stands out, the same on both sides."""
+    """Scale a picture until it covers width x height pixels and crop it evenly."""
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 

@@ -1,6 +1,6 @@
 """Encode pictures and captions once, so that training needs neither the VAE nor the text encoder.
 
-    python -m lora.precompute --config lora/configs/24gb.yaml --data DIR --cache-dir runs/cache
+    python -m lora.precompute --config 24gb --data DIR --cache-dir runs/cache
 
 Training does the same at its start; this is for doing it on another machine or ahead of time.
 """
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from lora.base import BaseModel, from_hub
-from lora.cache import Cache
-from lora.config import Settings, make_parser, read_settings
-from lora.dataset import Findings, as_prior, bucket_sizes, find_items, table
-from lora.validate import draw_prior
+from .base import BaseModel, from_hub
+from .cache import Cache
+from .config import LoRASettings, make_parser, read_settings
+from .dataset import Findings, as_prior, bucket_sizes, find_items, table
+from .validate import generate_prior
 
 logger = logging.getLogger("lora")
 
 
-def fill_cache(settings: Settings, base: BaseModel, accelerator: Accelerator) -> Cache:
-    """Bring the cache up to date with the data, saying what was found; without `data` it is used as it is.
+def fill_cache(settings: LoRASettings, base: BaseModel, accelerator: Accelerator) -> Cache:
+    """Bring the cache up to date with the data and log what was found; without `data` it is used as it is.
 
     Raises:
         ValueError: There is nothing to train on, or the cache belongs to another model.
@@ -43,8 +43,8 @@ def fill_cache(settings: Settings, base: BaseModel, accelerator: Accelerator) ->
     return Cache(folder, base)
 
 
-def find_data(settings: Settings, base: BaseModel, accelerator: Accelerator) -> Findings:
-    """All items of the run, those that the base model draws for itself included."""
+def find_data(settings: LoRASettings, base: BaseModel, accelerator: Accelerator) -> Findings:
+    """Return all items of the run, including those that the base model generates."""
     sizes = bucket_sizes(
         settings.resolution or base.own_resolution, settings.bucket_step or base.window_pixels, settings.max_aspect
     )
@@ -53,13 +53,13 @@ def find_data(settings: Settings, base: BaseModel, accelerator: Accelerator) -> 
         source = str(from_hub("data", source.removeprefix("hub:"), "dataset"))
     findings = find_items(source, settings.default_caption, settings.trigger, settings.num_frames, sizes)
     if settings.prior_prompts:
-        prior = find_items(str(draw_prior(base, settings, accelerator.device)), "", "", 1, sizes)
+        prior = find_items(str(generate_prior(base, settings, accelerator.device)), "", "", 1, sizes)
         findings.items += as_prior(prior.items)
     return findings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2 for bad input)."""
+    """Run the command line; return the exit code (2 for bad input)."""
     flags = make_parser(__doc__.splitlines()[0]).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

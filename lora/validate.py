@@ -1,6 +1,6 @@
-"""Pictures on the way: fixed prompts and seeds, PNG files with their settings, one sheet at the end; memory freed.
+"""Pictures that show how far a run is: fixed prompts and seeds, PNG files with their settings, one sheet of all.
 
-Text embeddings come from the cache; the VAE is loaded for each call and given back. Must not know the loop.
+Text embeddings come from the cache; the VAE is loaded for each call and freed.
 """
 
 import logging
@@ -9,28 +9,29 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from lora.base import BaseModel, free_memory
-from lora.cache import Cache
-from lora.config import Settings
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.pipelines.ptdit_text import join_text
+
+from .base import BaseModel, free_memory
+from .cache import Cache
+from .config import LoRASettings
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def draw_validation(
-    transformer: PTDiTTransformer3DModel, base: BaseModel, cache: Cache, settings: Settings, device: torch.device
+def generate_validation(
+    transformer: PTDiTTransformer3DModel, base: BaseModel, cache: Cache, settings: LoRASettings, device: torch.device
 ) -> list[Image.Image]:
-    """One picture per validation prompt, picture i from seed `validation_seed` + i."""
+    """Return one picture per validation prompt; picture i has the seed `validation_seed` + i."""
     vae = base.load_vae(torch.float32 if device.type == "cpu" else torch.bfloat16, device)
     pipe = PTDiTPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=base.scheduler)
     pipe.set_progress_bar_config(disable=True)
     empty = cache.text("")[None].to(device)
     side = settings.resolution or base.own_resolution
-    mode, training = transformer.proxy_mode, transformer.training
-    transformer.eval().set_windows(proxy_mode="mean")
+    mode = transformer.proxy_mode
+    transformer.set_windows(proxy_mode="mean")
     pictures = []
     for index, prompt in enumerate(settings.validation_prompts):
         text, mask = join_text([cache.text(prompt)[None].to(device)], [None])
@@ -44,33 +45,32 @@ def draw_validation(
             guidance_scale=settings.validation_guidance,
             generator=torch.Generator().manual_seed(settings.validation_seed + index),
         ).images
-    transformer.train(training).set_windows(proxy_mode=mode)
+    transformer.set_windows(proxy_mode=mode)
     del pipe, vae
     free_memory()
     return pictures
 
 
-def save_validation(pictures: list[Image.Image], folder: Path, step: int, settings: Settings) -> None:
-    """Write step-STEP-I.png, each with prompt, seed and step in its metadata."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_validation(pictures: list[Image.Image], path: Path, step: int, settings: LoRASettings) -> None:
+    """Write pictures as `path`-INDEX.png, each with prompt, seed and step in its metadata."""
     for index, picture in enumerate(pictures):
         info = PngImagePlugin.PngInfo()
         facts = {"prompt": settings.validation_prompts[index], "seed": settings.validation_seed + index, "step": step}
         facts |= {"base": settings.base, "steps": settings.validation_steps, "guidance": settings.validation_guidance}
         for name, value in facts.items():
             info.add_text(name, str(value))
-        temporary = folder / f"step-{step:08d}-{index}.part"
+        temporary = path.with_name(f"{path.name}-{index}.tmp")
         picture.save(temporary, format="PNG", pnginfo=info)
         temporary.replace(temporary.with_suffix(".png"))
 
 
 def quarter_steps(max_steps: int) -> list[int]:
-    """Steps at 0, 25, 50 and 100 % of a run, each once."""
+    """Return the steps at 0, 25, 50 and 100 % of a run, each once."""
     return sorted({0, max_steps // 4, max_steps // 2, max_steps})
 
 
-def draw_sheet(folder: Path, target: Path, steps: list[int], settings: Settings) -> None:
-    """One picture of all: a row per prompt, a column per step; steps that were not drawn are left out."""
+def write_sheet(folder: Path, target: Path, steps: list[int], settings: LoRASettings) -> None:
+    """Write one picture of all: a row per prompt, a column per step; steps without pictures are left out."""
     columns = [step for step in steps if (folder / f"step-{step:08d}-0.png").is_file()]
     rows = len(settings.validation_prompts)
     if not columns or not rows:
@@ -88,8 +88,8 @@ def draw_sheet(folder: Path, target: Path, steps: list[int], settings: Settings)
     sheet.save(target)
 
 
-def draw_prior(base: BaseModel, settings: Settings, device: torch.device) -> Path:
-    """Let the base model draw each prompt of `prior_prompts` once; pictures that are there already stay.
+def generate_prior(base: BaseModel, settings: LoRASettings, device: torch.device) -> Path:
+    """Let the base model generate a picture of each prompt of `prior_prompts`; pictures that exist stay.
 
     Returns:
         A data folder: NNNN.png with NNNN.txt.
@@ -115,7 +115,7 @@ def draw_prior(base: BaseModel, settings: Settings, device: torch.device) -> Pat
         done = note.is_file() and note.read_text(encoding="utf-8") == prompt and note.with_suffix(".png").is_file()
         missing += [] if done else [index]
     if missing:
-        logger.info("the base model draws %d pictures to keep", len(missing))
+        logger.info("the base model generates %d pictures to keep", len(missing))
         pipe = PTDiTPipeline.from_pretrained(base.folder).to(device)
         pipe.set_progress_bar_config(disable=True)
         side = settings.resolution or base.own_resolution

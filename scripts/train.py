@@ -1,4 +1,4 @@
-"""Train one stage of the embedded model.
+"""Train one stage of an embedded model.
 
     accelerate launch -m scripts.train --config scripts/configs/shapes.yaml --stage text
     python -m scripts.train --config scripts/configs/shapes.yaml --stage vae --max-minutes 30
@@ -10,7 +10,6 @@ Call it again to resume.
 """
 
 import argparse
-import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,28 +20,26 @@ import yaml
 from accelerate import Accelerator
 
 from ptdit_diffusers.training.checkpoint import checkpoints
-from ptdit_diffusers.training.parts import check_processes, multiplies_bf16
-from ptdit_diffusers.training.run import Run, train
+from ptdit_diffusers.training.processes import check_processes, multiplies_bf16
+from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.settings import load_settings
+from scripts.embedded_models.text_stage import TextStage
+from scripts.embedded_models.transformer_stage import TransformerStage
+from scripts.embedded_models.vae_stage import VAEStage
 
 logger = logging.getLogger(__name__)
 
-STAGES = {  # stage -> module with `Settings` and `build`
-    "text": "scripts.embedded_models.text_stage",
-    "vae": "scripts.embedded_models.vae_stage",
-    "decoder": "scripts.embedded_models.vae_stage",
-    "transformer": "scripts.embedded_models.transformer_stage",
-}
+STAGES = {"text": TextStage, "vae": VAEStage, "decoder": VAEStage, "transformer": TransformerStage}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2 for a bad setting)."""
+    """Run the command line; return the exit code (2 for a bad setting)."""
     parser = make_parser()
     flags = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    module = importlib.import_module(STAGES[flags.stage])
+    kind = STAGES[flags.stage]
     try:
-        settings = load_settings(flags.config, flags.stage, module.Settings, overrides(flags))
+        settings = load_settings(flags.config, flags.stage, kind.settings_type, overrides(flags))
         if flags.export_only and not checkpoints(Path(settings.output_dir)):
             raise ValueError(f"--export-only: {settings.output_dir} has no checkpoint.")
     except (ValueError, OSError) as error:
@@ -58,22 +55,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings.mixed_precision == "bf16" and not multiplies_bf16(accelerator.device):
         logger.warning("This CPU does not multiply bfloat16: --set mixed_precision=no is several times faster.")
     torch.manual_seed(settings.seed)  # the initial weights are the same on every process
-    stage = module.build(settings, accelerator.device)
+    run = Run(kind(settings, accelerator.device), settings, accelerator)
     if flags.export_only:
-        Run(stage, settings, accelerator).export()
+        run.export()
     else:
-        train(stage, settings, accelerator)
+        run.train()
     accelerator.end_training()
     return 0
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Flags of the script."""
+    """Make the parser of the script."""
     parser = argparse.ArgumentParser(prog="scripts.train", description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="YAML file with one section per stage")
     parser.add_argument("--stage", required=True, choices=STAGES, help="section of the file to train")
     parser.add_argument("--output-dir", help="folder of the run (default: output_dir of the section)")
-    parser.add_argument("--steps", type=int, help="optimiser steps of the whole schedule (default: section)")
+    parser.add_argument("--steps", type=int, help="optimizer steps of the whole schedule (default: section)")
     parser.add_argument("--max-minutes", type=float, help="save and stop after this many minutes (0: no limit)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting: model.dim=64")
     parser.add_argument("--export-only", action="store_true", help="export the newest checkpoint without training")
@@ -81,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def overrides(flags: argparse.Namespace) -> dict[str, Any]:
-    """Settings given as flags, by dotted name."""
+    """Return the settings given as flags, by dotted name."""
     given = {"output_dir": flags.output_dir, "steps": flags.steps, "max_minutes": flags.max_minutes}
     for item in flags.set:
         name, equals, value = item.partition("=")

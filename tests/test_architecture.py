@@ -74,8 +74,13 @@ MAY_IMPORT = {
     "ptdit_diffusers/training/": (
         "torch",
         "numpy",
+        "PIL",
         "yaml",
+        "einops",
         "matplotlib",
+        "bitsandbytes",
+        "prodigyopt",
+        "safetensors",
         "accelerate",
         "diffusers",
         "ptdit_diffusers.",
@@ -117,9 +122,7 @@ MAY_IMPORT = {
         "PIL",
         "yaml",
         "av",
-        "wandb",
         "bitsandbytes",
-        "prodigyopt",
         "accelerate",
         "diffusers",
         "huggingface_hub",
@@ -134,6 +137,7 @@ MAY_IMPORT = {
         "scipy",
         "PIL",
         "yaml",
+        "einops",
         "matplotlib",
         "accelerate",
         "diffusers",
@@ -378,6 +382,21 @@ def test_the_wheel_holds_every_module_and_every_weight_of_the_package(wheel):
     modules = {path.as_posix() for path in PACKAGE}
     weights = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ptdit_diffusers/weights").rglob("*.*")}
     assert modules | weights <= set(wheel)
+
+
+def test_the_wheel_holds_lora_and_its_presets_as_a_part_of_the_package(wheel):
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lora").rglob("*.*") if path.suffix != ".pyc"}
+    expected = {f"ptdit_diffusers/{name}" for name in files}
+    assert {name for name in wheel if name.startswith("ptdit_diffusers/lora/")} == expected
+
+
+def test_lora_imports_its_own_modules_relatively():
+    """So that the same files work as `lora` in a clone and as `ptdit_diffusers.lora` in the wheel."""
+    for path in (path for path in SOURCES if path.parts[0] == "lora"):
+        for node in ast.walk(parse(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not [name for name in names if name.split(".")[0] == "lora"], path
 
 
 def model_folders() -> list[Path]:

@@ -1,1 +1,1 @@
-"""Training of the embedded model: one generic loop (loop.py) and one file per stage (text, vae, transformer)."""
+"""The training library: one loop (run.py) for everything that implements task.py, and what the loop is made of."""

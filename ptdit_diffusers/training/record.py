@@ -1,22 +1,23 @@
-"""What a run writes down for people: log.jsonl, the loss curve, run.json. Must not know any stage."""
+"""What a run writes down for people: log.jsonl, the loss curve, run.json; time and memory in words and numbers."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import platform
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from ptdit_diffusers.core.files import replace_json
 
 
 def read_log(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """Lines of a log.jsonl, without those after `last_step`."""
+    """Return the lines of a log.jsonl, without those after `last_step`."""
     if not path.exists():
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -26,8 +27,10 @@ def read_log(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
 def trim_log(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`: a resumed run writes them again."""
     if path.exists():
+        temporary = path.with_suffix(".tmp")
         kept = read_log(path, last_step)
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
 
 
 def append_log(path: Path, line: dict[str, Any]) -> None:
@@ -36,11 +39,13 @@ def append_log(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def draw_curve(log: Path, picture: Path) -> None:
-    """Draw loss against step (log scale) and the learning rate below it."""
+def plot_curve(log: Path, picture: Path) -> None:
+    """Plot the loss against the step (log scale), and the learning rate below it; nothing for an empty log."""
     lines = [line for line in read_log(log) if "loss" in line]
     if not lines:
         return
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     steps = [line["step"] for line in lines]
@@ -48,14 +53,14 @@ def draw_curve(log: Path, picture: Path) -> None:
     upper.set(ylabel="loss", yscale="log" if min(line["loss"] for line in lines) > 0 else "linear")
     upper.grid(alpha=0.3)
     lower.plot(steps, [line["lr"] for line in lines])
-    lower.set(xlabel="optimiser step", ylabel="learning rate")
+    lower.set(xlabel="optimizer step", ylabel="learning rate")
     figure.savefig(picture, dpi=100)
 
 
 def write_run(path: Path, settings: Any, progress: dict[str, Any], processes: int) -> None:
-    """Write run.json: settings and seed, progress so far, and one entry per call.
+    """Write run.json: settings and seed, progress so far, and one entry per call of the script.
 
-    An entry has versions, hardware and what the settings of the call before were where they differ.
+    An entry has versions, hardware, and the settings of the call before where they differ.
     """
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"calls": [], "settings": {}}
     new = json.loads(json.dumps(dataclasses.asdict(settings)))  # tuples become lists, as in the file
@@ -79,14 +84,14 @@ def update_run(path: Path, progress: dict[str, Any]) -> None:
 
 
 def hardware() -> str:
-    """One line: GPUs or CPU cores and threads used."""
+    """Return one line: GPUs, or CPU cores and the threads that are used."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"CPU {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter for the numbers."""
+    """Return the versions of Python and of the packages that matter for the numbers."""
     found = {"python": platform.python_version()}
     for name in ("torch", "diffusers", "transformers", "accelerate", "numpy"):
         try:
@@ -94,3 +99,22 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def memory_gib(device: torch.device) -> float:
+    """Return the peak memory so far: of the GPU, or on a CPU of the process (0 where the system does not tell)."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return 0.0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+
+def human_time(seconds: float) -> str:
+    """Return hours, minutes and seconds, the largest two."""
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

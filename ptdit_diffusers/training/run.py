@@ -1,127 +1,161 @@
-"""The training loop, the same for every stage: batches -> loss -> optimiser -> EMA -> checkpoint, log, sheet, export.
+"""The training loop, the same for every task: batches, loss, optimizers, average, log, sheets, checkpoints, export.
 
 A resumed run equals an uninterrupted one: batches and noise are pure functions of (seed, rank, step), the learning
-rate is a function of the step, and the checkpoint holds weights, optimiser, EMA and step. Must not know any stage.
+rate is a function of the step, and the checkpoint holds weights, optimizers, average and step.
 """
 
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.optim import Optimizer
 
-from ptdit_diffusers.training.checkpoint import load_checkpoint, save_checkpoint
-from ptdit_diffusers.training.parts import (
-    Batches,
-    LossModule,
-    batch_loader,
-    due,
-    learning_rate,
-    make_optimizers,
-    stop_signals,
+from ptdit_diffusers.training.checkpoint import gathered, is_shared, like, load_checkpoint, save_checkpoint
+from ptdit_diffusers.training.processes import batch_loader, stop_signals
+from ptdit_diffusers.training.randomness import mix
+from ptdit_diffusers.training.record import (
+    append_log,
+    human_time,
+    memory_gib,
+    plot_curve,
+    trim_log,
+    update_run,
+    write_run,
 )
-from ptdit_diffusers.training.record import append_log, draw_curve, trim_log, update_run, write_run
 from ptdit_diffusers.training.settings import LoopSettings
-from ptdit_diffusers.training.stage import Stage, mix
+from ptdit_diffusers.training.task import Task, trained_parameters
 
 logger = logging.getLogger(__name__)
 
 
-def train(stage: Stage, settings: LoopSettings, accelerator: Accelerator) -> int:
-    """Train until `settings.steps`, a time limit or a stop signal; returns the step reached.
+class LossModule(nn.Module):
+    """The loss of a task as a forward, so that autocast and the data-parallel wrapper see one module."""
 
-    Files in `settings.output_dir`: checkpoint-*/, log.jsonl, loss.png, sheets/, run.json. Existing checkpoints there
-    are resumed. At the last step the EMA weights are exported to `settings.export_folder`.
-    """
-    run = Run(stage, settings, accelerator)
-    data = Batches(stage, accelerator.process_index, settings.batch_size)
-    numbers = range(run.step * settings.accumulation, settings.steps * settings.accumulation)
-    batches = iter(batch_loader(data, numbers, settings.workers, accelerator.device))
-    with stop_signals() as stop:
-        while run.step < settings.steps and not run.must_stop(stop):
-            run.optimise(batches)
-            last = run.step == settings.steps
-            if last or run.step % settings.log_every == 0:
-                run.log()
-            if last or due(run.step, settings.sheet_every):
-                run.sheet()
-            if last or due(run.step, settings.checkpoint_every) or run.checkpoint_is_old():
-                run.save()
-    run.save()
-    if run.step == settings.steps:
-        run.export()
-    return run.step
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = task.model, task
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scalar loss and scalars to log."""
+        return self.task.loss(batch)
+
+    def within(self, use: Callable[[], Any]) -> Any:
+        """Call `use`, which runs the model: under FSDP2 this method gathers weights as the forward does."""
+        return use()
 
 
 class Run:
-    """Stage, optimiser, EMA and step of one run, and what the loop does with them."""
+    """A task with its optimizers, average and step, and what the loop does with them.
 
-    def __init__(self, stage: Stage, settings: LoopSettings, accelerator: Accelerator) -> None:
-        """Build optimiser and EMA and take up the newest checkpoint in the output folder, if any."""
-        self.stage, self.settings, self.accelerator = stage, settings, accelerator
+    Files in `settings.output_dir`: checkpoint-*/, log.jsonl, loss.png, sheets, run.json. A checkpoint that lies there
+    is taken up. After the last step the task exports the averaged weights to `settings.export_folder`.
+    """
+
+    def __init__(self, task: Task, settings: LoopSettings, accelerator: Accelerator) -> None:
+        self.task, self.settings, self.accelerator = task, settings, accelerator
         self.folder = Path(settings.output_dir)
-        self.trained = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
-        self.ema = EMAModel(self.trained, decay=settings.ema_decay, foreach=True)
+        self.wrapped, *self.optimizers = accelerator.prepare(LossModule(task), *task.optimizers())
+        self.trained = list(trained_parameters(task.model).values())
+        self.shared = any(map(is_shared, self.trained))
+        if self.shared:
+            register_fsdp_forward_method(self.wrapped, "within")
+        self.average = task.average(self.trained)
         self.step, self.seconds = 0, 0.0
-        optimizers = make_optimizers(stage.model, settings)
-        self.wrapped, *self.optimizers = accelerator.prepare(LossModule(stage), *optimizers)
         self.resume()
         self.started = self.saved_at = self.logged_at = time.monotonic()
-        self.saved_step, self.sums, self.summed = self.step, {}, 0
+        self.first_step = self.saved_step = self.step
+        self.sums, self.summed = {}, 0
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             trim_log(self.folder / "log.jsonl", self.step)
             count = sum(parameter.numel() for parameter in self.trained)
             progress = {"parameters": count, "step": self.step, "seconds": round(self.seconds, 1)}
-            write_run(self.folder / "run.json", settings, progress, accelerator.num_processes)
-            logger.info("%d parameters on %s, from step %d", count, accelerator.device, self.step)
+            write_run(self.folder / "run.json", task.settings, progress, accelerator.num_processes)
+            shared = ", shared by the processes" if self.shared else ""
+            logger.info(
+                "%d parameters%s on %s, step %d of %d", count, shared, accelerator.device, self.step, settings.steps
+            )
 
     def resume(self) -> None:
-        """Load weights, optimiser, EMA, step and seconds."""
-        state = load_checkpoint(self.folder)
-        if state is None:
+        """Take up weights, optimizers, average, step and seconds of the newest checkpoint, if there is one."""
+        if (state := load_checkpoint(self.folder)) is None:
             return
-        self.stage.model.load_state_dict(state["model"])
+        self.task.load_state(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
-            for group, options in zip(optimizer.param_groups, asked, strict=True):
-                group.update(options)  # the settings go before the checkpoint
-        for average, saved in zip(self.ema.shadow_params, state["ema"], strict=True):
-            average.copy_(saved)
-        self.step = self.ema.optimization_step = state["step"]
-        self.seconds = state["seconds"]
+            restore_optimizer(optimizer.optimizer, saved)
+        with torch.no_grad():
+            averages = self.average.shadow_params if self.average else []
+            for average, saved in zip(averages, state["ema"], strict=True):
+                average.copy_(like(saved, average))
+        if self.average:
+            self.average.optimization_step = state["step"]
+        if self.accelerator.scaler and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds = state["step"], state["seconds"]
 
-    def optimise(self, batches: Iterator[dict[str, Tensor]]) -> None:
-        """One optimiser step: `accumulation` micro-batches, clipping, optimiser, EMA."""
+    def train(self) -> bool:
+        """Train until the last step, a limit or a stop signal; return whether the last step was reached."""
+        settings = self.settings
+        data = self.task.batches(self.accelerator.process_index, self.accelerator.num_processes)
+        numbers = range(self.step * settings.accumulation, settings.steps * settings.accumulation)
+        batches = iter(batch_loader(data, numbers, settings.workers, self.accelerator.device))
+        sheet_steps = set(self.task.sheet_steps(settings.steps))
+        if self.step == 0 and 0 in sheet_steps:
+            self.sheet()
+        with stop_signals() as stop:
+            while self.step < settings.steps and not self.must_stop(stop):
+                self.optimize(batches)
+                last = self.step == settings.steps
+                if last or due(self.step, settings.log_every):
+                    self.log()
+                if self.step in sheet_steps or due(self.step, settings.sheet_every):
+                    self.sheet()
+                if last or due(self.step, settings.checkpoint_every) or self.checkpoint_is_old():
+                    self.save()
+        self.save()
+        finished = self.step == settings.steps
+        if finished:
+            self.export()
+        else:
+            logger.info("stopped at step %d of %d", self.step, settings.steps)
+        return finished
+
+    def optimize(self, batches: Iterator[dict[str, Tensor]]) -> None:
+        """Make one optimizer step: `accumulation` micro-batches, clipping, optimizers, average."""
         accelerator, settings = self.accelerator, self.settings
+        rate = self.task.learning_rate(self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, settings)
+                group["lr"] = rate
         for micro in range(settings.accumulation):
             batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
             index = self.step * settings.accumulation + micro
-            torch.manual_seed(mix(settings.seed, accelerator.process_index, index))
-            with accelerator.accumulate(self.wrapped):
+            torch.manual_seed(mix(settings.seed, *self.task.stream, accelerator.process_index, index))
+            with accelerator.accumulate(self.wrapped), self.task.kernels():
                 loss, numbers = self.wrapped(batch)
                 accelerator.backward(loss)
                 numbers = {"loss": loss.detach(), **numbers}
                 if accelerator.sync_gradients:
-                    numbers["gradient_norm"] = accelerator.clip_grad_norm_(self.trained, settings.clip)
+                    norm = accelerator.clip_grad_norm_(self.trained, settings.clip)
+                    numbers["gradient_norm"] = norm.full_tensor() if is_shared(norm) else norm
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
             for name, value in numbers.items():
                 share = 1 if name == "gradient_norm" else 1 / settings.accumulation
                 self.sums[name] = self.sums.get(name, 0) + value * share
-        self.ema.step(self.trained)
+        if self.average:
+            self.average.step(self.trained)
         self.step += 1
         self.summed += 1
 
@@ -133,32 +167,41 @@ class Run:
         self.require_finite(means["loss"])
         now, settings = time.monotonic(), self.settings
         samples = self.summed * settings.accumulation * settings.batch_size * self.accelerator.num_processes
-        line = {**means, "lr": learning_rate(self.step - 1, settings)}
+        line = {**means, "lr": self.task.learning_rate(self.step - 1)}
         line["samples_per_second"] = samples / (now - self.logged_at)
+        line["memory_gib"] = memory_gib(self.accelerator.device)
         self.logged_at, self.sums, self.summed = now, {}, 0
-        self.write(line)
+        left = (settings.steps - self.step) * (now - self.started) / (self.step - self.first_step)
+        self.write(line, f"left {human_time(left)}")
 
     def require_finite(self, loss: float) -> None:
-        """Stop before a broken model is written over a sound checkpoint."""
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"The loss is {loss} at step {self.step}; resume with a lower lr.")
+        """Stop before a broken model is written over a sound checkpoint.
 
-    def write(self, line: dict[str, float]) -> None:
-        """Append one line about this step to log.jsonl and show it."""
+        Raises:
+            FloatingPointError: The loss is not finite.
+        """
+        if not math.isfinite(loss):
+            hint = "precision bf16 or fp32" if self.accelerator.mixed_precision == "fp16" else "a lower lr"
+            raise FloatingPointError(f"the loss is {loss} at step {self.step}; try {hint}")
+
+    def write(self, numbers: dict[str, float], words: str = "") -> None:
+        """Append one line about this step to log.jsonl, show it, and give it to the trackers."""
         if self.accelerator.is_main_process:
-            line = {name: float(f"{value:.6g}") for name, value in line.items() if name != "step"}
-            line = {"step": self.step, **line, "seconds": round(self.elapsed(), 1)}
-            append_log(self.folder / "log.jsonl", line)
-            logger.info("  ".join(f"{name} {value:.5g}" for name, value in line.items()))
+            numbers = {name: float(f"{value:.6g}") for name, value in numbers.items() if math.isfinite(value)}
+            numbers["seconds"] = round(self.elapsed(), 1)
+            append_log(self.folder / "log.jsonl", {"step": self.step, **numbers})
+            self.accelerator.log(numbers, self.step)
+            shown = {"step": self.step, **numbers}
+            logger.info("  ".join([*(f"{name} {value:.5g}" for name, value in shown.items()), words]))
 
     def sheet(self) -> None:
-        """Redraw the loss curve and let the stage write its sample sheet from the EMA weights."""
-        if self.accelerator.is_main_process:
-            draw_curve(self.folder / "log.jsonl", self.folder / "loss.png")
-            (self.folder / "sheets").mkdir(exist_ok=True)
-            with self.averaged():
-                numbers = self.stage.sheet(self.folder / "sheets" / f"step-{self.step:08d}")
-            if numbers:
+        """Plot the loss curve, and let the task show the averaged weights."""
+        if self.accelerator.is_main_process or self.shared:
+            folder = self.folder / self.task.sheet_folder
+            folder.mkdir(exist_ok=True)
+            if self.accelerator.is_main_process:
+                plot_curve(self.folder / "log.jsonl", self.folder / "loss.png")
+            if numbers := self.with_average(partial(self.task.sheet, folder / f"step-{self.step:08d}", self.step)):
                 self.write(numbers)
         self.logged_at = time.monotonic()  # the sheet's time is not the training's
 
@@ -169,48 +212,80 @@ class Run:
             return
         self.require_finite(float(self.sums.get("loss", 0.0)))
         self.saved_step = self.step
+        state = {
+            "model": self.task.state(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "ema": self.average.shadow_params if self.average else [],
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+            "step": self.step,
+            "seconds": self.elapsed(),
+            **self.task.notes(),
+        }
+        if self.shared:
+            state = gathered(state)
         if self.accelerator.is_main_process:
-            state = {
-                "model": self.stage.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "ema": self.ema.shadow_params,
-                "step": self.step,
-                "seconds": self.elapsed(),
-            }
             save_checkpoint(self.folder, self.step, state, self.settings.keep)
             update_run(self.folder / "run.json", {"step": self.step, "seconds": round(self.elapsed(), 1)})
+        self.accelerator.wait_for_everyone()
 
     def export(self) -> None:
-        """Let the stage write its components from the EMA weights."""
+        """Let the task write its result from the averaged weights."""
+        folder = self.settings.export_folder
         if self.accelerator.is_main_process:
-            with self.averaged():
-                self.stage.export(self.settings.export_folder)
-            logger.info("exported step %d to %s", self.step, self.settings.export_folder)
+            plot_curve(self.folder / "log.jsonl", self.folder / "loss.png")
+            logger.info("exporting step %d to %s", self.step, folder)
+        if self.accelerator.is_main_process or self.shared:
+            self.with_average(partial(self.task.export, folder))
+        self.accelerator.wait_for_everyone()
+
+    def with_average(self, use: Callable[[], Any]) -> Any:
+        """Call `use` with the averaged weights in the model, in eval mode, without gradients."""
+        with self.averaged():
+            return self.wrapped.within(use) if self.shared else use()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """EMA weights in the model, eval mode, no gradients."""
-        self.ema.store(self.trained)
-        self.ema.copy_to(self.trained)
-        self.stage.model.eval()
+        """Put the averaged weights into the model, in eval mode and without gradients."""
+        if self.average:
+            self.average.store(self.trained)
+            self.average.copy_to(self.trained)
+        self.task.model.eval()
         with torch.no_grad():
             yield
-        self.stage.model.train()
-        self.ema.restore(self.trained)
+        self.task.model.train()
+        if self.average:
+            self.average.restore(self.trained)
 
     def must_stop(self, stop: dict[str, bool]) -> bool:
-        """Whether a signal came or the minutes are over, on any process."""
-        limit = self.settings.max_minutes * 60
-        over = stop["now"] or 0 < limit <= time.monotonic() - self.started
+        """Return whether a signal came or a limit of this call was reached, on any process."""
+        settings = self.settings
+        over = stop["now"] or 0 < settings.stop_after <= self.step - self.first_step
+        over = over or 0 < settings.max_minutes * 60 <= time.monotonic() - self.started
         if self.accelerator.num_processes > 1:
             flag = torch.tensor(float(over), device=self.accelerator.device)
             over = self.accelerator.reduce(flag, "sum").item() > 0
         return over
 
     def checkpoint_is_old(self) -> bool:
-        """Whether `checkpoint_minutes` have passed since the last one."""
+        """Return whether `checkpoint_minutes` have passed since the last one."""
         return 0 < self.settings.checkpoint_minutes <= (time.monotonic() - self.saved_at) / 60
 
     def elapsed(self) -> float:
-        """Seconds trained, earlier calls included."""
+        """Return the seconds trained, earlier calls included."""
         return self.seconds + time.monotonic() - self.started
+
+
+def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Take up the state of an optimizer; the rates, averages and decays of the present settings stay."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in saved["state"].items():
+        values.update({n: like(v, parameters[index]) for n, v in values.items() if getattr(v, "ndim", 0)})
+    kept = [{n: group[n] for n in ("lr", "betas", "weight_decay") if n in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, options in zip(optimizer.param_groups, kept, strict=True):
+        group.update(options)
+
+
+def due(step: int, every: int) -> bool:
+    """Return whether something done every `every` steps (0 = never) is due."""
+    return every > 0 and step % every == 0

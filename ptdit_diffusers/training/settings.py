@@ -1,7 +1,4 @@
-"""Settings of a training run: dataclass <- section of a YAML file <- flags.
-
-Owns the settings every stage shares and the checked conversion from YAML. Must not know any stage.
-"""
+"""Settings of a training run: those of the loop, and the checked conversion from YAML and flags to a dataclass."""
 
 import dataclasses
 import difflib
@@ -20,15 +17,15 @@ S = TypeVar("S")
 class LoopSettings:
     """Settings of the loop. A stage derives its own dataclass and adds `model:` and `data:` dataclass fields.
 
-    Times are minutes, intervals are optimiser steps; 0 turns an interval off.
+    Times are minutes, intervals are optimizer steps; 0 turns an interval off.
     """
 
     output_dir: str  # checkpoints, log, curve, sheets, run.json
-    export_dir: str = ""  # diffusers folder that gets the components at the end; "" = output_dir/export
+    export_dir: str = ""  # folder that gets the result at the end; "" = output_dir/export
     seed: int = 0
-    steps: int  # optimiser steps of the whole schedule
+    steps: int  # optimizer steps of the whole schedule
     batch_size: int  # samples per process and per micro-batch
-    accumulation: int = 1  # micro-batches per optimiser step
+    accumulation: int = 1  # micro-batches per optimizer step
     workers: int = 0  # processes that make batches; 0 = in the training process
     mixed_precision: str = "no"  # "no" or "bf16" (autocast; weights stay fp32)
     lr: float = 1e-3  # peak learning rate
@@ -45,18 +42,19 @@ class LoopSettings:
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 10.0  # also save when this long has passed; 0 = off
     keep: int = 2  # checkpoints kept
+    stop_after: int = 0  # save and stop after this many steps of one call; 0 = no limit
     max_minutes: float = 0.0  # save and stop after this long in one call; 0 = no limit
 
     def __post_init__(self) -> None:
-        """Raises ValueError naming the first illegal value."""
+        """Raise ValueError naming the first illegal value."""
         for name in ("steps", "batch_size", "accumulation", "log_every", "keep"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in ("seed", "workers", "warmup", "weight_decay", "sheet_every", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 0)
-        for name in ("checkpoint_minutes", "max_minutes"):
-            _at_least(name, getattr(self, name), 0)
-        _one_of("mixed_precision", self.mixed_precision, ("no", "bf16"))
-        _one_of("decay", self.decay, ("cosine", "linear"))
+            at_least(name, getattr(self, name), 0)
+        for name in ("checkpoint_minutes", "stop_after", "max_minutes"):
+            at_least(name, getattr(self, name), 0)
+        one_of("mixed_precision", self.mixed_precision, ("no", "bf16"))
+        one_of("decay", self.decay, ("cosine", "linear"))
         for name in ("lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0, for example 1.")
@@ -69,7 +67,7 @@ class LoopSettings:
 
     @property
     def export_folder(self) -> Path:
-        """Folder that receives the trained components."""
+        """Folder that gets the result."""
         return Path(self.export_dir) if self.export_dir else Path(self.output_dir) / "export"
 
 
@@ -78,12 +76,12 @@ def load_settings(path: str | Path, section: str, kind: type[S], overrides: dict
 
     Args:
         path: YAML file with one mapping per stage.
-        section: name of the mapping, for example "text".
-        kind: dataclass of the stage.
-        overrides: values of flags; keys may be dotted ("model.num_layers"), None values are skipped.
+        section: Name of the mapping, for example "text".
+        kind: Dataclass of the stage.
+        overrides: Values of flags; keys may be dotted ("model.num_layers"), None values are skipped.
 
     Raises:
-        ValueError: missing section, unknown key, wrong type or illegal value; the message names it.
+        ValueError: A missing section, or as `build`.
     """
     sections = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     if section not in sections:
@@ -101,7 +99,16 @@ def load_settings(path: str | Path, section: str, kind: type[S], overrides: dict
 
 
 def build(kind: type[S], values: dict[str, Any], where: str) -> S:
-    """Make dataclass `kind` from a mapping, nested dataclasses included; unknown keys are errors."""
+    """Make dataclass `kind` of a mapping, nested dataclasses included.
+
+    Args:
+        kind: The dataclass.
+        values: By name of the field.
+        where: What the values are called in messages.
+
+    Raises:
+        ValueError: An unknown or a missing key, or a value of another type; the message names it.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be a mapping, not {values!r}.")
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -125,7 +132,7 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Bring a YAML value to the annotated type (PyYAML reads 1e-3 as text, tuples as lists)."""
+    """Return a YAML value in the annotated type; PyYAML reads 1e-3 as text and tuples as lists."""
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)
     if isinstance(hint, types.UnionType):
@@ -153,12 +160,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where}={value!r} must be of type {getattr(hint, '__name__', hint)}.")
 
 
-def _at_least(name: str, value: float, least: float) -> None:
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise ValueError unless a setting has at least this value."""
     if value < least:
         raise ValueError(f"{name}={value} must be at least {least}; nearest: {least}.")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless a setting is one of the names allowed."""
     if value not in allowed:
         near = difflib.get_close_matches(value, allowed, n=1, cutoff=0)[0]
         raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}; nearest: {near!r}.")

@@ -2,8 +2,9 @@
 
     python -m scripts.benchmarks.lora_memory --preset 12gb --resolution 512 --output docs/lora/memory.json
 
-A model folder with random weights in bf16 and a cache with one random sample are made in a temporary folder; then
-`lora.train` runs with the preset. Weights and pictures are random, so the loss means nothing; memory and time do.
+A model folder is made in a temporary folder: the official transformer with random weights in bf16, and a tiny VAE and
+text encoder of the official shapes. Then `lora.train` runs with the preset on one random picture. The loss means
+nothing; memory and time do, since the VAE and the text encoder are gone before the transformer is loaded.
 """
 
 import argparse
@@ -13,24 +14,25 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from lora.base import BaseModel
-from lora.cache import Cache, text_key
-from lora.records import memory_gib
 from lora.train import main as train
-from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.files import replace_json
+from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
-from ptdit_diffusers.training.record import hardware, versions
+from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.record import hardware, memory_gib, versions
 
-TEXT_TOKENS, TEXT_WIDTH = 60, 4096
-SCALING = VAEParameters.scaling_factor
+TEXT_TOKENS = 60
 
 
-def random_base(folder: Path, layers: int) -> BaseModel:
-    """A model folder with the official transformer's sizes; of the other parts only what training reads."""
+def write_random_base(folder: Path, layers: int) -> None:
+    """Write a model folder with the official transformer's sizes and tiny other components."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     transformer = PTDiTTransformer3DModel(num_layers=layers)
@@ -38,55 +40,45 @@ def random_base(folder: Path, layers: int) -> BaseModel:
     for block in transformer.transformer_blocks:  # zero at the beginning, which would keep gradients from its layers
         torch.nn.init.normal_(block.linear_1_visual.weight, std=0.02)
         torch.nn.init.normal_(block.linear_2.weight, std=0.02)
-    transformer.save_pretrained(folder / "transformer")
-    del transformer
-    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=1024).save_pretrained(
-        folder / "scheduler"
-    )
-    for part in ("vae", "text_encoder", "tokenizer"):
-        (folder / part).mkdir()
-        (folder / part / "config.json").write_text(json.dumps({"scaling_factor": SCALING}), encoding="utf-8")
-    return BaseModel(str(folder))
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "word": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+    width = transformer.config.caption_channels
+    text_encoder = T5EncoderModel(T5Config(vocab_size=4, d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1))
+    vae = AutoencoderKLOpenSoraPlan(hidden_size=8, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, norm_num_groups=4)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=1024)
+    PTDiTPipeline(tokenizer, text_encoder, vae, transformer, scheduler).save_pretrained(folder)
 
 
-def random_cache(folder: Path, base: BaseModel, resolution: int) -> None:
-    """One sample of that many pixels a side, and the empty caption."""
-    cache, side = Cache(folder, base), resolution // 8
-    latents = {"mean": torch.randn(4, 1, side, side), "std": torch.full((4, 1, side, side), 0.1)}
-    cache.write("latents", iter([("sample", latents)]))
-    texts = {caption: {"embeds": torch.randn(TEXT_TOKENS, TEXT_WIDTH)} for caption in ("", "caption")}
-    cache.write("text", ((text_key(caption), text) for caption, text in texts.items()))
-    cache.manifest["samples"] = [
-        {
-            "latents": "sample",
-            "mirrored": "",
-            "text": text_key("caption"),
-            "bucket": (1, resolution, resolution),
-            "prior": False,
-        }
-    ]
-    replace_json(cache.path, cache.manifest)
+def write_random_picture(folder: Path, resolution: int) -> None:
+    """Write one picture of that many pixels a side, and its caption of TEXT_TOKENS words."""
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (resolution, resolution, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "picture.png")
+    (folder / "picture.txt").write_text("word " * TEXT_TOKENS, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.benchmarks.lora_memory", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--preset", default="12gb", help="name of a file in lora/configs (default: 12gb)")
+    parser.add_argument("--preset", default="12gb", help="preset of the LoRA training (default: 12gb)")
     parser.add_argument("--resolution", type=int, default=512, help="pixels a side (default: 512)")
-    parser.add_argument("--steps", type=int, default=1, help="optimiser steps (default: 1)")
+    parser.add_argument("--steps", type=int, default=1, help="optimizer steps (default: 1)")
     parser.add_argument("--layers", type=int, default=28, help="blocks (default: 28, the official number)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; a line of measurements is added to it")
     args, further = parser.parse_known_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        base = random_base(folder / "base", args.layers)
-        random_cache(folder / "cache", base, args.resolution)
+        write_random_base(folder / "base", args.layers)
+        write_random_picture(folder / "data", args.resolution)
         before = memory_gib(torch.device("cpu"))
         code = train(
-            ["--config", f"lora/configs/{args.preset}.yaml", "--base", str(folder / "base"), "--log-every", "1"]
-            + ["--cache-dir", str(folder / "cache"), "--output-dir", str(folder / "run")]
+            ["--config", args.preset, "--base", str(folder / "base"), "--log-every", "1"]
+            + ["--data", str(folder / "data"), "--output-dir", str(folder / "run")]
+            + ["--resolution", str(args.resolution)]
             + ["--max-steps", str(args.steps), "--warmup", "0", "--checkpoint-every", "0", *further]
         )
         if code:

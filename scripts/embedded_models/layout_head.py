@@ -1,29 +1,27 @@
-"""A training aid: what stands at each token, read off a middle block. Must not know the loop or the stages."""
+"""An auxiliary loss: a middle block predicts what stands at each token."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from scripts.datasets.shapes import BACKGROUNDS
 
 
 class LayoutHead(torch.nn.Module):
-    """Reads off a middle block what stands at each token; a training aid that is not part of the exported model.
+    """Predicts what stands at each token from the output of a middle block; not part of the exported model.
 
-    It teaches the blocks before it to know figures instead of textures, in the manner of representation alignment
-    (arXiv 2410.06940), with the drawn scene in place of another network's features.
+    So the blocks before it learn figures instead of textures, as with representation alignment (arXiv 2410.06940),
+    but with the scene of the data set in place of the features of another network.
 
     Args:
-        transformer: Whose middle block is read.
-        kinds: How many kinds of things there are beside the background.
+        block: The middle block; its output is (B, N, width).
+        width: Of its tokens.
+        kinds: How many kinds of objects there are beside the background.
         numbers: How many numbers the layout has of each token.
     """
 
-    def __init__(self, transformer: PTDiTTransformer3DModel, kinds: int, numbers: int) -> None:
+    def __init__(self, block: torch.nn.Module, width: int, kinds: int, numbers: int) -> None:
         super().__init__()
-        blocks = transformer.transformer_blocks
-        width = transformer.proj_out.in_features
         self.sizes = [kinds + 1, len(BACKGROUNDS), numbers]
         self.read = torch.nn.Sequential(
             torch.nn.LayerNorm(width),
@@ -31,23 +29,23 @@ class LayoutHead(torch.nn.Module):
             torch.nn.GELU(),
             torch.nn.Linear(width, sum(self.sizes)),
         )
-        blocks[(len(blocks) - 1) // 2].register_forward_hook(self.keep)
+        block.register_forward_hook(self.keep)
 
     def keep(self, block: torch.nn.Module, arguments: tuple, output: Tensor) -> None:
-        """Remember the block's output (B, N, D) until `loss`."""
+        """Keep the block's output (B, N, width) until `loss`."""
         self.tokens = output
 
     def loss(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropies of kind and colour plus the error of the numbers, and the share of right kinds on figures.
+        """Return cross entropies of kind and color plus the error of the numbers, and the share of right kinds.
 
         Args:
             targets: (B, N, 2 + numbers), see `scripts.datasets.layouts`.
         """
-        kinds, colours, numbers = self.read(self.tokens).float().split(self.sizes, dim=-1)
-        kind, colour = targets[..., 0].long(), targets[..., 1].long()
+        kinds, colors, numbers = self.read(self.tokens).float().split(self.sizes, dim=-1)
+        kind, color = targets[..., 0].long(), targets[..., 1].long()
         figure = kind > 0
         error = F.cross_entropy(kinds.flatten(0, 1), kind.flatten())
-        error = error + F.cross_entropy(colours.flatten(0, 1), colour.flatten())
+        error = error + F.cross_entropy(colors.flatten(0, 1), color.flatten())
         distance = F.smooth_l1_loss(numbers, targets[..., 2:], reduction="none").mean(-1)
         right = (kinds.argmax(-1) == kind) & figure
         self.tokens = None

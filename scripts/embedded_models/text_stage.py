@@ -1,8 +1,8 @@
-"""Stage "text": a small T5 learns to say every caption in the regular words of the drawn world.
+"""Stage "text": a small T5 learns to translate captions to the canonical form of the data set.
 
-The encoder and the tokenizer become components of the pipeline. The decoder has one layer and says each clause of the
-canonical form by itself, told only which clause is wanted, so that the encoder has to bind sizes, colours and
-relations to the right words. Must not know the pipeline or the other stages.
+The encoder and the tokenizer become components of the pipeline. The decoder has one layer and writes each clause of
+the canonical form by itself, given only the number of the clause, so that the encoder has to bind sizes, colors and
+relations to the right words.
 Shape letters: B batch, L caption tokens, T clause tokens.
 """
 
@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from ptdit_diffusers.training.randomness import HELD_OUT_SEED, Stream, numpy_generator
 from ptdit_diffusers.training.settings import LoopSettings
-from ptdit_diffusers.training.stage import HELD_OUT_SEED, numpy_generator
+from ptdit_diffusers.training.task import Task
 from scripts.datasets.registry import DATA_SETS, find_data_set, pick_data_set
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
@@ -31,7 +32,7 @@ FILLERS = frozenset(
 
 
 @dataclass(kw_only=True)
-class ModelSettings:
+class TextModelSettings:
     """Sizes of the T5; the decoder is used for training only."""
 
     d_model: int = 128
@@ -43,29 +44,31 @@ class ModelSettings:
 
 
 @dataclass(kw_only=True)
-class DataSettings:
+class TextDataSettings:
     """Captions of training and of the report."""
 
-    scenes: int = 60_000  # pool of scenes; each gets a fresh caption whenever it is drawn
+    scenes: int = 60_000  # size of the pool of samples; each gets a new caption whenever it is taken
     start: str = ""  # diffusers folder whose encoder to go on from: its words keep their embeddings; "" = new weights
     worlds: dict[str, float] = field(default_factory=lambda: {"pictures": 1.0})  # share of the pool that each has
-    keep_weight: float = 1.0  # with `start`, of the distance of picture captions' encodings from what they were
-    perturbed: float = 0.25  # share of captions with strangers' wording: idle words added, fillers changed
+    keep_weight: float = 1.0  # with `start`: of the distance of picture captions' encodings from those of the start
+    perturbed: float = 0.25  # share of captions with unusual wording: idle words added, fillers changed
     held_out_captions: int = 2000  # for the report
 
 
 @dataclass(kw_only=True)
-class Settings(LoopSettings):
+class TextStageSettings(LoopSettings):
     """Settings of the stage."""
 
-    model: ModelSettings = field(default_factory=ModelSettings)
-    data: DataSettings = field(default_factory=DataSettings)
+    model: TextModelSettings = field(default_factory=TextModelSettings)
+    data: TextDataSettings = field(default_factory=TextDataSettings)
 
 
-class TextStage:
-    """Caption -> canonical words, text to text."""
+class TextStage(Task):
+    """Captions to canonical forms, text to text."""
 
-    def __init__(self, settings: Settings, device: torch.device) -> None:
+    settings_type = TextStageSettings
+
+    def __init__(self, settings: TextStageSettings, device: torch.device) -> None:
         self.settings, self.device, data = settings, device, settings.data
         self.tokenizer = make_tokenizer([word for name in data.worlds for word in find_data_set(name).vocabulary])
         self.vocabulary = self.tokenizer.get_vocab()
@@ -81,27 +84,27 @@ class TextStage:
             **sizes,
         )
         self.model = T5ForConditionalGeneration(config)
-        prefer_neighbours(self.model)
-        self.start = Start(data.start, self.model, self.vocabulary).to(device) if data.start else None
+        prefer_neighbors(self.model)
+        self.start = StartEncoder(data.start, self.model, self.vocabulary).to(device) if data.start else None
         self.model.to(device)
-        self.pool = [self.sample(numpy_generator(settings.seed, 0, i)) for i in range(data.scenes)]
+        self.pool = [self.sample(numpy_generator(settings.seed, Stream.TEXT_POOL, i)) for i in range(data.scenes)]
         self.idle = self.idle_words()
         self.held_out: list[tuple[str, str]] = []
 
-    def sample(self, rng: numpy.random.Generator, held_out: bool = False) -> tuple[str, Any]:
-        """Name of a world, drawn by its share, and a thing of it."""
+    def sample(self, rng: np.random.Generator, held_out: bool = False) -> tuple[str, Any]:
+        """Return the name of a data set, chosen by its share, and a sample of it."""
         name = pick_data_set(self.settings.data.worlds, rng.random())
         return name, DATA_SETS[name].sample(rng, held_out=held_out)
 
     @staticmethod
-    def describe(sample: tuple[str, Any], rng: numpy.random.Generator) -> tuple[str, str]:
-        """Caption and canonical form."""
-        name, thing = sample
-        return DATA_SETS[name].describe(thing, rng)
+    def describe(sample: tuple[str, Any], rng: np.random.Generator) -> tuple[str, str]:
+        """Return caption and canonical form."""
+        name, content = sample
+        return DATA_SETS[name].describe(content, rng)
 
     def idle_words(self, captions: int = 5000) -> list[int]:
-        """Ids to put between the words of a caption: words that no caption uses, and as often the unknown word."""
-        rng = numpy_generator(self.settings.seed, 2)
+        """Return ids to put between the words of a caption: words without use, and as often the unknown word."""
+        rng = numpy_generator(self.settings.seed, Stream.TEXT_IDLE_WORDS)
         used = set(range(len(SPECIAL)))
         for i in rng.integers(len(self.pool), size=captions):
             caption, canonical = self.describe(self.pool[i], rng)
@@ -111,8 +114,11 @@ class TextStage:
         return unused + [UNKNOWN] * max(1, len(unused))
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
-        """input_ids, attention_mask (B, L); labels (3 B, T), one row per clause, -100 where padded; pictures (B,)."""
-        rng = numpy_generator(self.settings.seed, 1, rank, step)
+        """Return input_ids, attention_mask (B, L), labels (3 B, T) with a row per clause, and pictures (B,).
+
+        Labels are padded by -100; `pictures` is true where the sample is a picture.
+        """
+        rng = numpy_generator(self.settings.seed, Stream.TEXT_BATCH, rank, step)
         samples = [self.pool[i] for i in rng.integers(len(self.pool), size=batch_size)]
         pairs = [self.describe(sample, rng) for sample in samples]
         ids = self.tokenizer([caption for caption, _ in pairs])["input_ids"]
@@ -128,7 +134,7 @@ class TextStage:
         return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "pictures": pictures}
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross entropy per canonical word, plus the distance from the start; logs the share of words right."""
+        """Return the mean cross entropy per canonical word, plus the distance from the start."""
         labels, mask = batch["labels"], batch["attention_mask"]
         captions = self.model.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         earlier = torch.cat([self.first_words(len(mask)), labels[:, :-1].clamp(min=PAD)], dim=1)
@@ -146,46 +152,44 @@ class TextStage:
         return output.loss + self.settings.data.keep_weight * moved, numbers
 
     def first_words(self, captions: int) -> Tensor:
-        """Decoder tokens (3 * captions, 1) that ask for each clause."""
+        """Return the decoder tokens (3 * captions, 1) that ask for each clause."""
         asked = torch.tensor([[self.vocabulary[word]] for word in CLAUSES], device=self.device)
         return asked.repeat(captions, 1)
 
-    def sheet(self, path: Path) -> dict[str, float]:
-        """Exact-match accuracy of greedy decoding on held-out captions; the first and the wrong ones go to a file."""
+    def sheet(self, path: Path, step: int) -> dict[str, float]:
+        """Return the share of held-out captions that are translated exactly; the wrong ones go to a file."""
         if not self.held_out:
             rng = numpy_generator(self.settings.seed, HELD_OUT_SEED)
             count = self.settings.data.held_out_captions
             self.held_out = [self.describe(self.sample(rng, held_out=True), rng) for _ in range(count)]
-        said = self.say([caption for caption, _ in self.held_out])
+        translated = self.translate([caption for caption, _ in self.held_out])
         lines, right = [], 0
-        for index, ((caption, canonical), words) in enumerate(zip(self.held_out, said, strict=True)):
+        for index, ((caption, canonical), words) in enumerate(zip(self.held_out, translated, strict=True)):
             right += words == canonical
             if index < 10 or words != canonical:
-                lines += [f"caption: {caption}", f"wanted:  {canonical}", f"said:    {words}", ""]
+                lines += [f"caption:  {caption}", f"expected: {canonical}", f"found:    {words}", ""]
         accuracy = right / len(self.held_out)
-        header = (
-            f"{right} of {len(self.held_out)} held-out captions said exactly ({accuracy:.2%}); wrong ones below\n\n"
-        )
-        path.with_suffix(".txt").write_text(header + "\n".join(lines), encoding="utf-8")
+        header = f"{right} of {len(self.held_out)} held-out captions are translated exactly ({accuracy:.2%})"
+        path.with_suffix(".txt").write_text("\n".join([header, "", *lines]), encoding="utf-8")
         return {"held_out_exact": accuracy}
 
     @torch.no_grad()
-    def say(self, captions: list[str], longest: int = 24) -> list[str]:
-        """Greedy decoding of captions to the canonical form, at most `longest` words per clause."""
+    def translate(self, captions: list[str], longest: int = 24) -> list[str]:
+        """Return the canonical forms of captions by greedy decoding, with at most `longest` words per clause."""
         self.model.eval()
         words = {index: word for word, index in self.vocabulary.items()}
-        said = []
+        translated = []
         for begin in range(0, len(captions), 250):
             inputs = self.tokenizer(captions[begin : begin + 250], padding=True, return_tensors="pt").to(self.device)
             encoded = self.model.encoder(**inputs).last_hidden_state
             rows = self.greedy(encoded, inputs["attention_mask"], longest).tolist()
             clauses = [[words[token] for token in row[: (row + [END]).index(END)]] for row in rows]
             for first in range(0, len(clauses), len(CLAUSES)):
-                said.append(join([" ".join(clause) for clause in clauses[first : first + len(CLAUSES)]]))
-        return said
+                translated.append(join([" ".join(clause) for clause in clauses[first : first + len(CLAUSES)]]))
+        return translated
 
     def greedy(self, encoded: Tensor, mask: Tensor, longest: int) -> Tensor:
-        """The likeliest next word, again and again: (3 B, <= longest) ids; what follows END is noise."""
+        """Return the likeliest next words, one after another: (3 B, <= longest) ids; ids after END mean nothing."""
         captions = BaseModelOutput(encoded.repeat_interleave(len(CLAUSES), 0))
         mask = mask.repeat_interleave(len(CLAUSES), 0)
         rows = self.first_words(len(encoded))
@@ -195,7 +199,7 @@ class TextStage:
         return rows[:, 1:]
 
     def clause_ids(self, clause: str) -> list[int]:
-        """Ids of the words of a clause, and the end."""
+        """Return the ids of the words of a clause, and END."""
         return [self.vocabulary[word] for word in clause.split()] + [END]
 
     def export(self, folder: Path) -> None:
@@ -208,13 +212,8 @@ class TextStage:
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
 
-def build(settings: Settings, device: torch.device) -> TextStage:
-    """The stage on `device`."""
-    return TextStage(settings, device)
-
-
-class Start(torch.nn.Module):
-    """The text encoder to go on from: gives the new one its weights, and says how far that has moved.
+class StartEncoder(torch.nn.Module):
+    """The text encoder to go on from: gives the new one its weights, and measures how far that has moved.
 
     Args:
         folder: Diffusers folder with text_encoder/ and tokenizer/.
@@ -239,7 +238,7 @@ class Start(torch.nn.Module):
             model.shared.weight[UNKNOWN] = self.encoder.shared.weight[UNKNOWN]
 
     def distance(self, encoded: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Mean square change of encodings (B, L, D) where mask (B, L) is 1, against their mean square then."""
+        """Return the mean square change of encodings (B, L, D) where mask (B, L) is 1, over their mean square."""
         ids = self.earlier[input_ids]
         with torch.no_grad():
             before = self.encoder(ids, attention_mask=(input_ids != PAD).long()).last_hidden_state
@@ -247,11 +246,11 @@ class Start(torch.nn.Module):
         return change.sum() / ((before**2).mean(-1) * mask).sum().clamp(min=1e-6)
 
 
-def prefer_neighbours(model: T5ForConditionalGeneration) -> None:
-    """Start the heads with a liking for near words: after, before, both, and none, in turn.
+def prefer_neighbors(model: T5ForConditionalGeneration) -> None:
+    """Start the heads with a bias towards near words: after, before, both, and none, in turn.
 
-    The usual start is flat, and learning to look at neighbours, which binds colours to shapes, then takes thousands
-    of steps because these few numbers move by no more than the learning rate a step.
+    The usual start is flat. Learning to attend to neighbors, which binds colors to shapes, then takes thousands of
+    steps, because these few numbers move by no more than the learning rate per step.
     """
     for stack in (model.encoder, model.decoder):
         attention = stack.block[0].layer[0].SelfAttention
@@ -267,14 +266,14 @@ def prefer_neighbours(model: T5ForConditionalGeneration) -> None:
             offsets.tolist(), buckets.tolist(), strict=True
         ):  # the nearest offset of a bucket wins
             for head in range(weight.shape[1]):
-                liking = -abs(offset) * (0.1 if head % 4 == 3 else 0.7)
+                bias = -abs(offset) * (0.1 if head % 4 == 3 else 0.7)
                 if (head % 4 == 0 and offset <= 0) or (head % 4 == 1 and offset >= 0):
-                    liking -= 3.0
-                weight[bucket, head] = max(liking, -6.0)
+                    bias -= 3.0
+                weight[bucket, head] = max(bias, -6.0)
 
 
 def make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token per lower-case word of a world; accents and punctuation dropped; ends with </s>."""
+    """Make a tokenizer with one token per lower-case word; it drops accents and punctuation and appends </s>."""
     words = [*SPECIAL, *sorted({*vocabulary, ";"})]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -302,39 +301,39 @@ def make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def split(canonical: str) -> tuple[str, str, str]:
-    """First relation, second relation (may be empty) and background of a canonical form."""
+    """Return first relation, second relation (may be empty) and background of a canonical form."""
     *relations, background = canonical.split(" ; ")
     first, second = [*relations, ""][:2]
     return first, second, background.removeprefix("background ")
 
 
 def join(clauses: list[str]) -> str:
-    """Canonical form of the three clauses; the inverse of `split`."""
+    """Return the canonical form of three clauses; the inverse of `split`."""
     first, second, background = clauses
     return " ; ".join([first, *([second] if second else []), f"background {background}"])
 
 
-def perturb(ids: list[int], fillers: frozenset[int], idle: list[int], rng: numpy.random.Generator) -> list[int]:
-    """Strangers' wording: drop or replace some filler words, put idle words anywhere; the meaning stays.
+def perturb(ids: list[int], fillers: frozenset[int], idle: list[int], rng: np.random.Generator) -> list[int]:
+    """Return unusual wording: some filler words dropped or replaced, idle words anywhere; the meaning stays.
 
     Args:
-        ids: word ids with the end token last.
-        fillers: ids that may go without changing the meaning.
-        idle: ids to put in, drawn evenly.
+        ids: Word ids with the end token last.
+        fillers: Ids that can be dropped without changing the meaning.
+        idle: Ids to put in, chosen evenly.
     """
     changed = []
     for token, (fate, extra, which) in zip(ids, rng.random((len(ids), 3)).tolist(), strict=True):
-        stranger = idle[int(which * len(idle))]
+        idle_word = idle[int(which * len(idle))]
         if extra < 0.06:
-            changed.append(stranger)
+            changed.append(idle_word)
         if token not in fillers or fate >= 0.3:
             changed.append(token)
         elif fate < 0.1:
-            changed.append(stranger)
+            changed.append(idle_word)
     return changed
 
 
 def padded(rows: list[list[int]], value: int) -> Tensor:
-    """Rows of different length as one (B, longest) integer tensor."""
+    """Return rows of different lengths as one integer tensor (B, longest)."""
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

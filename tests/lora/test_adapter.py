@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from lora.adapter import add_adapter, folded_weights, target_layers, trained_parameters
-from lora.config import Settings
+from lora.adapter import add_adapter, folded_weights, target_layers
+from lora.config import LoRASettings
 from lora.export import adapter_config, base_layer_weights, comfyui_weights
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.task import trained_parameters
 
 
 def tiny() -> PTDiTTransformer3DModel:
@@ -55,7 +56,7 @@ def test_presets_names_and_expressions_choose_layers():
 )
 def test_the_folded_file_does_what_the_trained_adapter_does(options, tmp_path):
     model = tiny()
-    settings = Settings(output_dir="x", rank=4, targets="attention+ff", **options)
+    settings = LoRASettings(output_dir="x", rank=4, targets="attention+ff", **options)
     first = add_adapter(model, settings)
     draw = torch.Generator().manual_seed(2)
     for parameter in trained_parameters(model).values():

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from lora.base import BaseModel
-from lora.batches import Batches, Plan
+from lora.batches import CachedBatches, Plan
 from lora.cache import Cache, Sample
-from lora.config import Settings
+from lora.config import LoRASettings
 from lora.dataset import bucket_sizes, find_items
 from lora.precompute import main
 
@@ -73,14 +73,14 @@ def test_a_missing_base_model_is_named(capsys, tmp_path):
 
 def test_an_epoch_holds_every_sample_and_two_processes_share_a_batch(cached, base):
     samples = [Sample(str(i), "", "", (1, 64, 64 if i < 5 else 32), False) for i in range(8)]
-    plan = Plan(samples, Settings(output_dir="x", repeats=2), 4)
+    plan = Plan(samples, LoRASettings(output_dir="x", repeats=2), 4)
     seen = [index for number in range(plan.per_epoch) for index in plan.batch(number)]
     assert plan.per_epoch == 5 and set(seen) == set(range(8)) and len(seen) == 20
-    assert plan.batch(7) == Plan(samples, Settings(output_dir="x", repeats=2), 4).batch(7)
+    assert plan.batch(7) == Plan(samples, LoRASettings(output_dir="x", repeats=2), 4).batch(7)
 
     cache = Cache(cached, base)
-    whole = Batches(cache, Settings(output_dir="x", batch_size=2), 0, 1)
-    halves = [Batches(cache, Settings(output_dir="x", batch_size=1), rank, 2) for rank in range(2)]
+    whole = CachedBatches(cache, LoRASettings(output_dir="x", batch_size=2), 0, 1)
+    halves = [CachedBatches(cache, LoRASettings(output_dir="x", batch_size=1), rank, 2) for rank in range(2)]
     for number in range(4):
         rows = [half[number]["latents"] for half in halves]
         assert torch.equal(whole[number]["latents"], torch.cat(rows))

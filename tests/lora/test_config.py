@@ -41,5 +41,12 @@ def test_an_unknown_key_in_the_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["12gb", "24gb", "multi-gpu", "overfit-one", "embedded-cpu", "video-24gb"])
-def test_every_preset_can_be_read(name):
-    assert read("--config", f"lora/configs/{name}.yaml").max_steps > 0
+def test_every_preset_can_be_read_by_path_and_by_name(name, tmp_path, monkeypatch):
+    by_path = read("--config", f"lora/configs/{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert by_path == read("--config", name) and by_path.max_steps > 0
+
+
+def test_a_config_that_is_neither_a_file_nor_a_preset_is_refused():
+    with pytest.raises(ValueError, match="config '48gb' is neither a file nor a preset; presets: 12gb, 24gb"):
+        read("--config", "48gb")

@@ -3,15 +3,15 @@
 import torch
 
 from lora.base import BaseModel
-from lora.batches import Batches
+from lora.batches import CachedBatches
 from lora.cache import Cache, text_key
-from lora.config import Settings
-from lora.objective import FlowLoss
+from lora.config import LoRASettings
+from lora.task import lora_loss
 
 
 def test_the_loss_is_the_squared_error_of_x0_minus_noise_on_the_first_half_of_the_channels(cached, tiny_model_folder):
     base = BaseModel(str(tiny_model_folder))
-    batch = Batches(Cache(cached, base), Settings(output_dir="x", batch_size=2), 0, 1)[0]
+    batch = CachedBatches(Cache(cached, base), LoRASettings(output_dir="x", batch_size=2), 0, 1)[0]
     batch["weight"] = torch.tensor([1.0, 3.0])
     transformer = base.load_transformer(torch.float32, "none", torch.device("cpu")).eval()
     seen = []
@@ -19,7 +19,7 @@ def test_the_loss_is_the_squared_error_of_x0_minus_noise_on_the_first_half_of_th
         lambda _, args, options, result: seen.append((options, result[0])), with_kwargs=True
     )
     with torch.no_grad():
-        loss = FlowLoss(transformer, torch.float32)(batch)
+        loss = lora_loss(transformer, batch, torch.float32)
     ((options, sample),) = seen
     time = batch["time"].view(2, 1, 1, 1, 1)
     torch.testing.assert_close(options["hidden_states"], (1 - time) * batch["latents"] + time * batch["noise"])
@@ -30,9 +30,9 @@ def test_the_loss_is_the_squared_error_of_x0_minus_noise_on_the_first_half_of_th
 
 def test_captions_are_dropped_and_times_follow_the_settings(cached, tiny_model_folder):
     cache = Cache(cached, BaseModel(str(tiny_model_folder)))
-    dropped = Batches(cache, Settings(output_dir="x", batch_size=2, caption_dropout=1.0), 0, 1)
-    kept = Batches(cache, Settings(output_dir="x", batch_size=2, caption_dropout=0.0), 0, 1)
-    late = Batches(cache, Settings(output_dir="x", batch_size=2, caption_dropout=0.0, time_mean=2.0), 0, 1)
+    dropped = CachedBatches(cache, LoRASettings(output_dir="x", batch_size=2, caption_dropout=1.0), 0, 1)
+    kept = CachedBatches(cache, LoRASettings(output_dir="x", batch_size=2, caption_dropout=0.0), 0, 1)
+    late = CachedBatches(cache, LoRASettings(output_dir="x", batch_size=2, caption_dropout=0.0, time_mean=2.0), 0, 1)
     empty = cache.get(text_key(""), "embeds")
     for number in range(6):
         assert all(torch.equal(row[: len(empty)], empty) for row in dropped[number]["text"])

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lora.config import PACKAGES, Settings, check_packages
+from lora.config import PACKAGES, LoRASettings, check_packages
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 
 FILE = "lora/pytorch_lora_weights.safetensors"
@@ -109,7 +109,7 @@ def test_a_missing_package_is_named(monkeypatch, setting, package):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     name, value = setting
     with pytest.raises(ValueError, match=f"{name}={value!r} needs {package}: pip install {package}; or use '.*'"):
-        check_packages(Settings(output_dir="x", **{name: value}))
+        check_packages(LoRASettings(output_dir="x", **{name: value}))
 
 
 def test_validation_pictures_say_how_they_were_made(train, tmp_path):

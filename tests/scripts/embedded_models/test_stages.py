@@ -14,6 +14,7 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
+from ptdit_diffusers.training.latents import to_pixels
 from scripts import train
 from scripts.datasets.layouts import FORMS, scene_layout, views_layout
 from scripts.datasets.registry import clip_chance, find_data_set, pick_data_set
@@ -22,9 +23,15 @@ from scripts.datasets.shapes.motion import is_held_out_clip, render_clip, sample
 from scripts.datasets.solids import Part, SolidObject, render_views
 from scripts.embedded_models import latents as encoded
 from scripts.embedded_models import text_stage
+from scripts.embedded_models.denoisers import DenoiserSettings
 from scripts.embedded_models.latents import PartSettings
-from scripts.embedded_models.transformer_stage import DataSettings, ModelSettings, Settings, TransformerStage, kinds
-from scripts.embedded_models.vae_stage import encode_frames, see_single_frames, start_as_identity, to_pixels
+from scripts.embedded_models.transformer_stage import (
+    TransformerDataSettings,
+    TransformerStage,
+    TransformerStageSettings,
+    layout_of,
+)
+from scripts.embedded_models.vae_stage import encode_frames, see_single_frames, start_as_identity
 from scripts.verifiers.clips.prompt import read_clip_prompt
 
 LOOP = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1, "sheet_every": 0, "checkpoint_every": 0}
@@ -46,6 +53,14 @@ def run_stages(sections: dict[str, dict], folder: Path) -> Path:
     for stage in sections:
         assert train.main(["--config", str(config), "--stage", stage]) == 0
     return folder
+
+
+def stage_in(folder: Path, model: DenoiserSettings | None = None, **data) -> TransformerStage:
+    """The transformer stage with the components in a folder."""
+    data = TransformerDataSettings(components=str(folder / "export"), **{"parts": PARTS, **data})
+    loop = {"output_dir": str(folder / "transformer"), "steps": 2, "batch_size": 4, "warmup": 0}
+    settings = TransformerStageSettings(**loop, model=model or DenoiserSettings(), data=data)
+    return TransformerStage(settings, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +125,8 @@ def test_an_untrained_vae_already_passes_brightness_and_hue():
 
 
 def test_training_scenes_are_never_held_out_and_batches_are_repeatable(trained):
-    settings = Settings(
-        output_dir=str(trained / "transformer"),
-        steps=2,
-        batch_size=4,
-        warmup=0,
-        data=DataSettings(components=str(trained / "export"), parts=PARTS),
-    )
-    stage = TransformerStage(settings, torch.device("cpu"))
-    assert not any(is_held_out(stage.parts[0].thing(index)) for index in range(200))
+    stage = stage_in(trained)
+    assert not any(is_held_out(stage.parts[0].sample(index)) for index in range(200))
     first, again, other = stage.batch(3, 0, 4), stage.batch(3, 0, 4), stage.batch(3, 1, 4)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["noise"], other["noise"])
@@ -126,14 +134,7 @@ def test_training_scenes_are_never_held_out_and_batches_are_repeatable(trained):
 
 def test_more_noise_is_drawn_where_the_shift_asks_for_it(trained):
     def mean_time(base_tokens):
-        settings = Settings(
-            output_dir=str(trained / "transformer"),
-            steps=2,
-            batch_size=4,
-            warmup=0,
-            data=DataSettings(components=str(trained / "export"), parts=PARTS, base_tokens=base_tokens),
-        )
-        return TransformerStage(settings, torch.device("cpu")).batch(0, 0, 400)["time"].mean()
+        return stage_in(trained, base_tokens=base_tokens).batch(0, 0, 400)["time"].mean()
 
     assert abs(mean_time(64) - 0.5) < 0.05
     assert mean_time(16) > 0.58
@@ -166,15 +167,7 @@ def test_figures_that_look_the_same_have_the_same_layout_and_others_do_not(shape
 
 def test_going_on_from_a_transformer_keeps_its_weights_and_the_layout_head_is_not_exported(trained):
     folder = trained / "export" / "transformer"
-    settings = Settings(
-        output_dir=str(trained / "transformer"),
-        steps=2,
-        batch_size=4,
-        warmup=0,
-        model=ModelSettings(**TRANSFORMER, start=str(folder)),
-        data=DataSettings(components=str(trained / "export"), parts=PARTS, layout_weight=0.25),
-    )
-    stage = TransformerStage(settings, torch.device("cpu"))
+    stage = stage_in(trained, DenoiserSettings(**TRANSFORMER, start=str(folder)), layout_weight=0.25)
     saved = PTDiTTransformer3DModel.from_pretrained(folder).state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in stage.transformer.state_dict().items())
     loss, numbers = stage.loss(stage.batch(0, 0, 4))
@@ -184,29 +177,16 @@ def test_going_on_from_a_transformer_keeps_its_weights_and_the_layout_head_is_no
 
 
 def test_going_on_with_other_sizes_is_refused(trained):
-    settings = Settings(
-        output_dir=str(trained / "transformer"),
-        steps=2,
-        batch_size=4,
-        warmup=0,
-        model=ModelSettings(start=str(trained / "export" / "transformer")),
-        data=DataSettings(components=str(trained / "export"), parts=PARTS),
-    )
+    model = DenoiserSettings(start=str(trained / "export" / "transformer"))
     with pytest.raises(ValueError, match="model.num_attention_heads=3 but .* has num_attention_heads=1"):
-        TransformerStage(settings, torch.device("cpu"))
+        stage_in(trained, model)
+    with pytest.raises(ValueError, match="model.backbone='unet' is unknown; one of: ptdit"):
+        stage_in(trained, DenoiserSettings(backbone="unet"))
 
 
 def test_an_export_leaves_a_vae_alone_that_is_already_there(trained, tmp_path):
-    settings = Settings(
-        output_dir=str(trained / "transformer"),
-        steps=2,
-        batch_size=4,
-        warmup=0,
-        model=ModelSettings(**TRANSFORMER),
-        data=DataSettings(components=str(trained / "export"), parts=PARTS),
-    )
     (tmp_path / "vae").mkdir()
-    TransformerStage(settings, torch.device("cpu")).export(tmp_path)
+    stage_in(trained, DenoiserSettings(**TRANSFORMER)).export(tmp_path)
     assert list((tmp_path / "vae").iterdir()) == []
     assert (tmp_path / "transformer").is_dir() and (tmp_path / "model_index.json").is_file()
 
@@ -283,7 +263,7 @@ def test_pictures_and_clips_come_out_of_one_folder(with_clips):
 def test_the_held_out_loss_is_of_held_out_things_and_says_how_good_the_weights_are(with_clips):
     stage = stage_of_clips(with_clips)
     part, seen = stage.parts[0], []
-    part.world = replace(part.world, describe=lambda clip, rng: seen.append(clip) or ("", ""))
+    part.data_set = replace(part.data_set, describe=lambda clip, rng: seen.append(clip) or ("", ""))
     with torch.no_grad():
         losses = [stage.held_out_loss(part), stage.held_out_loss(part)]
         stage.transformer.proj_out.bias += 3
@@ -309,11 +289,13 @@ def test_moving_kernels_to_the_newest_frame_keeps_pictures_and_reads_clips_frame
 
 def test_the_text_encoder_starts_where_the_one_of_pictures_stopped(trained):
     where = {"output_dir": str(trained / "unused"), "warmup": 0}
-    data = text_stage.DataSettings(
+    data = text_stage.TextDataSettings(
         scenes=20, start=str(trained / "export"), worlds={"clips": 0.5, "pictures": 0.5}, perturbed=0.0
     )
-    settings = text_stage.Settings(steps=1, batch_size=16, model=text_stage.ModelSettings(**TEXT), data=data, **where)
-    stage = text_stage.build(settings, torch.device("cpu"))
+    settings = text_stage.TextStageSettings(
+        steps=1, batch_size=16, model=text_stage.TextModelSettings(**TEXT), data=data, **where
+    )
+    stage = text_stage.TextStage(settings, torch.device("cpu"))
     batch = stage.batch(0, 0, 16)
     assert 0 < batch["pictures"].sum() < 16
     assert float(stage.loss(batch)[1]["moved"]) < 1e-10
@@ -323,14 +305,7 @@ def test_the_text_encoder_starts_where_the_one_of_pictures_stopped(trained):
 
 
 def stage_of_clips(folder):
-    settings = Settings(
-        output_dir=str(folder / "transformer"),
-        steps=2,
-        batch_size=4,
-        warmup=0,
-        data=DataSettings(components=str(folder / "export"), parts=(PartSettings(world="clips", size=32, samples=4),)),
-    )
-    return TransformerStage(settings, torch.device("cpu"))
+    return stage_in(folder, parts=(PartSettings(world="clips", size=32, samples=4),))
 
 
 def part_of_clips(folder):
@@ -340,10 +315,12 @@ def part_of_clips(folder):
 def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_clips):
     part = part_of_clips(with_clips)
     described = []
-    part.world = replace(part.world, describe=lambda clip, rng: described.append(clip) or ("", part.world.rare_phrase))
-    latents, _, layouts = part.draw(numpy.random.default_rng(0), 200, 0.0)
+    part.data_set = replace(
+        part.data_set, describe=lambda clip, rng: described.append(clip) or ("", part.data_set.rare_phrase)
+    )
+    latents, _, layouts = part.random_batch(numpy.random.default_rng(0), 200, 0.0)
     assert layouts.shape == (200, 5 * 2 * 2, 7)
-    forward = [part.thing(index) for index in range(4)]
+    forward = [part.sample(index) for index in range(4)]
     backwards = 0
     for row, clip in enumerate(described):
         index = next(i for i, thing in enumerate(forward) if clip in (thing, thing.reversed()))
@@ -370,20 +347,20 @@ def test_figures_that_may_be_said_to_cross_are_said_to_more_often_than_by_chance
 
 def test_what_is_easy_is_taken_seldom(with_clips):
     part = part_of_clips(with_clips)
-    assert all(clip_chance(part.thing(index)) > 0 for index in range(50))
-    crossing = [part.thing(index).crossing for index in range(400)]
-    part.world = replace(part.world, training_chance=lambda clip: 0.25 if clip.crossing else 1.0)
-    seldom = [part.thing(index).crossing for index in range(400)]
-    part.world = replace(part.world, training_chance=None)
-    drawn = [part.thing(index).crossing for index in range(400)]
+    assert all(clip_chance(part.sample(index)) > 0 for index in range(50))
+    crossing = [part.sample(index).crossing for index in range(400)]
+    part.data_set = replace(part.data_set, training_chance=lambda clip: 0.25 if clip.crossing else 1.0)
+    seldom = [part.sample(index).crossing for index in range(400)]
+    part.data_set = replace(part.data_set, training_chance=None)
+    drawn = [part.sample(index).crossing for index in range(400)]
     assert sum(crossing) > 1.3 * sum(drawn) > 2.6 * sum(seldom) > 0
 
 
 def test_clips_are_encoded_from_the_frames_that_the_encoder_reads(with_clips):
     part = part_of_clips(with_clips)
-    whole = to_pixels(part.world.render(part.thing(1), 32, part.length)[None])
+    whole = to_pixels(part.data_set.render(part.sample(1), 32, part.length)[None])
     with torch.no_grad():
-        read = encode_frames(part.vae, whole, part.world.frame_stride).mode() * part.vae.config.scaling_factor
+        read = encode_frames(part.vae, whole, part.data_set.frame_stride).mode() * part.vae.config.scaling_factor
     assert torch.allclose(part.latents[1].float(), read[0], atol=5e-3)
 
 
@@ -459,11 +436,11 @@ def test_views_are_encoded_one_by_one_and_never_turned_round(trained):
     settings = PartSettings(world="views", size=48, length=4, samples=2)
     part = encoded.EncodedPart(settings, 0, vae, trained / "views", base_tokens=9)
     assert part.pipeline_arguments == {"num_views": 4} and part.log_shift == pytest.approx(numpy.log(2))
-    pixels = to_pixels(render_views(part.thing(1), 4, 48)[:, None])  # four pictures
+    pixels = to_pixels(render_views(part.sample(1), 4, 48)[:, None])  # four pictures
     with torch.no_grad():
         alone = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     assert torch.allclose(part.latents[1].float(), alone.squeeze(2).transpose(0, 1), atol=5e-3)
-    latents, _, layouts = part.draw(numpy.random.default_rng(0), 20, 0.0)
+    latents, _, layouts = part.random_batch(numpy.random.default_rng(0), 20, 0.0)
     assert all(any(torch.equal(row, stored.float()) for stored in part.latents) for row in latents)
     assert layouts.shape == (20, 4 * 3 * 3, 5)
 
@@ -492,4 +469,4 @@ def test_worlds_are_picked_by_their_shares():
 
 def test_parts_that_show_different_things_are_refused():
     with pytest.raises(ValueError, match="clips, views, which show different things"):
-        kinds((PartSettings(world="views"), PartSettings(world="clips")))
+        layout_of((PartSettings(world="views"), PartSettings(world="clips")))

@@ -1,0 +1,142 @@
+"""The LoRA as a task of the training loop: the adapter in the frozen transformer, its loss, pictures and files."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ptdit_diffusers.core.sampling import choose_windows, size_conditions
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.training.checkpoint import like, whole
+from ptdit_diffusers.training.objective import flow_matching
+from ptdit_diffusers.training.optimizers import make_optimizers
+from ptdit_diffusers.training.processes import attention_kernels
+from ptdit_diffusers.training.randomness import Stream
+from ptdit_diffusers.training.schedules import named_schedule
+from ptdit_diffusers.training.task import Task, trained_parameters
+from ptdit_diffusers.training.trackers import track_pictures
+
+from .adapter import add_adapter, folded_weights
+from .base import BaseModel, choose_dtype
+from .batches import CachedBatches, describe_epoch
+from .cache import Cache
+from .config import LoRASettings
+from .export import base_layer_weights, export
+from .validate import generate_validation, quarter_steps, save_validation, write_sheet
+
+logger = logging.getLogger("lora")
+
+
+class LoRATask(Task):
+    """An adapter that is trained on the samples of a cache."""
+
+    sheet_folder = "validation"
+    stream = (Stream.LORA_DROPOUT,)
+    model: PTDiTTransformer3DModel
+    settings: LoRASettings
+
+    def __init__(self, settings: LoRASettings, base: BaseModel, cache: Cache, accelerator: Accelerator) -> None:
+        """Load the transformer and add the adapter."""
+        self.settings, self.base, self.cache, self.accelerator = settings, base, cache, accelerator
+        self.device, self.dtype = accelerator.device, choose_dtype(settings.precision, accelerator.device)
+        logger.info("%s on %s, base weights kept in %s", self.dtype, self.device, settings.base_weights)
+        self.model = base.load_transformer(self.dtype, settings.base_weights, self.device)
+        self.first = add_adapter(self.model, settings)
+        self.model.set_windows(proxy_mode=settings.proxy_mode)
+        if settings.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        self.model.train()
+        if settings.compile:
+            self.model.compile_repeated_blocks()
+        self.data = CachedBatches(cache, settings, accelerator.process_index, accelerator.num_processes)
+        per_epoch = math.ceil(self.data.plan.per_epoch / settings.accumulation)
+        self.steps = settings.epochs * per_epoch or settings.max_steps
+        self.schedule = named_schedule(settings.schedule, settings.lr, settings.warmup, self.steps)
+        logger.info("%s; %d steps", describe_epoch(self.data), self.steps)
+
+    def batches(self, rank: int, processes: int) -> CachedBatches:
+        return self.data
+
+    def optimizers(self) -> list[Optimizer]:
+        settings = self.settings
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        return make_optimizers(trained_parameters(self.model), settings.optimizer, **options)
+
+    def learning_rate(self, step: int) -> float:
+        return self.schedule(step)
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> EMAModel | None:
+        return EMAModel(parameters, decay=self.settings.ema) if self.settings.ema else None
+
+    def kernels(self) -> AbstractContextManager:
+        return attention_kernels(self.device)  # around the backward, too: it may recompute the blocks
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return lora_loss(self.model, batch, self.dtype), {}
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in trained_parameters(self.model).items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in trained_parameters(self.model).items():
+            parameter.copy_(like(state[name], parameter))
+
+    def notes(self) -> dict[str, Any]:
+        return {"settings": dataclasses.asdict(self.settings), "processes": self.accelerator.num_processes}
+
+    def sheet_steps(self, last: int) -> Sequence[int]:
+        return quarter_steps(last) if self.settings.validation_prompts else ()
+
+    def sheet(self, path: Path, step: int) -> dict[str, float]:
+        """Generate a picture of each validation prompt, and write the sheet of all of them."""
+        settings = self.settings
+        pictures = generate_validation(self.model, self.base, self.cache, settings, self.device)
+        if self.accelerator.is_main_process:
+            save_validation(pictures, path, step, settings)
+            shown = [mark for mark in self.sheet_steps(self.steps) if mark <= step]
+            write_sheet(path.parent, path.parent.parent / "sheet.png", shown, settings)
+            track_pictures(self.accelerator, "validation", pictures, step)
+        return {}
+
+    def export(self, folder: Path) -> None:
+        """Write the finished LoRA to `folder`/lora."""
+        parameters = {name: whole(value).float() for name, value in trained_parameters(self.model).items()}
+        weights = folded_weights(self.model, parameters, self.first)
+        base_weights = base_layer_weights(self.model, weights)
+        if self.accelerator.is_main_process:
+            logger.info("saved %s", export(folder, weights, self.settings, self.steps, base_weights))
+
+
+def lora_loss(transformer: PTDiTTransformer3DModel, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    """Return the mean over the batch of weight * error of the flow; see `CachedBatches` for the batch."""
+    latents = batch["latents"]
+    height, width = latents.shape[-2:]
+    options = {
+        **choose_windows(transformer, "auto", "auto", height, width),
+        **size_conditions(transformer, height * 8, width * 8),
+    }
+    if transformer.proxy_mode == "random":
+        options["generator"] = [torch.Generator().manual_seed(seed) for seed in batch["seeds"]]
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        (sample,) = transformer(
+            hidden_states=noisy.to(dtype),
+            encoder_hidden_states=batch["text"].to(dtype),
+            timestep=timestep,
+            encoder_attention_mask=batch["mask"],
+            return_dict=False,
+            **options,
+        )
+        return transformer.flow(sample)
+
+    return (flow_matching(predict, latents, batch["noise"], batch["time"]) * batch["weight"]).mean()

@@ -1,0 +1,59 @@
+"""What a denoiser is trained to do: noisy samples, the target, the error, and the times at which it is asked.
+
+An objective is a function of the signature of `flow_matching`; others (DDPM's noise with a learned variance, EDM) go
+beside it.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def flow_matching(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """Return the mean square error of the predicted flow of each sample (B,).
+
+    Rectified flow: x_t = (1 - t) x_0 + t noise, and the flow is noise - x_0.
+
+    Args:
+        predict: (noisy samples, timesteps (B,) in 0..1000) -> flow, shaped like the samples.
+        latents: x_0 (B, ...).
+        noise: Shaped like `latents`.
+        time: t (B,) in 0..1; 1 is noise.
+    """
+    t = time.view(-1, *[1] * (latents.ndim - 1))
+    noisy = (1 - t) * latents + t * noise
+    error = F.mse_loss(predict(noisy, time * 1000), noise - latents, reduction="none")
+    return error.mean(tuple(range(1, latents.ndim)))
+
+
+def sample_times(
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    shift: float = 1.0,
+    stratified: bool = False,
+) -> Tensor:
+    """Sample logit-normal times in 0..1.
+
+    Args:
+        shape: Of the result; one number where `stratified`.
+        generator: On the CPU.
+        mean: Of the normal before the sigmoid.
+        std: Of the normal.
+        shift: r > 1 moves the times towards noise, t -> r t / (1 + (r - 1) t), as the sampler does. The same as
+            ln r added to `mean`, except for rounding.
+        stratified: Take one time from each of as many equal shares of the distribution: less variance than
+            independent times.
+    """
+    if stratified:
+        (count,) = shape
+        shares = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        normal = torch.special.ndtri(shares)
+    else:
+        normal = torch.randn(shape, generator=generator)
+    time = torch.sigmoid(normal * std + mean)
+    return shift * time / (1 + (shift - 1) * time)

@@ -1,0 +1,65 @@
+"""Processes and their devices: what they were started as, stop signals, data loaders, attention kernels."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Check that processes that were started together know each other.
+
+    Otherwise each of them would train alone, into the same folder.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started but do not know each other; on a CPU set ACCELERATE_USE_CPU=1."
+        )
+
+
+@contextmanager
+def stop_signals() -> Iterator[dict[str, bool]]:
+    """Turn Ctrl-C and SIGTERM into a flag, so that the step in progress ends and is saved."""
+    stop = {"now": False}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    earlier = [signal.signal(number, lambda *_: stop.update(now=True)) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)
+
+
+def batch_loader(data: Dataset, numbers: range, workers: int, device: torch.device) -> DataLoader:
+    """Return a loader of the batches of these numbers, in order; made ahead of time when `workers` > 0."""
+    pin = device.type == "cuda"
+    return DataLoader(
+        data, None, sampler=numbers, num_workers=workers, pin_memory=pin, worker_init_fn=_leave_stop_signals
+    )
+
+
+def _leave_stop_signals(worker: int) -> None:
+    """Leave Ctrl-C to the training process; end on SIGTERM, which is how it ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager:
+    """Choose plain attention on a CPU, where the fused kernel's backward is slow for small windows."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether the device has instructions for bfloat16 products; a CPU without them takes ten times as long."""
+    if device.type != "cpu":
+        return True
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
