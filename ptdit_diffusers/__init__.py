@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 
 _MODULES = {  # public name -> module of it
     "AutoencoderKLOpenSoraPlan": "models.autoencoder_ptdit",
+    "ClassToImagePipeline": "pipelines.pipeline_class_to_image",
+    "DiT2DModel": "models.transformer_dit",
     "PTDiTBlocks": "pipelines.modular_ptdit",
     "PTDiTImg2ImgPipeline": "pipelines.pipeline_ptdit_img2img",
     "PTDiTInpaintPipeline": "pipelines.pipeline_ptdit_inpaint",
@@ -24,6 +26,8 @@ _MODULES = {  # public name -> module of it
     "PTDiTTransformer3DModel": "models.transformer_ptdit",
     "contact_sheet": "core.views",
     "embedded_model_path": "core.embedded",
+    "official_scheduler": "pipelines.class_sampling",
+    "respaced_timesteps": "core.diffusion",
 }
 __all__ = ["__version__", *_MODULES]
 

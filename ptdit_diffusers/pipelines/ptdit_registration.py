@@ -10,13 +10,16 @@ from typing import Any
 import diffusers
 from torch import Tensor
 
+from ptdit_diffusers.core.backbones.dit import DiTBlock, DiTTokenBlock
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBlock
 from ptdit_diffusers.core.checkpoint_names import official_transformer_state_dict, official_vae_state_dict
 from ptdit_diffusers.models.attention_ptdit import PTDiTAttnProcessor
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 from .modular_ptdit import PTDiTBlocks, PTDiTModularPipeline
+from .pipeline_class_to_image import ClassToImagePipeline
 from .pipeline_ptdit import PTDiTPipeline
 from .pipeline_ptdit_img2img import PTDiTImg2ImgPipeline
 from .pipeline_ptdit_inpaint import PTDiTInpaintPipeline
@@ -32,10 +35,12 @@ TASKS = {  # table of AutoPipeline -> our pipeline for that task
 NAMESPACES = {  # class -> the module of diffusers that has it, besides `diffusers` itself
     PTDiTTransformer3DModel: diffusers.models,
     AutoencoderKLOpenSoraPlan: diffusers.models,
+    DiT2DModel: diffusers.models,
     PTDiTLoraLoaderMixin: diffusers.loaders,
     PTDiTPipeline: diffusers.pipelines,
     PTDiTImg2ImgPipeline: diffusers.pipelines,
     PTDiTInpaintPipeline: diffusers.pipelines,
+    ClassToImagePipeline: diffusers.pipelines,
     PTDiTModularPipeline: diffusers,
     PTDiTBlocks: diffusers,
 }

@@ -1,0 +1,46 @@
+"""Loading and saving that all pipelines of this package share."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from ptdit_diffusers.core.embedded import resolve_model
+
+from .ptdit_remote import copy_code
+
+
+class PackagePipeline(DiffusionPipeline):
+    """A pipeline that also loads models of this package by their short names, and saves folders fit for the Hub."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # model_index.json names the library of each component. Our classes are registered in diffusers' namespace, and
+        # only that spelling can be loaded from the Hub, so it is the one to record.
+        if name in self.__dict__.get("_internal_dict", ()):
+            component_class = type(getattr(value, "_orig_mod", value))
+            if component_class.__module__.partition(".")[0] == __name__.partition(".")[0]:
+                self.register_to_config(**{name: ("diffusers", component_class.__name__)})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "PackagePipeline":
+        """Load a pipeline from a folder, a Hub id, or by the short name of a model that comes with the package.
+
+        Args:
+            pretrained_model_name_or_path: E.g. "shapes-128". A local folder of that name goes first.
+            kwargs: Options of `DiffusionPipeline.from_pretrained`, e.g. `dtype` or single components.
+
+        Raises:
+            ValueError: Neither a folder, nor of the form owner/name, nor a known short name; the message lists those.
+        """
+        return super().from_pretrained(resolve_model(pretrained_model_name_or_path), **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save all components; a pipeline whose code came from the Hub takes that code along.
+
+        Args:
+            save_directory: Folder to write to.
+            kwargs: Options of `DiffusionPipeline.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        copy_code(type(self), save_directory)
