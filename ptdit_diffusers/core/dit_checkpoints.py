@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .backbones.dit import SIZES, DiTParameters
-from .checkpoint_names import ConversionError, Shapes
+from .checkpoint_names import ConversionError, Shapes, clean_names, find_weights
 from .configuration import count, length
 
 OFFICIAL_SIGNATURE = ("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.attn.qkv.weight")
@@ -119,6 +119,12 @@ def official_state_dict(weights: Mapping[str, Tensor], source: Any = "the file")
         tensors = [weights[name] for name in members]
         joined[official] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     return joined
+
+
+def single_file_dit(checkpoint: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
+    """Return the weights of a loaded checkpoint, nested or not, under official names."""
+    weights = find_weights(checkpoint)[1]
+    return official_state_dict({clean: weights[name] for clean, name in clean_names(weights).items()})
 
 
 def official_shapes(shapes: Shapes) -> Shapes:

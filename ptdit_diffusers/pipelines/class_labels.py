@@ -46,7 +46,7 @@ def _class_id(label: Any, names: Mapping[str, Sequence[int]], num_classes: int) 
     if isinstance(label, str) and label.strip().isdecimal():
         label = int(label)
     if isinstance(label, str):
-        near = difflib.get_close_matches(_plain(label), names, n=3, cutoff=0.0)
+        near = difflib.get_close_matches(_plain(label), [name for name in names if "," not in name], n=3, cutoff=0.0)
         hint = f"nearest: {', '.join(near)}" if near else f"this model has no names, pass 0 to {num_classes - 1}"
         raise ValueError(f"there is no class {label!r}; {hint}.")
     if isinstance(label, bool) or not isinstance(label, int):

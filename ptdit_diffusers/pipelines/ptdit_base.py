@@ -4,28 +4,26 @@ Shapes: B samples (prompts * images per prompt), C latent channels, F latent fra
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.core.sampling import apply_guidance
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
+from .package_pipeline import PackagePipeline
 from .ptdit_checks import ChecksMixin, check_callback_inputs
 from .ptdit_denoising import DenoisingMixin, Tensors
 from .ptdit_latents import LatentsMixin
 from .ptdit_lora import PTDiTLoraLoaderMixin
-from .ptdit_remote import copy_code
 from .ptdit_request import GenerationRequest
 from .ptdit_text import TEXT_TENSORS, TextMixin, join_text
 
@@ -47,7 +45,7 @@ class PTDiTPipelineOutput(BaseOutput):
     views: list[list[PIL.Image.Image]] | np.ndarray | Tensor | None = None
 
 
-class PTDiTPipelineBase(DiffusionPipeline, ChecksMixin, TextMixin, LatentsMixin, DenoisingMixin, PTDiTLoraLoaderMixin):
+class PTDiTPipelineBase(PackagePipeline, ChecksMixin, TextMixin, LatentsMixin, DenoisingMixin, PTDiTLoraLoaderMixin):
     """Components and classifier-free guidance; what a call does is in `generate` of each pipeline.
 
     Args:
@@ -75,38 +73,6 @@ class PTDiTPipelineBase(DiffusionPipeline, ChecksMixin, TextMixin, LatentsMixin,
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        # model_index.json names the library of each component. Our classes are registered in diffusers' namespace, and
-        # only that spelling can be loaded from the Hub, so it is the one to record.
-        if name in self.__dict__.get("_internal_dict", ()):
-            component_class = type(getattr(value, "_orig_mod", value))
-            if component_class.__module__.partition(".")[0] == __name__.partition(".")[0]:
-                self.register_to_config(**{name: ("diffusers", component_class.__name__)})
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "PTDiTPipelineBase":
-        """Load a pipeline from a folder, a Hub id, or by the short name of a model that comes with the package.
-
-        Args:
-            pretrained_model_name_or_path: E.g. "shapes-128". A local folder of that name goes first.
-            kwargs: Options of `DiffusionPipeline.from_pretrained`, e.g. `dtype` or single components.
-
-        Raises:
-            ValueError: Neither a folder, nor of the form owner/name, nor a known short name; the message lists those.
-        """
-        return super().from_pretrained(resolve_model(pretrained_model_name_or_path), **kwargs)
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save all components; a pipeline whose code came from the Hub takes that code along.
-
-        Args:
-            save_directory: Folder to write to.
-            kwargs: Options of `DiffusionPipeline.save_pretrained`.
-        """
-        super().save_pretrained(save_directory, **kwargs)
-        copy_code(type(self), save_directory)
 
     def begin(self, request: GenerationRequest) -> None:
         """Check a request, fill in its sizes, and note what a callback may ask for or change during the call."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ptdit_diffusers.core.backbones.dit import DiTBlock, DiTTokenBlock
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBlock
 from ptdit_diffusers.core.checkpoint_names import official_transformer_state_dict, official_vae_state_dict
+from ptdit_diffusers.core.dit_checkpoints import single_file_dit
 from ptdit_diffusers.models.attention_ptdit import PTDiTAttnProcessor
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
@@ -68,18 +69,21 @@ def register_classes() -> None:
         "default_subfolder": "transformer",
     }
     single_files["AutoencoderKLOpenSoraPlan"] = {"checkpoint_mapping_fn": single_file_vae, "default_subfolder": "vae"}
+    single_files["DiT2DModel"] = {"checkpoint_mapping_fn": single_file_dit, "default_subfolder": "transformer"}
     adapter_scales = _table("diffusers.loaders.peft", "_SET_ADAPTER_SCALE_FN_MAPPING")
     adapter_scales["PTDiTTransformer3DModel"] = expand_block_scales
-    _register_block()
+    adapter_scales["DiT2DModel"] = lambda _, scales: scales
+    _register_blocks()
 
 
-def _register_block() -> None:
-    """Describe our block and attention to the caches and guiders that skip them."""
+def _register_blocks() -> None:
+    """Describe our blocks and attention to the caches and guiders that skip them."""
     helpers = "diffusers.hooks._helpers"
     block = _table(helpers, "TransformerBlockMetadata")(
         return_hidden_states_index=0, return_encoder_hidden_states_index=None
     )
-    _table(helpers, "TransformerBlockRegistry").register(PTDiTBlock, block)
+    for block_class in (PTDiTBlock, DiTBlock, DiTTokenBlock):
+        _table(helpers, "TransformerBlockRegistry").register(block_class, block)
     processor = _table(helpers, "AttentionProcessorMetadata")(skip_processor_output_fn=_skip_attention)
     _table(helpers, "AttentionProcessorRegistry").register(PTDiTAttnProcessor, processor)
 

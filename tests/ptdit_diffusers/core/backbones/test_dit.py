@@ -274,7 +274,7 @@ def test_without_dropout_there_is_no_null_class():
 def test_a_stored_position_table_is_compared_and_not_used():
     backbone, weights = tiny(), tiny().state_dict()
     table = weights["pos_embed"].clone()
-    for stored in (table + 9e-4, table.half()):
+    for stored in (table + 9e-4, table.half(), table.bfloat16()):
         backbone.load_state_dict(weights | {"pos_embed": stored})
         assert torch.equal(backbone.pos_embed, table)
     backbone.load_state_dict({name: value for name, value in weights.items() if name != "pos_embed"})

@@ -1,0 +1,341 @@
+"""The class-conditional pipeline: official random numbers, guidance, names of classes, forms of loading, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+
+import ptdit_diffusers
+from ptdit_diffusers import ClassToImagePipeline, DiT2DModel, official_scheduler
+from ptdit_diffusers.core.diffusion import respaced_betas, respaced_timesteps
+from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from tests.ptdit_diffusers import dit_goldens
+from tests.ptdit_diffusers.models.test_transformer_dit import folder_of_diffusers
+
+NAMES = {0: "tench, Tinca tinca", 1: "red star", 2: "crane", 3: "crane, lifting machine", 4: "golden retriever"}
+
+
+def tiny_vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return AutoencoderKL(block_out_channels=(4, 4, 4, 4), norm_num_groups=2, layers_per_block=1, **blocks).eval()
+
+
+def make(scheduler=None, vae="image", **options) -> ClassToImagePipeline:
+    vae = tiny_vae() if vae == "image" else vae
+    pipe = ClassToImagePipeline(
+        dit_goldens.model("dit_sampler"), vae, scheduler or official_scheduler(), **{"id2label": NAMES, **options}
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents_of(pipe, labels=(2, 7), **options) -> torch.Tensor:
+    return pipe([*labels], **{"num_inference_steps": 10, "output_type": "latent", **options}).images
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- the official sampler --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def official_run(transformer, labels, steps: int, scale: float, generator) -> torch.Tensor:
+    """The official script's loop, its random numbers in its order: latents, then one doubled draw at every step."""
+    timesteps = respaced_timesteps(steps)
+    betas = respaced_betas(timesteps)
+    kept = torch.cumprod(1 - betas, 0)
+    before = torch.cat([torch.ones(1).double(), kept[:-1]])
+    variance = betas * (1 - before) / (1 - kept)
+    copies, labels = 1, torch.tensor(labels)
+    latents = torch.randn(len(labels), 4, 8, 8, generator=generator)
+    if scale > 1:
+        copies, latents, labels = 2, torch.cat([latents, latents]), torch.cat([labels, torch.full_like(labels, 10)])
+    for index in range(steps)[::-1]:
+        tied = torch.cat([latents[: len(latents) // copies]] * copies)
+        noise, value = transformer(tied, torch.tensor(timesteps[::-1][index]), labels).sample.chunk(2, dim=1)
+        if scale > 1:
+            conditional, unconditional = noise[:, :3].chunk(2)
+            guided = unconditional + scale * (conditional - unconditional)
+            noise = torch.cat([torch.cat([guided, guided]), noise[:, 3:]], dim=1)
+        clean = latents / kept[index].sqrt() - (1 / kept[index] - 1).sqrt() * noise
+        mean = betas[index] * before[index].sqrt() / (1 - kept[index]) * clean
+        mean = mean + (1 - before[index]) * (1 - betas[index]).sqrt() / (1 - kept[index]) * latents
+        share = (value + 1) / 2
+        spread = share * betas[index].log() + (1 - share) * variance[max(index, 1)].log()
+        random = torch.randn(latents.shape, generator=generator)
+        latents = mean + (index > 0) * torch.exp(0.5 * spread) * random
+    return latents[: len(latents) // copies]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_a_seed_gives_what_it_gives_in_the_official_script(scale):
+    pipe, ours, theirs = make(), seeded(3), seeded(3)
+    for _ in range(2):  # the second batch goes on where the first one stopped, which a last unused draw decides
+        latents = latents_of(pipe, guidance_scale=scale, generator=ours)
+        assert (latents - official_run(pipe.transformer, (2, 7), 10, scale, theirs)).abs().max() < 2e-4
+
+
+def test_the_guided_golden_runs_through_the_pipeline(monkeypatch):
+    golden = dit_goldens.load("dit_sampler")
+    for name in ("ddpm", "ddim"):
+        noise = [*golden["noise_10"]]
+        for place in ("ptdit_diffusers.pipelines.class_sampling", "diffusers.schedulers.scheduling_ddpm"):
+            monkeypatch.setattr(f"{place}.randn_tensor", lambda *_, noise=noise, **__: noise.pop(0))
+        latents = latents_of(make(official_scheduler(name)), latents=golden["z"], guidance_scale=1.5)
+        assert (latents - golden[f"{name}10_cfg.latents"][-1, :2]).abs().max() < 2e-4
+
+
+def test_defaults_are_250_ancestral_steps_guided_by_4_on_three_channels():
+    pipe, seen = make(), []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append((int(timestep), pipe.guidance_scale, pipe.num_timesteps, tensors["latents"].shape))
+        pipe._interrupt = step == 1
+        return {}
+
+    pipe(1, callback_on_step_end=look)
+    assert seen == [(999, 4.0, 250, (1, 4, 8, 8)), (995, 4.0, 250, (1, 4, 8, 8))]  # one trajectory, not two
+    assert pipe._guidance_channels == 3
+
+
+def test_a_sample_with_its_own_generator_equals_its_single_run():
+    pipe = make()
+    for scheduler in ("ddpm", "ddim"):
+        pipe.scheduler = official_scheduler(scheduler)
+        together = latents_of(pipe, generator=[seeded(5), seeded(6)], guidance_scale=1.5)
+        for index, label in enumerate((2, 7)):
+            alone = latents_of(pipe, (label,), generator=seeded(5 + index), guidance_scale=1.5)
+            assert (together[index : index + 1] - alone).abs().max() < 1e-4
+
+
+# --- guidance --------------------------------------------------------------------------------------------------------
+
+
+def test_three_channels_or_all_are_guided():
+    pipe = make()
+    three, every = (
+        latents_of(pipe, generator=seeded(0), guidance_scale=1.5, guidance_channels=channels)
+        for channels in (3, "all")
+    )
+    assert torch.equal(latents_of(pipe, generator=seeded(0), guidance_scale=1.5), three)
+    assert (three - every).abs().max() > 1e-3
+    for other in (make(guidance_channels=None), make(guidance_channels=4)):
+        assert torch.equal(latents_of(other, generator=seeded(0), guidance_scale=1.5), every)
+
+
+def test_without_guidance_the_network_runs_once_per_sample():
+    pipe, batches = make(), []
+    pipe.transformer.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+    latents_of(pipe, num_inference_steps=2, guidance_scale=1.0)
+    latents_of(pipe, num_inference_steps=2, guidance_scale=1.01)
+    assert batches == [2, 2, 4, 4]
+
+
+def test_a_callback_may_change_latents_and_end_guidance():
+    pipe, batches = make(), []
+    pipe.transformer.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+
+    def change(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 1.0
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else None
+
+    assert latents_of(pipe, num_inference_steps=3, callback_on_step_end=change).abs().max() == 0
+    assert batches == [4, 2, 2]
+
+
+# --- schedulers, sizes, outputs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        EulerDiscreteScheduler(beta_schedule="linear", timestep_spacing="linspace"),
+        FlowMatchEulerDiscreteScheduler(),
+        DDPMScheduler(beta_schedule="linear", variance_type="fixed_large", clip_sample=False),
+        DDIMScheduler(beta_schedule="linear", clip_sample=False),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_other_schedulers_run(scheduler):
+    latents = latents_of(make(scheduler), generator=seeded(0), guidance_scale=1.5)
+    assert latents.dtype == torch.float32 and latents.isfinite().all()
+
+
+def test_euler_on_the_official_timesteps_is_ddim_up_to_its_rounding():
+    euler = EulerDiscreteScheduler(beta_schedule="linear", timestep_spacing="linspace")
+    results = [
+        latents_of(make(scheduler), generator=seeded(0), guidance_scale=1.0, timesteps=respaced_timesteps(50))
+        for scheduler in (euler, official_scheduler("ddim"))
+    ]
+    assert (results[0] - results[1]).abs().max() < 0.05  # Euler starts from sqrt(A) x + sqrt(1 - A) noise
+
+
+def test_latents_stay_in_float32_when_the_network_does_not(recwarn):
+    pipe = make()
+    pipe.transformer.bfloat16()
+    assert latents_of(pipe, num_inference_steps=2, generator=seeded(0)).dtype == torch.float32
+    with pytest.warns(UserWarning, match="`latents` are float16; sampling goes on in float32"):
+        given = torch.zeros(2, 4, 8, 8, dtype=torch.float16)
+        assert latents_of(pipe, num_inference_steps=2, latents=given).dtype == torch.float32
+
+
+def test_sizes_counts_and_outputs():
+    pipe = make()
+    for output_type, kind in (("pil", list), ("np", np.ndarray), ("pt", torch.Tensor)):
+        images = pipe(["red star", 4], 64, 96, 2, num_images_per_prompt=2, output_type=output_type).images
+        assert isinstance(images, kind) and len(images) == 4
+    assert images.shape == (4, 3, 64, 96) and 0 <= images.min() <= images.max() <= 1
+    (images,) = pipe(1, num_inference_steps=2, return_dict=False)
+    assert images[0].size == (64, 64)
+    images = pipe(torch.tensor([1, 2]), num_inference_steps=2, output_type="pt").images
+    assert len(images) == 2
+
+
+def test_a_video_vae_decodes_pictures_as_clips_of_one_frame():
+    vae = AutoencoderKLOpenSoraPlan(
+        hidden_size=8, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, norm_num_groups=4
+    ).eval()
+    pipe = make(vae=vae)
+    latents = latents_of(pipe, num_inference_steps=2, generator=seeded(0))
+    images = pipe([2, 7], num_inference_steps=2, generator=seeded(0), output_type="pt").images
+    with torch.no_grad():
+        pixels = vae.decode(latents[:, :, None] / vae.config.scaling_factor).sample[:, :, 0]
+    assert torch.allclose(images, (pixels / 2 + 0.5).clamp(0, 1), atol=1e-5)
+
+
+def test_offloading_changes_nothing():
+    pipe = make()
+    plain = pipe(1, num_inference_steps=2, generator=seeded(0), output_type="pt").images
+    pipe.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    assert torch.allclose(
+        pipe(1, num_inference_steps=2, generator=seeded(0), output_type="pt").images, plain, atol=1e-5
+    )
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_stand_for_numbers():
+    pipe = make()
+    assert pipe.get_label_ids(["Tench", "tinca tinca", "tench, Tinca tinca", "RED  star"]) == [0, 0, 0, 1]
+    assert pipe.get_label_ids("golden retriever") == [4]
+    assert pipe.prepare_labels(["red star", 3, "7"], 2).tolist() == [1, 1, 3, 3, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (10, "class label 10 must be 0 to 9; nearest: 9"),
+        ([1, -1], "class label -1 must be 0 to 9; nearest: 0"),
+        ("golden retreiver", "there is no class 'golden retreiver'; nearest: golden retriever"),
+        ("crane", "'crane' is a name of the classes 2, 3; pass the number"),
+        (1.5, "class label 1.5 must be a number or a name"),
+        ([], "class_labels is empty"),
+    ],
+)
+def test_unknown_classes_are_refused_with_the_nearest(labels, message):
+    with pytest.raises(ValueError, match=message):
+        make()(labels)
+
+
+def test_a_model_without_names_says_which_numbers_it_takes():
+    with pytest.raises(ValueError, match="no class 'dog'; this model has no names, pass 0 to 9"):
+        make(id2label=None)("dog")
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_pipeline_loads_as_one_of_diffusers(tmp_path):
+    pipe = make(guidance_channels=4)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8"))
+    assert index["transformer"] == ["diffusers", "DiT2DModel"]
+    for loader in (DiffusionPipeline, ClassToImagePipeline):
+        again = loader.from_pretrained(tmp_path)
+        again.set_progress_bar_config(disable=True)
+        assert type(again) is ClassToImagePipeline and again.config.guidance_channels == 4
+        assert again.get_label_ids("red star") == [1]
+        same = (latents_of(each, num_inference_steps=2, generator=seeded(0)) for each in (pipe, again))
+        assert torch.equal(*same)
+    without = ClassToImagePipeline.from_pretrained(tmp_path, vae=None)
+    without.set_progress_bar_config(disable=True)
+    assert latents_of(without, num_inference_steps=2).shape == (2, 4, 8, 8)
+    with pytest.raises(ValueError, match="output_type='pil' needs a VAE, but this pipeline has none"):
+        without(1)
+
+
+def test_a_folder_of_diffusers_gets_the_exact_network_and_the_official_sampler(tmp_path):
+    folder_of_diffusers(tmp_path / "transformer", "dit_sampler")
+    tiny_vae().save_pretrained(tmp_path / "vae", safe_serialization=False)
+    DDIMScheduler(beta_schedule="linear", clip_sample=False).save_pretrained(tmp_path / "scheduler")
+    index = {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": "0.12.0.dev0",
+        "id2label": {str(number): name for number, name in NAMES.items()},
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    pipe = ClassToImagePipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe.transformer) is DiT2DModel and pipe.scheduler.config.variance_type == "learned_range"
+    assert pipe.get_label_ids("tench") == [0] and pipe.config.guidance_channels == 3
+    latents = latents_of(pipe, generator=seeded(3), guidance_scale=1.5)
+    assert torch.equal(latents, latents_of(make(), generator=seeded(3), guidance_scale=1.5))
+    kept = ClassToImagePipeline.from_pretrained(tmp_path, scheduler=official_scheduler("ddim"), dtype=torch.bfloat16)
+    assert kept.scheduler.config.solver_order == 1 and kept.transformer.dtype == torch.bfloat16
+
+
+def test_the_package_offers_the_parts():
+    for name in ("ClassToImagePipeline", "DiT2DModel", "official_scheduler", "respaced_timesteps"):
+        assert name in ptdit_diffusers.__all__ and getattr(ptdit_diffusers, name)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"height": 70}, r"height=70 is not a multiple of 16 \(VAE 8 x patch 2\); nearest: 64 or 80"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 must be an integer of at least 1"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt=0 must be an integer of at least 1"),
+        ({"guidance_channels": 5}, 'guidance_channels=5 must be 1 to 4 or "all"; nearest: 4'),
+        ({"generator": [seeded(0)] * 2}, "`generator` has 2 members for a batch of 1"),
+        ({"latents": torch.zeros(1, 4, 8, 10)}, r"`latents` must have shape \(1, 4, 8, 8\) for this call"),
+        ({"output_type": "jpg"}, "output_type='jpg' is unknown"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "are unknown; choose from"),
+    ],
+)
+def test_illegal_arguments_are_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make()(1, **arguments)
+
+
+def test_a_variance_that_the_model_does_not_predict_is_named():
+    pipe = ClassToImagePipeline(dit_goldens.model("dit_p4"), None, official_scheduler())
+    with pytest.raises(ValueError, match="uses a learned variance, but the model predicts none .4 channels for 4."):
+        pipe(1, output_type="latent")
+
+
+def test_a_model_without_a_null_class_is_not_guided():
+    sizes = dit_goldens.config("dit_sampler") | {"class_dropout_prob": 0.0}
+    pipe = ClassToImagePipeline(DiT2DModel(**sizes), None, official_scheduler())
+    with pytest.raises(
+        ValueError, match="trained without a null class, so it cannot be guided; pass guidance_scale=1"
+    ):
+        pipe(1, output_type="latent")
