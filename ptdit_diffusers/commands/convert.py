@@ -6,7 +6,7 @@ from typing import Any
 
 from .loading import DTYPES
 from .models import silence_libraries
-from .terminal import EXIT_INTERRUPTED, UserError, first_line, interrupt_ends_at_once, number, say, say_warnings
+from .terminal import UserError, errors_of_writing, interrupt_ends_at_once, number, say, say_warnings
 
 
 def add_command(commands: Any) -> None:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         from ..conversion.folder import convert
 
-    try:
+    with errors_of_writing(arguments.output, ConversionError):
         convert(
             arguments.output,
             transformer=arguments.transformer,
@@ -73,13 +73,4 @@ def run(arguments: argparse.Namespace) -> None:
             num_heads=arguments.num_heads,
             report=say,
         )
-    except ConversionError as error:
-        raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(
-            f"--output {arguments.output} cannot be written: {error.strerror or first_line(error)}; nothing was kept"
-        ) from error
-    except KeyboardInterrupt:
-        say("ptdit: interrupted; nothing was written", error=True)
-        raise SystemExit(EXIT_INTERRUPTED) from None
     say(f"saved {arguments.output}")

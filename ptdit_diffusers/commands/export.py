@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .models import DEFAULT_MODEL, download, find_model, silence_libraries
-from .terminal import UserError, first_line, interrupt_ends_at_once, say, say_warnings
+from .terminal import UserError, errors_of_writing, first_line, interrupt_ends_at_once, say, say_warnings
 
 SAMPLE_PROMPTS = {  # of models that come with the package
     "shapes-128": [
@@ -56,16 +56,10 @@ def run(arguments: argparse.Namespace) -> None:
         from ..export.push import push
     say_warnings()
     prompts = SAMPLE_PROMPTS.get(arguments.model, []) if arguments.prompt is None else arguments.prompt
-    try:
+    with errors_of_writing(arguments.output, ExportError):
         names = export(
             folder or download(arguments.model), arguments.output, prompts, arguments.license, arguments.overwrite
         )
-    except ExportError as error:
-        raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(
-            f"--output {arguments.output} cannot be written: {error.strerror or first_line(error)}; nothing was kept"
-        ) from error
     say(f"saved {arguments.output} ({len(names)} files)")
     if arguments.push is None:
         return

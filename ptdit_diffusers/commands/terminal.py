@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 SIZE_STEP = 16  # pixels: VAE 8 x patch 2
@@ -65,6 +66,30 @@ def interrupt_ends_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def errors_of_writing(output: Path, *refusals: type[Exception]) -> Iterator[None]:
+    """Report what stops the writing of a folder in one line. The block must leave nothing behind when it fails.
+
+    Args:
+        output: The folder, which the message names.
+        refusals: Errors whose text is the message.
+
+    Raises:
+        UserError: One of the refusals, or the disk failed.
+        SystemExit: Ctrl-C.
+    """
+    try:
+        yield
+    except refusals as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UserError(f"--output {output} cannot be written: {reason}; nothing was kept") from error
+    except KeyboardInterrupt:
+        say("ptdit: interrupted; nothing was written", error=True)
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def first_line(error: BaseException) -> str:

@@ -46,7 +46,7 @@ def test_broken_markup_never_stops_it(caption):
     assert isinstance(clean_caption(caption), str)
 
 
-def test_a_missing_ftfy_is_told_once_and_only_for_text_that_needs_it(monkeypatch):
+def test_a_missing_ftfy_is_reported_once_and_only_for_text_that_needs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     captions._warn_without_ftfy.cache_clear()
     with warnings.catch_warnings():

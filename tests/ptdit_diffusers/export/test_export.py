@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ptdit_diffusers import PTDiTPipeline
 from ptdit_diffusers.cli import main
@@ -99,7 +100,7 @@ class TestRefusals:
             export(tmp_path / "in", tmp_path / "out")
         assert os.listdir(tmp_path) == ["in"]
 
-    def test_an_existing_folder_is_kept_unless_it_was_exported_and_that_is_said(self, tiny_model_folder, tmp_path):
+    def test_an_existing_folder_is_kept_unless_it_was_exported_and_may_be_replaced(self, tiny_model_folder, tmp_path):
         (tmp_path / "mine").mkdir()
         with pytest.raises(ExportError, match="not an exported folder"):
             export(tiny_model_folder, tmp_path / "mine", overwrite=True)
@@ -200,7 +201,7 @@ torch.save(pipe("a red star", generator=torch.manual_seed(0), **arguments).image
 """
 
 
-def run_python(code: str, folder: Path, **environment: str) -> torch.Tensor:
+def run_python(code: str, folder: Path, **environment: str) -> Tensor:
     """Run code in a fresh process with caches of its own and give back the latents that it leaves."""
     caches = {"HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
     done = run(["-c", code], folder, real=True, **caches, **environment)
@@ -209,7 +210,7 @@ def run_python(code: str, folder: Path, **environment: str) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def expected(exported) -> torch.Tensor:
+def expected(exported) -> Tensor:
     pipe = PTDiTPipeline.from_pretrained(exported)
     pipe.set_progress_bar_config(disable=True)
     return pipe("a red star", generator=torch.manual_seed(0), **CALL).images
@@ -231,7 +232,7 @@ def repository(exported, tmp_path):
         yield server
 
 
-def load_from(server, code: str, folder: Path) -> torch.Tensor:
+def load_from(server, code: str, folder: Path) -> Tensor:
     """What code leaves that takes this server for the Hub."""
     settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
     return run_python(code, folder, HF_ENDPOINT=server.url, **settings)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ptdit_diffusers.cli import main
 from ptdit_diffusers.commands import generate as command
@@ -24,7 +25,7 @@ def generate(folder: Path, target: Path, *words: str) -> int:
     return main(["generate", PROMPT, *fixed, "--device", "cpu", *words])
 
 
-def picture(plan: Plan) -> torch.Tensor:
+def picture(plan: Plan) -> Tensor:
     """Latents of two steps."""
     text = encode(plan, PROMPT, "", True)
     pipe = load_rest(plan)
@@ -83,7 +84,7 @@ def test_what_cannot_save_memory_here_is_refused_in_one_line(tiny_model_folder, 
     assert os.listdir(tmp_path) == []
 
 
-def test_a_large_model_runs_in_bf16_where_nothing_is_said(tiny_model_folder, monkeypatch):
+def test_a_large_model_runs_in_bf16_by_default(tiny_model_folder, monkeypatch):
     assert choose_dtype("auto", "cpu", tiny_model_folder).name == "fp32"
     monkeypatch.setattr(command, "LARGE_MODEL", 1000)
     choice = choose_dtype("auto", "cpu", tiny_model_folder)

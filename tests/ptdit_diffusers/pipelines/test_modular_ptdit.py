@@ -13,6 +13,7 @@ from diffusers import (
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
 )
+from torch import Tensor
 
 from ptdit_diffusers import PTDiTBlocks, PTDiTModularPipeline, PTDiTPipeline
 
@@ -41,17 +42,17 @@ def modular(pipe, tiny_model_folder) -> PTDiTModularPipeline:
 @pytest.fixture
 def forwards(pipe, monkeypatch) -> list[int]:
     """Samples of each forward of the transformer."""
-    seen, forward = [], pipe.transformer.forward
+    sizes, forward = [], pipe.transformer.forward
 
-    def count(hidden_states: torch.Tensor, *rest, **named):
-        seen.append(len(hidden_states))
+    def count(hidden_states: Tensor, *rest, **named):
+        sizes.append(len(hidden_states))
         return forward(hidden_states, *rest, **named)
 
     monkeypatch.setattr(pipe.transformer, "forward", count)
-    return seen
+    return sizes
 
 
-def run(pipe, prompt: str | list[str] | None = "a red star", **arguments) -> torch.Tensor:
+def run(pipe, prompt: str | list[str] | None = "a red star", **arguments) -> Tensor:
     defaults = {"num_inference_steps": STEPS, "output_type": "latent", "generator": torch.manual_seed(0)}
     if isinstance(pipe, ModularPipeline):
         return pipe(prompt=prompt, output="images", **{**defaults, **arguments})

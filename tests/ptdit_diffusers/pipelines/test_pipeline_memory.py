@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ptdit_diffusers import PTDiTImg2ImgPipeline, PTDiTInpaintPipeline, PTDiTPipeline
 
@@ -40,7 +41,7 @@ def load(tiny_model_folder) -> Callable[[type], PTDiTPipeline]:
     return load
 
 
-def run(pipe: PTDiTPipeline, size: int = 64, samples: int = 1) -> torch.Tensor:
+def run(pipe: PTDiTPipeline, size: int = 64, samples: int = 1) -> Tensor:
     arguments = {"height": size, "width": size, "num_inference_steps": 2, "output_type": "pt"}
     if not isinstance(pipe, PTDiTPipeline):
         arguments["image"] = picture(size)
@@ -75,7 +76,7 @@ def test_every_way_to_offload_gives_the_same_pictures_twice(load, pipeline, offl
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_every_weight_waits_outside_where_layers_come_in_turn(load, fused):
-    # accelerate cannot run this from the CPU to the CPU, with any model: its hooks are all that can be seen here
+    # accelerate cannot run this from the CPU to the CPU, with any model: its hooks are all that can be checked here
     pipe = load(PTDiTPipeline)
     if fused:
         pipe.transformer.fuse_linear_layers()

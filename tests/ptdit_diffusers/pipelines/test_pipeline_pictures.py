@@ -13,6 +13,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
+from torch import Tensor
 
 from ptdit_diffusers import PTDiTImg2ImgPipeline, PTDiTInpaintPipeline, PTDiTPipeline
 
@@ -24,7 +25,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def latents_of(pipe, *arguments, **named) -> torch.Tensor:
+def latents_of(pipe, *arguments, **named) -> Tensor:
     defaults = {**SIZE, "num_inference_steps": 4, "output_type": "latent", "generator": seeded(0)}
     return pipe("a red star", *arguments, **{**defaults, **named}, return_dict=False)[0]
 
@@ -113,13 +114,13 @@ class TestStrength:
 
     @pytest.mark.parametrize("strength, steps", [(0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
     def test_strength_is_the_part_of_the_steps_that_is_run(self, changer, picture, strength, steps):
-        seen = []
+        run_steps = []
 
         def count(pipe, step, time, tensors):
-            seen.append(step)
+            run_steps.append(step)
 
         latents_of(changer, picture, strength=strength, callback_on_step_end=count)
-        assert seen == list(range(steps)) and changer.num_timesteps == steps
+        assert run_steps == list(range(steps)) and changer.num_timesteps == steps
 
     @pytest.mark.parametrize("strength", [0, -0.5, 1.01, "half", float("nan")])
     def test_a_strength_that_means_nothing_is_refused(self, changer, picture, strength):

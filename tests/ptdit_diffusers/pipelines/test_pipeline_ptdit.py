@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import PipelineCallback
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from ptdit_diffusers.core.sampling import apply_guidance
@@ -40,12 +41,12 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, torch.Tensor]:
+def golden() -> dict[str, Tensor]:
     return load_file(GOLDEN / "pipeline_e2e.safetensors")
 
 
 @pytest.fixture(scope="module")
-def rflow() -> dict[str, torch.Tensor]:
+def rflow() -> dict[str, Tensor]:
     return load_file(GOLDEN / "rflow.safetensors")
 
 
@@ -80,7 +81,7 @@ def golden_pipe(golden) -> PTDiTPipeline:
 
 @pytest.fixture
 def pipe(golden_pipe) -> PTDiTPipeline:
-    """A fresh pipeline over the golden's components; makes 64 x 64 pixels in two steps unless told otherwise."""
+    """A fresh pipeline over the golden's components; makes 64 x 64 pixels in two steps by default."""
     fresh = PTDiTPipeline(**golden_pipe.components)
     fresh.set_progress_bar_config(disable=True)
     yield fresh
@@ -88,12 +89,12 @@ def pipe(golden_pipe) -> PTDiTPipeline:
     fresh.transformer.set_windows(proxy_mode="mean")
 
 
-def run(pipe: PTDiTPipeline, prompt: str | list[str] | None = "one cat", **arguments) -> torch.Tensor:
+def run(pipe: PTDiTPipeline, prompt: str | list[str] | None = "one cat", **arguments) -> Tensor:
     defaults = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "latent", "generator": seeded(0)}
     return pipe(prompt, **{**defaults, **arguments}, return_dict=False)[0]
 
 
-class Seen:
+class CallRecorder:
     """Keyword arguments of every call of a transformer, while the pipeline runs for real."""
 
     def __init__(self, pipe: PTDiTPipeline):
@@ -105,10 +106,10 @@ class Seen:
 
 
 @pytest.fixture
-def seen(pipe) -> list[dict]:
-    watcher = Seen(pipe)
-    yield watcher.calls
-    watcher.stop()
+def calls(pipe) -> list[dict]:
+    recorder = CallRecorder(pipe)
+    yield recorder.calls
+    recorder.stop()
 
 
 class TestGoldens:
@@ -225,11 +226,11 @@ class TestNoise:
         spelled_out = run(pipe, np.repeat(PROMPTS, 2).tolist(), generator=[seeded(seed) for seed in range(4)])
         torch.testing.assert_close(repeated, spelled_out, **SAME)
 
-    def test_given_latents_are_the_noise_that_would_have_been_drawn(self, pipe):
+    def test_given_latents_are_the_noise_that_would_have_been_sampled(self, pipe):
         latents = torch.randn(1, 4, 1, 8, 8, generator=seeded(3))
         assert torch.equal(run(pipe, latents=latents, generator=None), run(pipe, generator=seeded(3)))
 
-    def test_latents_stay_float32_and_time_is_not_rounded_when_the_transformer_is_bfloat16(self, pipe, seen):
+    def test_latents_stay_float32_and_time_is_not_rounded_when_the_transformer_is_bfloat16(self, pipe, calls):
         kept = []
 
         def keep(pipe, step, timestep, tensors):
@@ -241,34 +242,34 @@ class TestNoise:
         finally:
             pipe.transformer.to(torch.float32)
         assert kept == [torch.float32] * 3
-        assert [call["hidden_states"].dtype for call in seen] == [torch.bfloat16] * 3
-        assert [call["timestep"].dtype for call in seen] == [torch.float32] * 3
+        assert [call["hidden_states"].dtype for call in calls] == [torch.bfloat16] * 3
+        assert [call["timestep"].dtype for call in calls] == [torch.float32] * 3
 
 
 class TestText:
-    def test_guidance_runs_once_per_step_with_the_negative_prompt_first(self, pipe, seen):
+    def test_guidance_runs_once_per_step_with_the_negative_prompt_first(self, pipe, calls):
         embeds, _, negative_embeds, _ = pipe.encode_prompt("one cat", "left")
         run(pipe, negative_prompt="left")
-        assert [len(call["hidden_states"]) for call in seen] == [2, 2]
-        torch.testing.assert_close(seen[0]["encoder_hidden_states"][0, :5], negative_embeds[0], **SAME)
-        torch.testing.assert_close(seen[0]["encoder_hidden_states"][1], embeds[0], **SAME)
+        assert [len(call["hidden_states"]) for call in calls] == [2, 2]
+        torch.testing.assert_close(calls[0]["encoder_hidden_states"][0, :5], negative_embeds[0], **SAME)
+        torch.testing.assert_close(calls[0]["encoder_hidden_states"][1], embeds[0], **SAME)
 
     @pytest.mark.parametrize("guidance_scale", [1.0, 0.0, -1])
-    def test_guidance_of_one_or_less_leaves_the_negative_prompt_out(self, pipe, seen, guidance_scale):
+    def test_guidance_of_one_or_less_leaves_the_negative_prompt_out(self, pipe, calls, guidance_scale):
         alone = run(pipe, guidance_scale=guidance_scale)
-        assert [len(call["hidden_states"]) for call in seen] == [1, 1]
+        assert [len(call["hidden_states"]) for call in calls] == [1, 1]
         with pytest.warns(UserWarning, match="guidance is off"):
             assert torch.equal(run(pipe, guidance_scale=guidance_scale, negative_prompt="left"), alone)
 
-    def test_tokens_that_every_sample_masks_are_not_computed(self, pipe, seen):
+    def test_tokens_that_every_sample_masks_are_not_computed(self, pipe, calls):
         run(pipe, ["one cat", "left"])
-        text, mask = seen[0]["encoder_hidden_states"], seen[0]["encoder_attention_mask"]
+        text, mask = calls[0]["encoder_hidden_states"], calls[0]["encoder_attention_mask"]
         assert text.shape[1] == len("one cat") + 1
         assert mask.dtype == torch.bool and mask.sum(dim=1).tolist() == [1, 1, 8, 5]
 
-    def test_no_mask_is_passed_when_nothing_is_masked(self, pipe, seen):
+    def test_no_mask_is_passed_when_nothing_is_masked(self, pipe, calls):
         run(pipe, ["left", "ring"], guidance_scale=1)
-        assert seen[0]["encoder_attention_mask"] is None
+        assert calls[0]["encoder_attention_mask"] is None
 
     def test_embeddings_with_masked_padding_give_the_same_picture_as_the_prompt(self, pipe):
         names = "prompt_embeds prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask".split()
@@ -297,12 +298,12 @@ class TestText:
         parts = {"vae": None, "transformer": None, "scheduler": None}
         encoder = PTDiTPipeline(pipe.tokenizer, pipe.text_encoder, **parts)
         embeds, mask, negative_embeds, negative_mask = encoder.encode_prompt("one cat")
-        drawer = PTDiTPipeline(None, None, pipe.vae, pipe.transformer, pipe.scheduler)
-        drawer.set_progress_bar_config(disable=True)
-        drawn = run(drawer, None, prompt_embeds=embeds, negative_prompt_embeds=negative_embeds)
-        torch.testing.assert_close(drawn, run(pipe), **SAME)
+        without_text = PTDiTPipeline(None, None, pipe.vae, pipe.transformer, pipe.scheduler)
+        without_text.set_progress_bar_config(disable=True)
+        latents = run(without_text, None, prompt_embeds=embeds, negative_prompt_embeds=negative_embeds)
+        torch.testing.assert_close(latents, run(pipe), **SAME)
         with pytest.raises(ValueError, match="without text encoder.*`negative_prompt_embeds` or guidance_scale=1"):
-            run(drawer, None, prompt_embeds=embeds)
+            run(without_text, None, prompt_embeds=embeds)
         with pytest.raises(ValueError, match="without a transformer"):
             encoder("one cat")
 
@@ -333,7 +334,7 @@ class TestCallbacks:
         run(pipe)
         assert pipe.interrupt is False
 
-    def test_a_callback_object_may_switch_guidance_off_half_way(self, pipe, seen):
+    def test_a_callback_object_may_switch_guidance_off_half_way(self, pipe, calls):
         class GuidanceOff(PipelineCallback):
             tensor_inputs = ["prompt_embeds"]
 
@@ -342,7 +343,7 @@ class TestCallbacks:
                 return callback_kwargs
 
         run(pipe, callback_on_step_end=GuidanceOff())
-        assert [len(call["hidden_states"]) for call in seen] == [2, 1]
+        assert [len(call["hidden_states"]) for call in calls] == [2, 1]
 
 
 class TestOutput:
@@ -394,9 +395,9 @@ class TestSizesAndWindows:
             ((64, 64), {"window_size": [1, 1, 2], "proxy_ratio": [1, 1, 1]}, ((1, 1, 2), (1, 1, 1))),
         ],
     )
-    def test_windows_are_chosen_for_the_size_or_taken_as_given(self, pipe, seen, size, arguments, expected):
+    def test_windows_are_chosen_for_the_size_or_taken_as_given(self, pipe, calls, size, arguments, expected):
         run(pipe, height=size[0], width=size[1], num_inference_steps=1, **arguments)
-        assert (seen[0]["window_size"], seen[0]["proxy_ratio"]) == expected
+        assert (calls[0]["window_size"], calls[0]["proxy_ratio"]) == expected
 
     def test_a_model_with_added_conditions_gets_the_picture_size(self, pipe):
         sizes = {"num_layers": 1, "caption_channels": 32, "window_size": (1, 4, 4), "proxy_ratio": (1, 4, 4)}
@@ -406,7 +407,7 @@ class TestSizesAndWindows:
             torch.nn.init.normal_(parameter, std=0.2)
         pipe = PTDiTPipeline(**{**pipe.components, "transformer": conditioned})
         pipe.set_progress_bar_config(disable=True)
-        calls = Seen(pipe).calls
+        calls = CallRecorder(pipe).calls
         run(pipe, height=64, width=128)
         assert calls[0]["resolution"].tolist() == [[64, 128]] and calls[0]["aspect_ratio"].tolist() == [[0.5]]
 
@@ -426,9 +427,9 @@ class TestSizesAndWindows:
         times = pipe.prepare_timesteps(4, None, 64, 64, 1)
         assert times.tolist() == pytest.approx([1000, 900, 750, 500])
 
-    def test_given_noise_levels_replace_the_number_of_steps(self, pipe, seen):
+    def test_given_noise_levels_replace_the_number_of_steps(self, pipe, calls):
         run(pipe, height=512, width=512, sigmas=[1.0, 0.25], window_size=(1, 8, 8))
-        assert [call["timestep"][0].item() for call in seen] == [1000, 250]
+        assert [call["timestep"][0].item() for call in calls] == [1000, 250]
 
 
 class TestErrors:
@@ -464,10 +465,10 @@ class TestErrors:
             ({"callback_on_step_end_tensor_inputs": ["pixels"]}, "'pixels'. are unknown; choose from"),
         ],
     )
-    def test_what_is_not_legal_is_refused_with_the_value_and_the_rule(self, pipe, seen, arguments, message):
+    def test_what_is_not_legal_is_refused_with_the_value_and_the_rule(self, pipe, calls, arguments, message):
         with pytest.raises(ValueError, match=message):
             run(pipe, **{"prompt": "one cat", **arguments})
-        assert not seen
+        assert not calls
 
     def test_a_mask_must_fit_and_keep_something(self, pipe):
         embeds = torch.zeros(1, 3, 32)

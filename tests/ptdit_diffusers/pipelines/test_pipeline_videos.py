@@ -100,17 +100,17 @@ class TestViews:
 
     @pytest.mark.parametrize("num_views", [2, 5, 8])
     def test_the_network_sees_views_as_latent_frames_with_the_time_shift_of_as_many(self, pipe, num_views):
-        seen = []
+        calls = []
         hook = pipe.transformer.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append((kwargs["hidden_states"].shape, kwargs["timestep"][0].item())),
+            lambda module, args, kwargs: calls.append((kwargs["hidden_states"].shape, kwargs["timestep"][0].item())),
             with_kwargs=True,
         )
         steps = {"num_inference_steps": 2, "output_type": "latent"}
         views = run(pipe, num_views=num_views, **steps).views
         frames = run(pipe, num_frames=4 * (num_views - 1) + 1, **steps).frames
         hook.remove()
-        assert torch.equal(views, frames) and seen[:2] == seen[2:]
-        assert seen[0][0] == (2, 4, num_views, 4, 6)
+        assert torch.equal(views, frames) and calls[:2] == calls[2:]
+        assert calls[0][0] == (2, 4, num_views, 4, 6)
 
     def test_given_latents_have_one_frame_per_view(self, pipe):
         latents = torch.randn(1, 4, 3, 4, 6)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.pipelines.ptdit_lora import convert_foreign_lora
@@ -18,7 +19,7 @@ def pipe(tiny_model_folder) -> PTDiTPipeline:
 
 
 @pytest.fixture
-def lora(pipe) -> dict[str, torch.Tensor]:
+def lora(pipe) -> dict[str, Tensor]:
     """A random LoRA of rank 2 under diffusers' key names."""
     generator = torch.Generator().manual_seed(1)
     weights = {}
@@ -30,12 +31,12 @@ def lora(pipe) -> dict[str, torch.Tensor]:
     return weights
 
 
-def draw(pipe: PTDiTPipeline, **arguments) -> torch.Tensor:
+def draw(pipe: PTDiTPipeline, **arguments) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return pipe("a red circle", num_inference_steps=2, generator=generator, output_type="latent", **arguments).images
 
 
-def foreign(lora: dict[str, torch.Tensor], alpha: float | None) -> dict[str, torch.Tensor]:
+def foreign(lora: dict[str, Tensor], alpha: float | None) -> dict[str, Tensor]:
     renamed = {}
     for key, value in lora.items():
         key = key.replace("transformer.", "diffusion_model.", 1)
@@ -84,7 +85,7 @@ def test_a_saved_lora_loads_again(pipe, lora, tmp_path):
     torch.testing.assert_close(draw(pipe), expected)
 
 
-def rename(lora: dict[str, torch.Tensor], prefix: str, flat: bool = False, infix: str = "") -> dict[str, torch.Tensor]:
+def rename(lora: dict[str, Tensor], prefix: str, flat: bool = False, infix: str = "") -> dict[str, Tensor]:
     renamed = {}
     for key, value in lora.items():
         module, _, kind = key.removeprefix("transformer.").rpartition(".lora_")
