@@ -22,8 +22,9 @@ def add_command(commands: Any) -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--transformer", metavar="FILE", help="checkpoint of the PT-DiT transformer")
-    add("--vae", metavar="FILE", help="checkpoint of the Open-Sora-Plan v1.2 VAE (checkpoint.ckpt)")
+    add("--transformer", metavar="FILE", help="checkpoint of a PT-DiT or DiT transformer")
+    add("--vae", metavar="FILE", help="checkpoint of the Open-Sora-Plan v1.2 VAE (checkpoint.ckpt); for DiT "
+        "also of a Stable Diffusion VAE")  # fmt: skip
     add("--text-encoder", metavar="DIR_OR_FILE", help="T5 text encoder: a folder of transformers, or one file such "
         "as t5xxl_fp16.safetensors")  # fmt: skip
     add("--tokenizer", metavar="DIR", help="tokenizer of T5 (default: in or beside --text-encoder)")

@@ -10,6 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,7 +30,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # What a torch file with nothing but weights imports.
 HARMLESS = re.compile(
     r"torch\.((_utils|_tensor)\._rebuild_\w+|\w+Storage|Size|device|bool|(b?float|u?int|complex)\w*)"
-    r"|collections\.OrderedDict"
+    r"|collections\.OrderedDict|argparse\.Namespace"
 )
 FP8 = tuple(getattr(torch, name) for name in dir(torch) if name.startswith("float8_e") and "e8m0" not in name)
 
@@ -167,7 +168,8 @@ def read_file(path: Path) -> dict[str, Any]:
         except SafetensorError as error:
             raise ConversionError(f"{path} is cut off or damaged; fetch it again ({one_line(error)})") from error
     try:
-        with warnings.catch_warnings():
+        # DiT's training script stores its arguments, a Namespace, beside the weights: plain attributes, no code
+        with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")  # torch warns of unusual pickles, which it then refuses
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except pickle.UnpicklingError as error:

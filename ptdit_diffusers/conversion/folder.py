@@ -9,18 +9,23 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from ptdit_diffusers.core.checkpoint_names import ConversionError
+from ptdit_diffusers.core.diffusion import OFFICIAL_SCHEDULER
+from ptdit_diffusers.core.dit_checkpoints import is_dit
 from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.core.sizes import OFFICIAL_BASE_TOKENS
 
-from .containers import Facts
+from ..models.transformer_dit import DiT2DModel
+from .containers import Facts, Weights
+from .dit import is_image_vae, label_names, plan_dit, plan_image_vae
 from .hub import locate
 from .networks import Part, Triple, plan_transformer, plan_vae
 from .text import WIDTHS, find_tokenizer, load_tokenizer, plan_text_encoder
@@ -44,15 +49,15 @@ def convert(
     num_heads: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Convert checkpoint files to a folder that `PTDiTPipeline.from_pretrained` loads.
+    """Convert checkpoint files to a folder that `PTDiTPipeline.from_pretrained` or `ClassToImagePipeline`'s loads.
 
-    Components that are not given are null in `model_index.json`.
+    The transformer's file decides which of them. Components that are not given are null in `model_index.json`.
 
     Args:
         output: Folder to create.
         transformer, vae: Checkpoint files (torch or safetensors), or indexes of sharded ones. Each source may also be
             on the Hub: OWNER/NAME[@REVISION][:PATH]. It is then fetched into the Hub's cache.
-        text_encoder: Folder or file of a T5.
+        text_encoder: Folder or file of a T5. DiT has none.
         tokenizer: Folder of its tokenizer; None looks in and beside `text_encoder`.
         revision: Branch, tag or commit of Hub sources that name none; None is main.
         overwrite: Replace a model folder that exists.
@@ -71,15 +76,7 @@ def convert(
         raise ConversionError("nothing to convert; give a transformer, a VAE or a text encoder")
     check_output(output, overwrite, [Path(source) for source in sources.values() if source is not None])
     places = {name: locate(str(source), name, revision, report) for name, source in sources.items() if source}
-    parts: dict[str, Part] = {}
-    carried: dict[str, Any] = {}
-    if "transformer" in places:
-        parts["transformer"] = plan_transformer(places["transformer"], num_heads, window_size, proxy_ratio)
-        carried = parts["transformer"].weights.carried_config("transformer")
-    if "vae" in places:
-        parts["vae"] = plan_vae(places["vae"], carried.get("latent_scale"))
-    if "text_encoder" in places:
-        parts["text_encoder"] = plan_text_encoder(places["text_encoder"])
+    parts = plan_parts(places, num_heads, window_size, proxy_ratio)
     check_together(parts)
     folder = find_tokenizer(places.get("tokenizer"), places.get("text_encoder"))
     loaded_tokenizer = None if folder is None else load_tokenizer(folder)
@@ -93,21 +90,83 @@ def convert(
         report(f"{name.replace('_', ' ')}: will be {formats}, {size / 10**9:.2f} GB")
     if folder is not None:
         report(f"tokenizer: {folder}")
+    target = pipeline_of(parts)
+    write_folder(output, overwrite, parts, planned, target, loaded_tokenizer, report)
+    present = {*parts, *([] if loaded_tokenizer is None else ["tokenizer"])}
+    absent = [name for name in target.components if name not in present]
+    if absent:
+        arguments = ", ".join(f"{name}=..." for name in absent)
+        report(
+            f"the folder has no {', '.join(absent).replace('_', ' ')} (null in model_index.json), because none was "
+            f"given; load it with {target.class_name}.from_pretrained(folder, {arguments})"
+        )
+
+
+def plan_parts(
+    places: dict[str, Path], num_heads: int | None, window_size: Triple | None, proxy_ratio: Triple | None
+) -> dict[str, Part]:
+    """Open and check the components that are given.
+
+    Raises:
+        ConversionError: A file cannot be read, is not what it should be, or options do not fit it.
+    """
+    parts: dict[str, Part] = {}
+    carried: dict[str, Any] = {}
+    of_classes = "transformer" in places and is_dit(Weights(places["transformer"]).facts)
+    if of_classes:
+        given = {
+            "--window-size": window_size,
+            "--proxy-ratio": proxy_ratio,
+            "--text-encoder": places.get("text_encoder"),
+        }
+        for option in [option for option, value in given.items() if value is not None]:
+            raise ConversionError(f"{places['transformer']} is a DiT, which {option} does not fit; leave it out")
+        parts["transformer"] = plan_dit(places["transformer"], num_heads)
+    elif "transformer" in places:
+        parts["transformer"] = plan_transformer(places["transformer"], num_heads, window_size, proxy_ratio)
+        carried = parts["transformer"].weights.carried_config("transformer")
+    if "vae" in places and of_classes and is_image_vae(places["vae"]):
+        parts["vae"] = plan_image_vae(places["vae"])
+    elif "vae" in places:
+        parts["vae"] = plan_vae(places["vae"], carried.get("latent_scale"))
+    if "text_encoder" in places:
+        parts["text_encoder"] = plan_text_encoder(places["text_encoder"])
+    return parts
+
+
+@dataclass
+class Target:
+    """The pipeline that a folder is for.
+
+    Attributes:
+        class_name: Name of its class.
+        components: Names of its components besides the scheduler, in the order of messages.
+        scheduler: Its scheduler.
+        settings: Its other arguments, as `model_index.json` has them.
+    """
+
+    class_name: str
+    components: tuple[str, ...]
+    scheduler: Any
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def pipeline_of(parts: dict[str, Part]) -> Target:
+    """Return the pipeline for these components."""
+    transformer = parts.get("transformer")
+    if transformer is not None and isinstance(transformer.model, DiT2DModel):
+        config = transformer.model.config
+        learned = config.out_channels == 2 * config.in_channels
+        scheduler = DDPMScheduler(**OFFICIAL_SCHEDULER | ({} if learned else {"variance_type": "fixed_large"}))
+        settings = {"guidance_channels": 3, "id2label": label_names(transformer.weights.path)}
+        return Target("ClassToImagePipeline", ("transformer", "vae"), scheduler, settings)
+    carried = {} if transformer is None else transformer.weights.carried_config("transformer")
     scheduler = FlowMatchEulerDiscreteScheduler(
         shift=1.0,
         use_dynamic_shifting=True,
         base_image_seq_len=carried.get("base_tokens", OFFICIAL_BASE_TOKENS),
     )
-    write_folder(output, overwrite, parts, planned, scheduler, loaded_tokenizer, report)
-    absent = [name for name in ("transformer", "vae", "text_encoder") if name not in parts]
-    if loaded_tokenizer is None:
-        absent.append("tokenizer")
-    if absent:
-        arguments = ", ".join(f"{name}=..." for name in absent)
-        report(
-            f"the folder has no {', '.join(absent).replace('_', ' ')} (null in model_index.json), because none was "
-            f"given; load it with PTDiTPipeline.from_pretrained(folder, {arguments})"
-        )
+    return Target("PTDiTPipeline", ("transformer", "vae", "text_encoder", "tokenizer"), scheduler)
 
 
 # --- checks before anything is written -------------------------------------------------------------------------------
@@ -135,7 +194,7 @@ def check_together(parts: dict[str, Part]) -> None:
     transformer = parts.get("transformer")
     if transformer is None:
         return
-    wanted = transformer.model.config.caption_channels
+    wanted = transformer.model.config.get("caption_channels")
     if "text_encoder" in parts and parts["text_encoder"].model.config.d_model != wanted:
         part = parts["text_encoder"]
         needed = f"{WIDTHS[wanted]}, " if wanted in WIDTHS else ""
@@ -144,11 +203,14 @@ def check_together(parts: dict[str, Part]) -> None:
             f"width {wanted}; it needs the T5 that it was trained with ({needed}width {wanted})"
         )
     wanted = transformer.model.config.in_channels
-    if "vae" in parts and parts["vae"].model.config.z_channels != wanted:
-        part = parts["vae"]
-        raise ConversionError(
-            f"{part.weights.path} has {part.model.config.z_channels} latent channels, but the transformer has {wanted}"
-        )
+    if "vae" in parts and (found := latent_channels(parts["vae"])) != wanted:
+        path = parts["vae"].weights.path
+        raise ConversionError(f"{path} has {found} latent channels, but the transformer has {wanted}")
+
+
+def latent_channels(vae: Part) -> int:
+    """Return the latent channels of a VAE for videos or images."""
+    return vae.model.config.get("z_channels") or vae.model.config.get("latent_channels")
 
 
 def check_space(output: Path, planned: dict[str, dict[str, Facts]]) -> None:
@@ -170,7 +232,7 @@ def write_folder(
     overwrite: bool,
     parts: dict[str, Part],
     planned: dict[str, dict[str, Facts]],
-    scheduler: FlowMatchEulerDiscreteScheduler,
+    target: Target,
     tokenizer: Any,
     report: Callable[[str], None],
 ) -> None:
@@ -184,8 +246,8 @@ def write_folder(
             write_weights(folder, part.stem, part.weights, planned[name])
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished / "tokenizer")
-        scheduler.save_pretrained(unfinished / "scheduler")
-        index = model_index({name: part.model for name, part in parts.items()}, scheduler, tokenizer)
+        target.scheduler.save_pretrained(unfinished / "scheduler")
+        index = model_index({name: part.model for name, part in parts.items()}, target, tokenizer)
         replace_json(unfinished / "model_index.json", index)
 
 
@@ -200,15 +262,15 @@ def write_config(folder: Path, part: Part, planned: dict[str, Facts]) -> None:
         part.model.save_config(folder)
 
 
-def model_index(models: dict[str, Any], scheduler: Any, tokenizer: Any) -> dict[str, Any]:
+def model_index(models: dict[str, Any], target: Target, tokenizer: Any) -> dict[str, Any]:
     """Return the content of `model_index.json`; our classes are named as diffusers', where they are registered."""
-    index: dict[str, Any] = {"_class_name": "PTDiTPipeline", "_diffusers_version": diffusers.__version__}
-    components = models | {"scheduler": scheduler, "tokenizer": tokenizer}
-    for name in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae"):
+    index: dict[str, Any] = {"_class_name": target.class_name, "_diffusers_version": diffusers.__version__}
+    components = models | {"scheduler": target.scheduler, "tokenizer": tokenizer}
+    for name in sorted(["scheduler", *target.components]):
         component = components.get(name)
         present = [LIBRARIES.get(name, "diffusers"), type(component).__name__]
         index[name] = [None, None] if component is None else present
-    return index
+    return index | target.settings
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`from_single_file` of transformer and VAE on every file that `convert` takes, with the same checks.
+"""`from_single_file` of transformers and VAE on every file that `convert` takes, with the same checks.
 
 diffusers' own loader looks for a configuration on the Hub when none is given, opens `state_dict` before anyone is
 asked, so that averaged weights beside it are lost, and leaves weights that the file lacks without values. So files of
@@ -16,9 +16,13 @@ import torch
 from diffusers import GGUFQuantizationConfig
 from diffusers.loaders import FromOriginalModelMixin
 
+from ptdit_diffusers.core.dit_checkpoints import dit_config
+
 from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ..models.transformer_dit import DiT2DModel
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Weights
+from .dit import asked_of_dit, open_dit
 from .networks import build, checked_config, open_transformer, open_vae
 
 Options = dict[str, Any]
@@ -50,11 +54,25 @@ def gguf_config(path: Path, options: Options) -> Options:
     return checked_config(path, *read_gguf(path), options)
 
 
-def loader(open_file: Callable[[Path, Options | None, Options], tuple[Weights, Options]]) -> classmethod:
+def dit_gguf_config(path: Path, options: Options) -> Options:
+    """Return the configuration of a DiT in a GGUF file."""
+    from .quantize import read_gguf
+
+    shapes, carried = read_gguf(path)
+    return dit_config(shapes, path, carried | asked_of_dit(options))
+
+
+def loader(
+    open_file: Callable[[Path, Options | None, Options], tuple[Weights, Options]],
+    read_gguf_config: Callable[[Path, Options], Options] = gguf_config,
+    finish: Callable[[Any], None] = lambda model: None,
+) -> classmethod:
     """Build the method for one class.
 
     Args:
         open_file: (path, configuration or None, options of the call) to checked weights and the whole configuration.
+        read_gguf_config: (path of a GGUF file, options of the call) to the whole configuration.
+        finish: Called with the loaded model.
     """
 
     def from_single_file(cls: type, pretrained_model_link_or_path_or_dict: Any, **options: Any) -> Any:
@@ -69,12 +87,17 @@ def loader(open_file: Callable[[Path, Options | None, Options], tuple[Weights, O
             ConversionError: The file cannot be read, wants to run code, or is not exactly such a model.
         """
         given = pretrained_model_link_or_path_or_dict
-        load = FromOriginalModelMixin.from_single_file.__func__
+
+        def load(*arguments: Any, **named: Any) -> Any:
+            model = FromOriginalModelMixin.from_single_file.__func__(*arguments, **named)
+            finish(model)
+            return model
+
         if not isinstance(given, (str, os.PathLike)) or not os.path.isfile(given):
             return load(cls, given, **options)
         path, config = Path(given), given_config(cls, options)
         if path.suffix == ".gguf":
-            checkpoint, config = str(path), config or gguf_config(path, options)
+            checkpoint, config = str(path), config or read_gguf_config(path, options)
             compute = options.get("dtype") or options.get("torch_dtype") or torch.bfloat16
             options.setdefault("quantization_config", GGUFQuantizationConfig(compute_dtype=compute))
         else:
@@ -93,3 +116,4 @@ def register_single_file_loaders() -> None:
     """Give transformer and VAE their `from_single_file`; without it they have diffusers' own."""
     PTDiTTransformer3DModel.from_single_file = loader(open_transformer)
     AutoencoderKLOpenSoraPlan.from_single_file = loader(open_vae)
+    DiT2DModel.from_single_file = loader(open_dit, dit_gguf_config, DiT2DModel.restore_positions)

@@ -38,7 +38,8 @@ KINDS = (
     (r"blocks\.\d+\.self_attn\.norm_q|time_projection\.", "Wan"),
     (r"blocks\.\d+\.cross_attn\.q_linear|y_embedder\.y_embedding", "PixArt"),
     (r"^transformer_blocks\.\d+\.attn2\.|^adaln_single\.", "PixArt, or another model with its layout"),
-    (r"^blocks\.\d+\.adaLN_modulation\.", "DiT"),
+    (r"^blocks\.\d+\.attn\.qkv_temb\.", "DiffiT"),
+    (r"^y_embedder\.embedding_table|^blocks\.\d+\.adaLN_modulation\.|norm1\.emb\.class_embedder\.", "DiT"),
 )
 
 Shapes = dict[str, tuple[int, ...]]

@@ -7,6 +7,12 @@ import torch
 from torch import Tensor
 
 TRAIN_TIMESTEPS = 1000
+OFFICIAL_SCHEDULER = {  # arguments of diffusers' DDPMScheduler that make it the official ancestral sampler
+    "beta_schedule": "linear",
+    "variance_type": "learned_range",
+    "clip_sample": False,
+    "timestep_spacing": "linspace",
+}
 
 
 def linear_betas(steps: int = TRAIN_TIMESTEPS) -> Tensor:

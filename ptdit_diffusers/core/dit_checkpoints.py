@@ -16,6 +16,7 @@ from .checkpoint_names import ConversionError, Shapes, clean_names, find_weights
 from .configuration import count, length
 
 OFFICIAL_SIGNATURE = ("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.attn.qkv.weight")
+DIFFIT_SIGNATURE = "blocks.0.attn.qkv_temb.weight"  # DiffiT has the names of DiT, and this one
 DIFFUSERS_SIGNATURE = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
 POSITION_TABLE = "pos_embed"
 KNOWN_HEADS = {width: heads for _, width, heads in SIZES.values()}  # width -> heads
@@ -48,7 +49,9 @@ Sources = dict[str, list[str]]
 def is_dit(names: Iterable[str]) -> bool:
     """Return whether weights of these names are a DiT's, under official names or those of diffusers' class."""
     names = set(names)
-    return names.issuperset(OFFICIAL_SIGNATURE) or DIFFUSERS_SIGNATURE in names
+    if DIFFUSERS_SIGNATURE in names:
+        return True
+    return names.issuperset(OFFICIAL_SIGNATURE) and DIFFIT_SIGNATURE not in names
 
 
 def diffusers_sources(names: Iterable[str]) -> tuple[Sources, Sources]:

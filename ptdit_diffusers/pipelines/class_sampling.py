@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
-from ptdit_diffusers.core.diffusion import respaced_timesteps
+from ptdit_diffusers.core.diffusion import OFFICIAL_SCHEDULER, respaced_timesteps
 
 Generators = Generator | list[Generator] | None
 
@@ -30,9 +30,7 @@ def official_scheduler(sampler: str = "ddpm") -> Any:
         ValueError: There is no such sampler; names those that there are.
     """
     if sampler == "ddpm":
-        return DDPMScheduler(
-            beta_schedule="linear", variance_type="learned_range", clip_sample=False, timestep_spacing="linspace"
-        )
+        return DDPMScheduler(**OFFICIAL_SCHEDULER)
     if sampler == "ddim":
         return DPMSolverMultistepScheduler(
             beta_schedule="linear", solver_order=1, algorithm_type="dpmsolver++", final_sigmas_type="zero"
