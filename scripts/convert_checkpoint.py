@@ -1,4 +1,4 @@
-"""The entry of `ptdit convert` for those who run scripts: python -m scripts.convert_checkpoint --help"""
+"""`ptdit convert` in a clone that is not installed: python -m scripts.convert_checkpoint --help"""
 
 import sys
 

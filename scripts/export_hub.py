@@ -1,4 +1,4 @@
-"""Entry of `ptdit export` for a clone that is not installed: `python -m scripts.export_hub --output DIR`."""
+"""`ptdit export` in a clone that is not installed: python -m scripts.export_hub --output DIR"""
 
 import sys
 

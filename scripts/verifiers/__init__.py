@@ -1,1 +1,1 @@
-"""Reads pictures of the drawn world and judges them against a prompt, from pixels and words only."""
+"""Verifiers: they read pictures and compare them with a prompt, from pixels and words only."""

@@ -194,10 +194,10 @@ PICTURES = Verifier(
         ),
         "right counts": Row("groups asked for", lambda verdict: verdict.counts),
         "right sizes": Row(
-            "figures whose size is said", lambda verdict: [each.size_right for each in verdict.objects]
+            "figures whose size is given", lambda verdict: [each.size_right for each in verdict.objects]
         ),
-        "right background colours": Row("prompts that say it", lambda verdict: [verdict.background_right]),
-        "right background patterns": Row("prompts that say it", lambda verdict: [verdict.pattern_right]),
+        "right background colours": Row("prompts that give it", lambda verdict: [verdict.background_right]),
+        "right background patterns": Row("prompts that give it", lambda verdict: [verdict.pattern_right]),
         "all colours right": Row("prompts", lambda verdict: [all(each.color_right for each in verdict.objects)]),
         "all shapes right": Row("prompts", lambda verdict: [all(each.shape_right for each in verdict.objects)]),
         "all relations right": Row(
@@ -274,7 +274,7 @@ CLIPS = Verifier(
     length_argument="num_frames",
     prompts=300,
     rows={
-        "asked motions": Row("figures whose motion is said", _motions_right),
+        "asked motions": Row("figures whose motion is given", _motions_right),
         "right figure and colour": Row("figures asked for", lambda verdict: verdict.objects),
         "right colours": Row("figures asked for", lambda verdict: verdict.colors),
         "right shapes": Row("figures asked for", lambda verdict: verdict.shapes),
@@ -307,8 +307,8 @@ VIEWS = Verifier(
         "right colours": Row("solids asked for", lambda verdict: verdict.colors),
         "right marks": Row("solids asked for", lambda verdict: verdict.marks),
         "right relations": Row("objects", lambda verdict: [verdict.relation]),
-        "right camera height": Row("prompts that say it", lambda verdict: [verdict.view]),
-        "right background": Row("prompts that say it", lambda verdict: [verdict.background]),
+        "right camera height": Row("prompts that give it", lambda verdict: [verdict.view]),
+        "right background": Row("prompts that give it", lambda verdict: [verdict.background]),
         "everything right": Row("objects", lambda verdict: [verdict.right]),
     },
     required=("azimuth order right", "one object in all views", "right solids", "right colours", "right marks"),

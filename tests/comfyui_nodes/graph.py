@@ -208,7 +208,7 @@ class Server:
 
 
 def wrong_in(picture: Path, prompt: str) -> tuple[str, ...]:
-    """What a saved picture of the drawn world lacks of its prompt, by the judge that knows only pixels."""
+    """What a saved picture of shapes lacks of its prompt, by the verifier that reads only pixels."""
     import numpy
     from PIL import Image
 

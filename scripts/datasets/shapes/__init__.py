@@ -1,4 +1,4 @@
-"""The drawn world: scenes of simple figures, their pictures and their captions."""
+"""The shapes data set: scenes of simple figures, their pictures and their captions."""
 
 from .captions import VOCABULARY, describe, describe_with_form
 from .render import render

@@ -1,4 +1,4 @@
-"""Captions of the drawn world and the regular form that says exactly what a caption said."""
+"""Captions of scenes, and canonical forms that say exactly what a caption says."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,10 +10,11 @@ from . import words as w
 from .palette import BACKGROUNDS, COLORS
 from .scenes import INVERSE, Group, Scene, pick
 
-BACKGROUND_UNSAID = 0.25
+BACKGROUND_OMITTED = 0.25  # share of captions without the background
 
 
 def with_article(text: str) -> str:
+    """Put "a" or "an" in front."""
     return ("an " if text[0] in "aeiou" else "a ") + text
 
 
@@ -37,6 +38,7 @@ class Phrase:
 
 
 def phrase_of(group: Group, groups: Sequence[Group], rng: np.random.Generator) -> Phrase:
+    """Choose the words for one group among all groups of a scene."""
     count = len(group.placements)
     many = count > 1
     nouns = w.NOUNS[group.shape]
@@ -78,7 +80,7 @@ class _Core:
 
 
 def _relation_core(a: Phrase, relation: str, b: Phrase, rng: np.random.Generator) -> _Core:
-    """One of the sentence forms for "a relation b"."""
+    """Return one of the sentence forms for "a relation b"."""
     loose = pick(rng, w.RELATION_WORDS[relation])
     strict = pick(rng, w.VERB_RELATION_WORDS[relation])
     canonical = f"{a.canonical} {w.RELATION_NAMES[relation]} {b.canonical}"
@@ -107,7 +109,7 @@ def _relation_core(a: Phrase, relation: str, b: Phrase, rng: np.random.Generator
 
 
 def _chain_core(p: Sequence[Phrase], first: str, second: str, rng: np.random.Generator) -> _Core:
-    """One of the sentence forms for "p0 first p1" and "p1 second p2"."""
+    """Return one of the sentence forms for "p0 first p1" and "p1 second p2"."""
     a, b, c = p
     back = INVERSE[second]
     one = pick(rng, w.VERB_RELATION_WORDS[first])
@@ -139,7 +141,7 @@ def _chain_core(p: Sequence[Phrase], first: str, second: str, rng: np.random.Gen
 
 
 def _listing_core(p: Sequence[Phrase], rng: np.random.Generator) -> _Core:
-    """Figures without any relation."""
+    """Return a list of figures without any relation."""
     canonical = " and ".join(phrase.canonical for phrase in p)
     if len(p) == 2:
         link = pick(rng, (" and ", " and ", " and ", " with ", " next to ", " beside ", ", ", " together with "))
@@ -150,7 +152,7 @@ def _listing_core(p: Sequence[Phrase], rng: np.random.Generator) -> _Core:
 
 
 def _place(group: Group) -> str:
-    """Name of the ninth of the picture where a lone figure clearly lies, else ""."""
+    """Return the ninth of the picture where a single figure clearly lies, else ""."""
     if len(group.placements) != 1:
         return ""
     at = group.placements[0]
@@ -202,7 +204,7 @@ def _core(scene: Scene, rng: np.random.Generator) -> _Core:
 
 
 def _open(core: _Core, rng: np.random.Generator) -> tuple[str, str]:
-    """(sentence form, text) with "a picture of" and the like in front of cores that allow it."""
+    """Return (sentence form, text), with "a picture of" and the like in front of cores that allow it."""
     roll = rng.random()
     if not core.opened or roll < 0.45:
         return core.form, core.text
@@ -216,7 +218,7 @@ def _open(core: _Core, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _ground_words(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """(adjectives, noun tail) of the background: ("striped blue", "") or ("blue", " with stripes")."""
+    """Return (adjectives, noun tail) of the background: ("striped blue", "") or ("blue", " with stripes")."""
     color = pick(rng, w.COLOR_WORDS.get(scene.background, (scene.background,)))
     pattern = pick(rng, w.PATTERN_WORDS[scene.pattern])
     roll = rng.random()
@@ -229,6 +231,7 @@ def _ground_words(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def with_background(form: str, text: str, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """Return (sentence form, text) with the words for the background before or behind the text."""
     adjectives, tail = _ground_words(scene, rng)
     if rng.random() < 0.13:
         heads = w.BACKGROUND_HEADS if ", " not in form and "tags" not in form else w.BACKGROUND_HEADS[:3]
@@ -244,31 +247,32 @@ def with_background(form: str, text: str, scene: Scene, rng: np.random.Generator
 
 
 def describe_with_form(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    """(caption, canonical form, name of the sentence form) of the scene; draws its wording from rng."""
+    """Return (caption, canonical form, name of the sentence form) of the scene; rng chooses the words."""
     core = _core(scene, rng)
     form, text = _open(core, rng)
-    if rng.random() < BACKGROUND_UNSAID:
+    if rng.random() < BACKGROUND_OMITTED:
         return text, f"{core.canonical} ; background any", form
     form, text = with_background(form, text, scene, rng)
     return text, f"{core.canonical} ; background {scene.pattern} {scene.background}", form
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """(caption, canonical form) of the scene.
+    """Return (caption, canonical form) of the scene; rng chooses the words.
 
     The canonical form is "<count> <size> <color> <shape>" per group joined by one relation word (or "and" when none
-    is said), " ; " between two relations, and ends with " ; background <pattern> <color>" or " ; background any".
+    is given), " ; " between two relations, and ends with " ; background <pattern> <color>" or " ; background any".
     """
     caption, canonical, _ = describe_with_form(scene, rng)
     return caption, canonical
 
 
 def caption_words(text: str) -> list[str]:
-    """Lower-case words of a caption or canonical form, without punctuation except the ";" of the canonical form."""
+    """Return the lower-case words of a caption or canonical form, without punctuation except the latter's ";"."""
     return re.findall(r"[a-z0-9_]+|;", text.lower())
 
 
 def strings(value: object) -> Iterable[str]:
+    """Yield all strings in nested dictionaries, tuples and lists."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -23,7 +23,7 @@ TRIES = 12
 
 @dataclass(frozen=True)
 class Placement:
-    """One drawn figure: center, radius (fractions of the side) and tilt in degrees."""
+    """Where a figure lies: center, radius (fractions of the side) and tilt in degrees."""
 
     x: float
     y: float
@@ -66,12 +66,12 @@ _ARRANGEMENTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
 
 
 def between(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number from low to high, all as likely."""
+    """Return a number from low to high, all as likely."""
     return low + (high - low) * rng.random()
 
 
 def _block(rng: np.random.Generator, shape: str, radius: float, count: int) -> _Block | None:
-    """Sets count figures side by side, one above the other or in a grid; None when that is wider than the picture."""
+    """Set count figures side by side, one above the other or in a grid; None when the picture is too narrow."""
     foot = footprint(shape)
     cells = _ARRANGEMENTS[count][int(rng.random() * len(_ARRANGEMENTS[count]))]
     widest = radius * (1 + JITTER)
@@ -100,7 +100,7 @@ def _block(rng: np.random.Generator, shape: str, radius: float, count: int) -> _
 
 
 def _room(anchor: _Block, other: _Block, relation: str) -> tuple[float, float, float, float]:
-    """Space (left, right, top, bottom) to keep free next to anchor when it stands in this relation to other."""
+    """Return the space (left, right, top, bottom) to keep free for `other` beside the anchor."""
     wide, high = other.left + other.right + GAP, other.top + other.bottom + GAP
     return (
         wide if relation == "right of" else 0.0,
@@ -121,7 +121,7 @@ def _set_anchor(rng: np.random.Generator, anchor: _Block, rooms: Sequence[tuple[
 
 
 def _set_beside(rng: np.random.Generator, block: _Block, relation: str, anchor: _Block) -> bool:
-    """Places block so that "block relation anchor" is true; False when there is no room."""
+    """Place the block so that "block relation anchor" is true; False when there is no room."""
     low_x, high_x = BORDER + block.left, 1 - BORDER - block.right
     low_y, high_y = BORDER + block.top, 1 - BORDER - block.bottom
     if relation == "left of":
@@ -161,7 +161,7 @@ def _apart(first: _Block, second: _Block) -> bool:
 
 
 def _set_inside(rng: np.random.Generator, shape: str, count: int, container: str, block: _Block) -> _Block | None:
-    """Figures that lie fully in the largest inner circle of an already placed container (in a ring: in its hole)."""
+    """Place figures in the largest inner circle of a placed container (in a ring: in its hole)."""
     foot, hull = footprint(shape), footprint(container)
     outer = block.placements[0]
     turn = math.radians(outer.angle)
@@ -217,17 +217,17 @@ def _attempt(
             return None
         blocks.append(block)
     anchor = blocks[min(1, len(blocks) - 1)]
-    neighbours = []
+    neighbors = []
     for subject, relation, other in relations:
         if relation != "inside":
             # The anchor is group 1: the object of the first relation, the subject of the second.
-            index, said = (subject, relation) if other == 1 else (other, _OPPOSITE[relation])
-            neighbours.append((blocks[index], said))
-    if not _set_anchor(rng, anchor, [_room(anchor, block, _OPPOSITE[said]) for block, said in neighbours]):
+            index, side = (subject, relation) if other == 1 else (other, _OPPOSITE[relation])
+            neighbors.append((blocks[index], side))
+    if not _set_anchor(rng, anchor, [_room(anchor, block, _OPPOSITE[side]) for block, side in neighbors]):
         return None
-    if not all(_set_beside(rng, block, said, anchor) for block, said in neighbours):
+    if not all(_set_beside(rng, block, side, anchor) for block, side in neighbors):
         return None
-    if len(neighbours) == 2 and not _apart(neighbours[0][0], neighbours[1][0]):
+    if len(neighbors) == 2 and not _apart(neighbors[0][0], neighbors[1][0]):
         return None
     if inside:
         blocks[0] = _set_inside(rng, shapes[0], counts[0], shapes[1], anchor)
@@ -243,7 +243,7 @@ def layout_scene(
     counts: Sequence[int],
     relations: Sequence[tuple[int, str, int]],
 ) -> tuple[tuple[Placement, ...], ...] | None:
-    """Figures of every group, all relations true, nothing overlapping; None when no places were found.
+    """Return the figures of every group, all relations true, nothing overlapping; None when no places were found.
 
     shapes, sizes ("small", "" or "large") and counts have one entry per group. Relations form the chain
     (0, r, 1), (1, r2, 2); only the first may be "inside".

@@ -1,4 +1,4 @@
-"""Clips of the drawn world: one or two figures that move, rotate, grow, shrink, bounce or change color.
+"""Clips of shapes: one or two figures that move, rotate, grow, shrink, bounce or change color.
 
 Lengths are fractions of the picture side, x right, y down; time runs from 0 to 1.
 """
@@ -38,7 +38,7 @@ class Actor:
     new_color: str = ""
 
     def at(self, time: float) -> Placement:
-        """Where it is."""
+        """Return where it is at a time."""
         share = math.sin(math.pi * time) if self.motion == "bounces" else time
         parts = [
             first + (last - first) * share
@@ -47,7 +47,7 @@ class Actor:
         return Placement(*parts)
 
     def reversed(self) -> "Actor":
-        """The figure when time runs backwards; a bounce is the same both ways."""
+        """Return the figure when time runs backwards; a bounce is the same both ways."""
         colors = (self.new_color, self.color) if self.motion == "changes" else (self.color, self.new_color)
         states = (self.start, self.end) if self.motion == "bounces" else (self.end, self.start)
         motion = OPPOSITE.get(self.motion, self.motion)
@@ -63,7 +63,7 @@ class Clip:
     pattern: str
 
     def reversed(self) -> "Clip | None":
-        """The clip from its end to its start: what moved left moves right, what grew shrinks.
+        """Return the clip from its end to its start: what moved left moves right, what grew shrinks.
 
         None where a figure rotates: figures rotate clockwise.
         """
@@ -76,19 +76,19 @@ class Clip:
         return len(self.actors) == 2 and self.actors[1].motion in DIRECTIONS
 
     def scene(self, time: float) -> Scene:
-        """The figures as they are at a time, in their first colors."""
+        """Return the figures as they are at a time, in their first colors."""
         groups = tuple(Group(actor.shape, actor.color, actor.size, (actor.at(time),)) for actor in self.actors)
         return Scene(groups, (), self.background, self.pattern)
 
-    def seen(self, time: float) -> Scene:
-        """The figures at a time, one that changes in its new color from the middle on."""
+    def scene_with_colors(self, time: float) -> Scene:
+        """Return the figures at a time, one that changes in its new color from the middle on."""
         scene = self.scene(time)
         if self.actors[0].motion != "changes" or time < 0.5:
             return scene
         return replace(scene, groups=(replace(scene.groups[0], color=self.actors[0].new_color), *scene.groups[1:]))
 
     def picture(self, time: float, size: int) -> np.ndarray:
-        """uint8 (size, size, 3) at a time; a color changes gradually in the middle third."""
+        """Render uint8 (size, size, 3) at a time; a color changes gradually in the middle third."""
         scene = self.scene(time)
         picture = render(scene, size)
         share = min(1.0, max(0.0, 3 * time - 1))
@@ -100,7 +100,7 @@ class Clip:
 
 
 def render_clip(clip: Clip, size: int = 128, frames: int = FRAMES) -> np.ndarray:
-    """uint8 (frames, size, size, 3), from time 0 to time 1. Deterministic."""
+    """Render uint8 (frames, size, size, 3), from time 0 to time 1. Deterministic."""
     return np.stack([clip.picture(time, size) for time in np.linspace(0, 1, frames)])
 
 
@@ -114,15 +114,15 @@ HELD_OUT_MOTIONS: frozenset[tuple[str, str, str]] = frozenset(
 
 
 def is_held_out_clip(clip: Clip) -> bool:
-    """True when a figure does what figures of its color and shape never do in training."""
+    """Return whether a figure does what figures of its color and shape never do in training."""
     return any((actor.color, actor.shape, actor.motion) in HELD_OUT_MOTIONS for actor in clip.actors)
 
 
-# --- drawing at random -----------------------------------------------------------------------------------------------
+# --- sampling --------------------------------------------------------------------------------------------------------
 
 
 def _room(shape: str, radius: float, whole: bool) -> tuple[float, float, float, float]:
-    """(left, right, top, bottom) that a figure takes from its center; `whole`: at any angle."""
+    """Return (left, right, top, bottom) that a figure takes from its center; `whole`: at any angle."""
     foot = footprint(shape)
     sides = (foot.reach,) * 4 if whole else (foot.left, foot.right, foot.top, foot.bottom)
     return tuple(side * radius + BORDER for side in sides)
@@ -131,7 +131,7 @@ def _room(shape: str, radius: float, whole: bool) -> tuple[float, float, float, 
 def _inside(
     rng: np.random.Generator, room: tuple[float, float, float, float], box: tuple[float, float, float, float]
 ) -> tuple[float, float] | None:
-    """A center whose figure lies in box (left, top, right, bottom), or None when it does not fit."""
+    """Return a center whose figure lies in box (left, top, right, bottom), or None when it does not fit."""
     low_x, high_x, low_y, high_y = box[0] + room[0], box[2] - room[1], box[1] + room[2], box[3] - room[3]
     if low_x > high_x or low_y > high_y:
         return None
@@ -145,7 +145,7 @@ def _act(
     motion: str,
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
 ) -> tuple[Placement, Placement] | None:
-    """First and last state of a figure that does this inside a box; None when there is no room for it."""
+    """Return the first and last state of a figure that does this inside a box; None when there is no room for it."""
     radius = RADII[size] * between(rng, 0.94, 1.06)
     largest = between(rng, *LARGE_RADIUS) if motion in ("grows", "shrinks") else radius
     room = _room(shape, largest, motion == "rotates")
@@ -177,7 +177,7 @@ def _way(
     room: tuple[float, float, float, float],
     box: tuple[float, float, float, float],
 ) -> tuple[Placement, Placement] | None:
-    """A way along one axis of the box."""
+    """Return first and last state of a way along one axis of the box."""
     across = direction in ("left", "right")
     low, high = (box[0] + room[0], box[2] - room[1]) if across else (box[1] + room[2], box[3] - room[3])
     way = between(rng, *TRAVEL)
@@ -193,7 +193,7 @@ def _way(
 
 
 def _lanes(rng: np.random.Generator, motion: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Two boxes beside each other, along which two figures pass without touching."""
+    """Return two boxes beside each other, along which two figures pass without touching."""
     border = between(rng, 0.44, 0.56)
     if motion in ("left", "right", "rotates", "changes") and (motion in DIRECTIONS or rng.random() < 0.5):
         boxes = (0.0, 0.0, 1.0, border - GAP / 2), (0.0, border + GAP / 2, 1.0, 1.0)
@@ -223,7 +223,7 @@ def _sample_actors(rng: np.random.Generator, motions: list[str], background: str
 
 
 def sample_clip(rng: np.random.Generator, held_out: bool | None = False) -> Clip:
-    """Draws a clip from rng; `held_out` as for `sample_scene`."""
+    """Sample a clip from rng; `held_out` as for `sample_scene`."""
     roll = rng.random()
     while True:
         motions = [pick(rng, MOTIONS)]

@@ -1,4 +1,4 @@
-"""Captions of clips, and the regular form that says exactly what a caption said."""
+"""Captions of clips, and canonical forms that say exactly what a caption says."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ from .motion import DIRECTIONS, Actor, Clip
 from .scenes import pick
 from .words import COLOR_WORDS
 
-BACKGROUND_UNSAID = 0.3
+BACKGROUND_OMITTED = 0.3
 
 
 def verb(actor: Actor, rng: np.random.Generator) -> tuple[str, str, str]:
-    """What the actor does in three forms: "moves left", "move left", "moving left"."""
+    """Return what the actor does in three forms: "moves left", "move left", "moving left"."""
     if actor.motion in DIRECTIONS:
         where = pick(rng, m.DIRECTION_WORDS[actor.motion])
         return tuple(f"{form} {where}" for form in pick(rng, m.MOVES))
@@ -23,12 +23,12 @@ def verb(actor: Actor, rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def canonical(actor: Actor, phrase: Phrase) -> str:
-    """The regular words: count, size, color, shape, motion, and the new color if there is one."""
+    """Return the canonical words: count, size, color, shape, motion, and the new color if there is one."""
     return f"{phrase.canonical} {actor.motion} {actor.new_color}".strip()
 
 
 def _alone(actor: Actor, phrase: Phrase, rng: np.random.Generator) -> tuple[str, str]:
-    """(text, name of the form) for one figure."""
+    """Return (text, name of the form) for one figure."""
     does, _, doing = verb(actor, rng)
     roll = rng.random()
     if roll < 0.35:
@@ -43,7 +43,7 @@ def _alone(actor: Actor, phrase: Phrase, rng: np.random.Generator) -> tuple[str,
 
 
 def _together(clip: Clip, first: Phrase, second: Phrase, rng: np.random.Generator) -> tuple[str, str]:
-    """(text, name of the form) for two figures."""
+    """Return (text, name of the form) for two figures."""
     one, two = (verb(actor, rng) for actor in clip.actors)
     roll = rng.random()
     if clip.crossing and roll < 0.5 and clip.actors[0].motion in ("left", "right"):
@@ -60,11 +60,11 @@ def _together(clip: Clip, first: Phrase, second: Phrase, rng: np.random.Generato
 
 
 def describe_clip(clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
-    """(caption, canonical form) of the clip; draws its wording from rng.
+    """Return (caption, canonical form) of the clip; rng chooses the words.
 
     The canonical form is "<count> <size> <color> <shape> <motion> [<new color>]" per figure, joined by " ; ", and
-    ends as that of a scene. Figures are said to "cross" when the caption does not say which way; the one that is named
-    first then moves right and the other left.
+    ends as that of a scene. The motion is "cross" when the caption does not give the way; the first figure then
+    moves right and the other left.
     """
     scene = clip.scene(0)
     phrases = [phrase_of(group, scene.groups, rng) for group in scene.groups]
@@ -72,15 +72,15 @@ def describe_clip(clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
         text, form = _alone(clip.actors[0], phrases[0], rng)
     else:
         text, form = _together(clip, *phrases, rng)
-    said = [canonical(actor, phrase) for actor, phrase in zip(clip.actors, phrases, strict=True)]
+    clauses = [canonical(actor, phrase) for actor, phrase in zip(clip.actors, phrases, strict=True)]
     if form == "crossing":
-        said = [f"{phrase.canonical} cross" for phrase in phrases]
+        clauses = [f"{phrase.canonical} cross" for phrase in phrases]
     if form == "opened" and rng.random() < 0.45:
         text = f"{pick(rng, m.VIDEOS)} {text}"
-    if rng.random() < BACKGROUND_UNSAID:
-        return text, " ; ".join([*said, "background any"])
+    if rng.random() < BACKGROUND_OMITTED:
+        return text, " ; ".join([*clauses, "background any"])
     _, text = with_background(form, text, scene, rng)
-    return text, " ; ".join([*said, f"background {clip.pattern} {clip.background}"])
+    return text, " ; ".join([*clauses, f"background {clip.pattern} {clip.background}"])
 
 
 def _vocabulary() -> tuple[str, ...]:

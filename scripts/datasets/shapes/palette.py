@@ -1,4 +1,4 @@
-"""Colors of the drawn world and which of them can be told apart (sRGB, 0..255)."""
+"""Colors of shapes and backgrounds, and which of them can be told apart (sRGB, 0..255)."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ CLEAR = 36.0
 
 
 def second_tone(name: str) -> tuple[int, int, int]:
-    """The other tone of a patterned background: darker, except for black, which gets lighter."""
+    """Return the other tone of a patterned background: darker, except for black, which gets lighter."""
     red, green, blue = BACKGROUND_RGB[name]
     if name == "black":
         return red + 34, green + 34, blue + 36
@@ -43,7 +43,7 @@ def second_tone(name: str) -> tuple[int, int, int]:
 
 
 def lab(rgb: Sequence[float]) -> tuple[float, float, float]:
-    """CIE L*a*b* (D65) of an sRGB color with values 0..255."""
+    """Return CIE L*a*b* (D65) of an sRGB color with values 0..255."""
     linear = [(v / 255 + 0.055) / 1.055 for v in rgb]
     linear = [base**2.4 if v > 10.3 else v / 255 / 12.92 for base, v in zip(linear, rgb, strict=True)]
     r, g, b = linear
@@ -57,7 +57,7 @@ def lab(rgb: Sequence[float]) -> tuple[float, float, float]:
 
 
 def distance(first: Sequence[float], second: Sequence[float]) -> float:
-    """Euclidean distance of two sRGB colors in L*a*b*."""
+    """Return the Euclidean distance of two sRGB colors in L*a*b*."""
     return sum((a - b) ** 2 for a, b in zip(lab(first), lab(second), strict=True)) ** 0.5
 
 
@@ -75,10 +75,10 @@ _CLEAR_PAIR = {
 
 
 def clear_on(figure: str, background: str) -> bool:
-    """True when a figure of this color stands out from both tones of the background."""
+    """Return whether a figure of this color stands out from both tones of the background."""
     return _CLEAR_ON[figure, background]
 
 
 def clear_pair(first: str, second: str) -> bool:
-    """True when a figure of the first color stands out on a figure of the second."""
+    """Return whether a figure of the first color stands out on a figure of the second."""
     return _CLEAR_PAIR[first, second]

@@ -1,4 +1,4 @@
-"""Pictures of the drawn world: anti-aliased figures with soft light and a faint shadow."""
+"""Pictures of scenes: anti-aliased figures with soft light and a faint shadow."""
 
 import math
 from functools import lru_cache
@@ -17,7 +17,7 @@ CELLS = 8
 
 @lru_cache(maxsize=128)
 def _pattern_mask(pattern: str, size: int) -> np.ndarray:
-    """Share (size, size) of the second tone, float32 in 0..1."""
+    """Return the share (size, size) of the second tone, float32 in 0..1."""
     fine = size * SUPERSAMPLE
     axis = (np.arange(fine) + 0.5) / fine * CELLS
     x, y = axis[None, :], axis[:, None]
@@ -28,7 +28,7 @@ def _pattern_mask(pattern: str, size: int) -> np.ndarray:
     elif pattern == "dotted":
         shift = 0.5 * (np.floor(y) % 2)
         mask = ((((x + shift) % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2) < 0.27**2).astype(np.float32)
-    elif pattern == "lined":  # in no training scene: what scripts/teach_word.py teaches
+    elif pattern == "lined":  # in no training scene; scripts/teach_word.py teaches it
         mask = (y % 1 < 0.5).astype(np.float32) * np.ones_like(x + y)
     else:
         mask = np.zeros((fine, fine), dtype=np.float32)
@@ -37,7 +37,7 @@ def _pattern_mask(pattern: str, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _ground(color: str, pattern: str, size: int) -> np.ndarray:
-    """Background (size, size, 3), float32 in 0..255, with a light fall-off towards the corners."""
+    """Return the background (size, size, 3), float32 in 0..255, with a light fall-off towards the corners."""
     mask = _pattern_mask(pattern, size)[..., None]
     base = np.array(BACKGROUND_RGB[color], dtype=np.float32)
     other = np.array(second_tone(color), dtype=np.float32)
@@ -48,7 +48,7 @@ def _ground(color: str, pattern: str, size: int) -> np.ndarray:
 
 
 def _mask(points: np.ndarray, hole: np.ndarray | None, box: tuple[int, int, int, int]) -> Image.Image:
-    """Coverage (mode "L") of a polygon less its hole, inside box (left, top, right, bottom in pixels)."""
+    """Return the coverage (mode "L") of a polygon less its hole, inside box (left, top, right, bottom in pixels)."""
     left, top, right, bottom = box
     fine = Image.new("L", ((right - left) * SUPERSAMPLE, (bottom - top) * SUPERSAMPLE), 0)
     pen = ImageDraw.Draw(fine)
@@ -63,7 +63,7 @@ def _mask(points: np.ndarray, hole: np.ndarray | None, box: tuple[int, int, int,
 def figure_box_and_mask(
     shape: str, x: float, y: float, radius: float, angle: float, size: int, pad: int = 0
 ) -> tuple[tuple[int, int, int, int], Image.Image]:
-    """((left, top, right, bottom), PIL "L" coverage mask of that box) of one figure in a picture of size pixels.
+    """Return the box (left, top, right, bottom) of a figure in pixels, and its coverage there (PIL "L").
 
     x, y and radius are fractions of the side, angle is in degrees, pad is extra room in pixels.
     """
@@ -75,8 +75,8 @@ def figure_box_and_mask(
     return (left, top, right, bottom), _mask(points, hole, (left, top, right, bottom))
 
 
-def _draw_group(canvas: np.ndarray, group: Group, size: int) -> None:
-    """Draws the figures of the group onto canvas (size, size, 3), float32 in 0..255, in place."""
+def _render_group(canvas: np.ndarray, group: Group, size: int) -> None:
+    """Render the figures of the group onto canvas (size, size, 3), float32 in 0..255, in place."""
     color = np.array(FIGURE_RGB[group.color], dtype=np.float32)
     blur = 0.012 * size
     drop = max(1, round(0.012 * size))
@@ -101,13 +101,13 @@ def _draw_group(canvas: np.ndarray, group: Group, size: int) -> None:
 
 
 def render(scene: Scene, size: int = 128) -> np.ndarray:
-    """The picture of the scene, uint8 (size, size, 3), sRGB. Deterministic. ValueError when size < 16 pixels."""
+    """Render the scene as uint8 (size, size, 3), sRGB. Deterministic. ValueError when size < 16 pixels."""
     if size < 16:
         raise ValueError(f"size {size} is too small: a picture has at least 16 pixels a side; nearest: 16")
     canvas = _ground(scene.background, scene.pattern, size).copy()
-    # What lies inside another figure is listed first but drawn last.
+    # What lies inside another figure is listed first but rendered last.
     inner = [subject for subject, relation, _ in scene.relations if relation == "inside"]
     order = sorted(range(len(scene.groups)), key=lambda index: index in inner)
     for index in order:
-        _draw_group(canvas, scene.groups[index], size)
+        _render_group(canvas, scene.groups[index], size)
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)

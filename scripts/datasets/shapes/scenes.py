@@ -1,4 +1,4 @@
-"""Scenes of the drawn world: what stands where, and which combinations training never sees.
+"""Scenes of shapes: what stands where, and which combinations training never sees.
 
 Lengths are fractions of the picture side, x right, y down, origin top left.
 """
@@ -52,11 +52,12 @@ class Scene:
 
 
 def held_out_by_hash(combination: str) -> bool:
-    """Whether training never sees a combination of words: one in ten, by its hash."""
+    """Return whether training never sees a combination: one in ten, by the hash of its words."""
     digest = hashlib.sha256(combination.encode()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
+# The hashed strings decide what is held out, so they keep the names that the data sets had first ("drawn world").
 HELD_OUT: frozenset[tuple[str, str, str]] = frozenset(
     (color, shape, relation)
     for color in COLORS
@@ -67,7 +68,7 @@ HELD_OUT: frozenset[tuple[str, str, str]] = frozenset(
 
 
 def held_out_list() -> list[str]:
-    """The held-out combinations as sorted lines, "color shape relation", for publishing."""
+    """Return the held-out combinations as sorted lines, "color shape relation"."""
     return sorted(" ".join(triple) for triple in HELD_OUT)
 
 
@@ -79,12 +80,12 @@ def _held_out_kinds(kinds: Kinds, relations: Relations) -> bool:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """True when a relation of the scene, read from either side, is a held-out combination."""
+    """Return whether a relation of the scene, read from either side, is a held-out combination."""
     return _held_out_kinds([(group.color, group.shape) for group in scene.groups], scene.relations)
 
 
 def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    """One of the choices, all as likely."""
+    """Return one of the choices, all as likely."""
     return choices[int(rng.random() * len(choices))]
 
 
@@ -105,7 +106,7 @@ def _sample_relations(rng: np.random.Generator, groups: int) -> Relations:
 
 
 def _sample_kinds(rng: np.random.Generator, relations: Relations, groups: int, background: str) -> Kinds | None:
-    """(color, shape) for every group, or None when a figure would be hard to see on what lies behind it."""
+    """Sample (color, shape) for every group; None when a figure would be hard to see on what lies behind it."""
     kinds: Kinds = []
     for index in range(groups):
         contains = any(relation == "inside" and other == index for _, relation, other in relations)
@@ -163,7 +164,7 @@ def _groups_and_aloneness(rng: np.random.Generator, held_out: bool | None) -> tu
 
 
 def _sample_words(rng: np.random.Generator, held_out: bool | None) -> tuple[Kinds, Relations, str, str, list[int]]:
-    """Everything that can be said about a scene; rejection happens here, before places are looked for."""
+    """Sample everything that a caption can name; rejection happens here, before places are looked for."""
     groups, alone = _groups_and_aloneness(rng, held_out)
     while True:
         relations = _sample_relations(rng, groups)
@@ -177,10 +178,10 @@ def _sample_words(rng: np.random.Generator, held_out: bool | None) -> tuple[Kind
 
 
 def sample_scene(rng: np.random.Generator, held_out: bool | None = False) -> Scene:
-    """Draws a scene from rng.
+    """Sample a scene from rng.
 
     held_out False (training): no held-out combination occurs; True (evaluation): at least one does; None: either.
-    A few scenes of several groups carry no relation, for captions that only list figures. In training scenes their
+    A few scenes of several groups have no relation, for captions that only list figures. In training scenes their
     places, too, obey a relation that is not held out.
     """
     while True:

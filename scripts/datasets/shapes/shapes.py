@@ -31,7 +31,7 @@ def _heart() -> np.ndarray:
 
 
 def _crescent() -> np.ndarray:
-    """A disc of radius 1.08 minus a disc of radius 0.86 moved to the right, so the horns point right."""
+    """Return a disc of radius 1.08 minus a disc of radius 0.86 moved to the right, so the horns point right."""
     outer, inner, shift = 1.08, 0.86, 0.52
     cut = (outer**2 - inner**2 + shift**2) / (2 * shift)
     horn = math.acos(cut / outer)
@@ -64,7 +64,7 @@ def _triangle() -> np.ndarray:
 
 
 def _centered(points: np.ndarray) -> np.ndarray:
-    """Moves a simple polygon (n, 2) so that its area centroid is the origin."""
+    """Move a simple polygon (n, 2) so that its area centroid is the origin."""
     x, y = points.T
     x2, y2 = np.roll(points, -1, axis=0).T
     turn = x * y2 - x2 * y
@@ -100,14 +100,14 @@ class Footprint:
 
 @cache
 def outline(shape: str) -> np.ndarray:
-    """Outer outline (n, 2) of the unit shape. ValueError when the shape is not one of the eight."""
+    """Return the outer outline (n, 2) of the unit shape. ValueError when the shape is not one of the eight."""
     if shape not in _MAKERS:
         raise ValueError(f"shape {shape!r} is unknown: a shape is one of {', '.join(_MAKERS)}; nearest: circle")
     return _centered(_MAKERS[shape]())
 
 
 def placed_outline(shape: str, x: float, y: float, radius: float, angle: float) -> np.ndarray:
-    """Outline (n, 2) of a figure at (x, y) with the given radius, tilted by angle degrees."""
+    """Return the outline (n, 2) of a figure at (x, y) with the given radius, tilted by angle degrees."""
     turn = math.radians(angle)
     matrix = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     return radius * (outline(shape) @ matrix) + np.array([x, y])
@@ -122,7 +122,7 @@ def _distance_to_edges(point: np.ndarray, points: np.ndarray) -> float:
 
 @cache
 def footprint(shape: str) -> Footprint:
-    """Reach of the unit shape over all allowed tilts, and the circle in which another figure may lie."""
+    """Return the reach of the unit shape over all allowed tilts, and the circle in which another figure may lie."""
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for angle in np.linspace(-MAX_TILT, MAX_TILT, 17):
         points = placed_outline(shape, 0.0, 0.0, 1.0, float(angle))

@@ -171,7 +171,7 @@ BACKGROUND_HEADS = (
     "against {a} background, ",
     "{a} background and ",
 )
-# Words that no caption needs but a stranger may use; the tokenizer should know them.
+# Words that no caption needs but a user may type; the tokenizer should know them.
 EXTRA_WORDS = (
     "about also all along among any artwork as be being beside between both but by canvas clear color colored colors "
     "colour coloured colours corner depicting depict each edge empty exactly figure figures five for from geometric "

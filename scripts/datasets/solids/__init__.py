@@ -1,4 +1,4 @@
-"""The solid world: objects of shaded solids, their views from all around, and their captions."""
+"""The solids data set: objects of shaded solids, their views from all around, and their captions."""
 
 from .captions import VIEW_VOCABULARY, describe_object
 from .objects import HELD_OUT_SOLIDS, Part, SolidObject, is_held_out_object, sample_object

@@ -1,4 +1,4 @@
-"""Captions of the solid world, and the regular form that says exactly what a caption said."""
+"""Captions of objects, and canonical forms that say exactly what a caption says."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from scripts.datasets.shapes.words import COLOR_WORDS
 from . import words as w
 from .objects import Part, SolidObject
 
-BACKGROUND_UNSAID = 0.3
+BACKGROUND_OMITTED = 0.3
 
 
 def _color(name: str, rng: np.random.Generator) -> str:
@@ -17,7 +17,7 @@ def _color(name: str, rng: np.random.Generator) -> str:
 
 
 def _part(part: Part, rng: np.random.Generator, alone: bool) -> str:
-    """A part with its mark: "a red ball with a white stripe"."""
+    """Return the words for a part with its mark: "a red ball with a white stripe"."""
     text = with_article(f"{_color(part.color, rng)} {pick(rng, w.SOLID_WORDS[part.solid])}")
     if not part.mark:
         return text
@@ -29,7 +29,7 @@ def _part(part: Part, rng: np.random.Generator, alone: bool) -> str:
 
 
 def _together(obj: SolidObject, rng: np.random.Generator) -> str:
-    """Both parts and their relation, now and then told from the second."""
+    """Return the words for both parts and their relation, sometimes named from the second."""
     first, second = (_part(part, rng, False) for part in obj.parts)
     roll = rng.random()
     if obj.relation == "on" and roll < 0.15 and not obj.parts[1].mark:
@@ -40,12 +40,12 @@ def _together(obj: SolidObject, rng: np.random.Generator) -> str:
 
 
 def canonical(part: Part) -> str:
-    """The regular words of a part: color, solid, and its mark and the mark's color if it has one."""
+    """Return the canonical words of a part: color, solid, and its mark and the mark's color if it has one."""
     return " ".join(f"{part.color} {part.solid} {part.mark} {part.mark_color}".split())
 
 
 def describe_object(obj: SolidObject, rng: np.random.Generator) -> tuple[str, str]:
-    """(caption, canonical form) of the object; draws its wording from rng.
+    """Return (caption, canonical form) of the object; rng chooses the words.
 
     The canonical form is "<color> <solid> [<mark> <color>]" per part, joined by "on" or "beside", then
     " ; view above", " ; view side" or " ; view any", and the background as in that of a scene.
@@ -55,11 +55,11 @@ def describe_object(obj: SolidObject, rng: np.random.Generator) -> tuple[str, st
         text = f"{pick(rng, w.VIEWS)} {text}"
     if obj.view:
         text = f"{text}{pick(rng, (' ', ' ', ', '))}{pick(rng, w.ELEVATION_WORDS[obj.view])}"
-    said = f" {obj.relation} ".join(map(canonical, obj.parts)) + f" ; view {obj.view or 'any'}"
-    if rng.random() < BACKGROUND_UNSAID:
-        return text, f"{said} ; background any"
+    clauses = f" {obj.relation} ".join(map(canonical, obj.parts)) + f" ; view {obj.view or 'any'}"
+    if rng.random() < BACKGROUND_OMITTED:
+        return text, f"{clauses} ; background any"
     _, text = with_background("solid", text, Scene((), (), obj.background, "plain"), rng)
-    return text, f"{said} ; background plain {obj.background}"
+    return text, f"{clauses} ; background plain {obj.background}"
 
 
 def _vocabulary() -> tuple[str, ...]:

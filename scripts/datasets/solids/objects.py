@@ -1,6 +1,6 @@
-"""Objects of the solid world: one solid, one on another, or two beside each other; drawn at random.
+"""Objects: one solid, one on another, or two beside each other; sampled at random.
 
-Lengths are those of `solids.py`, z up; azimuths are degrees, counterclockwise as seen from above, elevations degrees.
+Lengths are those of `solids.py`, z up; azimuths are degrees, counterclockwise from above, elevations degrees.
 """
 
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ HELD_OUT_SOLIDS: frozenset[tuple[str, str, str]] = frozenset(
 
 
 def is_held_out_object(obj: SolidObject) -> bool:
-    """True when a part has a color, form and mark that are never together in training."""
+    """Return whether a part has a color, form and mark that are never together in training."""
     return any(kind in HELD_OUT_SOLIDS for kind in obj.kinds)
 
 
@@ -92,12 +92,12 @@ _CLEAR_ON = {
 
 
 def clear_in_any_light(color: str, background: str) -> bool:
-    """True when the lit and the dark side of a solid stand out from the background and the shadow on it."""
+    """Return whether lit and dark side of a solid stand out from the background and from the shadow on it."""
     return _CLEAR_ON[color, background]
 
 
 def arrange(parts: tuple[Part, ...], relation: str, scale: float) -> tuple[Part, ...]:
-    """Places parts: alone, the first on the second, or the first beside the second."""
+    """Place parts: alone, the first on the second, or the first beside the second."""
     if relation == "on":
         upper, lower = parts
         top = 0.8 * scale * SOLIDS[lower.solid].height
@@ -112,7 +112,7 @@ def _placed(part: Part, y: float, z: float, scale: float) -> Part:
 
 
 def _sample_parts(rng: np.random.Generator, relation: str, background: str) -> tuple[Part, ...] | None:
-    """Parts whose colors can be told apart, or None."""
+    """Sample parts whose colors can be told apart, or None."""
     count = 2 if relation else 1
     solids = [pick(rng, tuple(SOLIDS)) for _ in range(count)]
     if relation == "on":
@@ -131,7 +131,7 @@ def _sample_parts(rng: np.random.Generator, relation: str, background: str) -> t
 
 
 def sample_object(rng: np.random.Generator, held_out: bool | None = False) -> SolidObject:
-    """Draws an object from rng.
+    """Sample an object from rng.
 
     held_out False (training): no held-out combination occurs; True (evaluation): at least one does; None: either.
     """

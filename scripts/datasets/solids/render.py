@@ -1,7 +1,7 @@
 """Pictures of solids on a turntable: rays walk along signed distances until they meet a surface.
 
-The camera goes round, the light stays: the lit side of an object turns with it, so that shading and shadow tell the
-azimuth of views that do not show the mark.
+The camera goes round, the light stays: the lit side of an object turns with it, so that shading and shadow show the
+azimuth of views without the mark.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .objects import SolidObject
 from .solids import SOLIDS, marked
 
 SAMPLES = 4  # rays per side of a pixel on an edge
-EDGE = 10.0  # bytes between neighbours; more than this is an edge
+EDGE = 10.0  # bytes between neighbors; more than this is an edge
 DISTANCE = 6.5  # from the camera to the middle of the object
 HALF_FIELD = 1.5 / DISTANCE  # tangent of half the angle of view
 STEPS = 48
@@ -43,7 +43,7 @@ class Surface:
 
 
 def _distances(obj: SolidObject, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
-    """Distance (N,) of points to each part."""
+    """Return the distance (N,) of points to each part."""
     return [
         SOLIDS[part.solid].distance(x / part.scale, (y - part.y) / part.scale, (z - part.z) / part.scale) * part.scale
         for part in obj.parts
@@ -56,7 +56,7 @@ def _distance(obj: SolidObject, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> 
 
 
 def _rays(obj: SolidObject, turns: np.ndarray, across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and directions (3, T * N) of the rays through points of the picture (N,), seen from T azimuths."""
+    """Return starts and directions (3, T * N) of the rays through points of the picture (N,) from T azimuths."""
     turn, rise = np.radians(turns), np.radians(obj.elevation)
     level = np.zeros_like(turn)
     out = np.stack([np.cos(rise) * np.cos(turn), np.cos(rise) * np.sin(turn), level + np.sin(rise)])
@@ -69,7 +69,7 @@ def _rays(obj: SolidObject, turns: np.ndarray, across: np.ndarray, down: np.ndar
 
 
 def _box(obj: SolidObject) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest corner (3,) of what the object fills."""
+    """Return the lowest and highest corner (3,) of what the object fills."""
     low, high = np.full(3, np.inf), np.full(3, -np.inf)
     for part in obj.parts:
         wide, tall = SOLIDS[part.solid].width * part.scale, SOLIDS[part.solid].height * part.scale
@@ -79,7 +79,7 @@ def _box(obj: SolidObject) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _march(obj: SolidObject, camera: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the rays that meet the object, and how far away."""
+    """Return the indices of the rays that meet the object, and how far away."""
     with np.errstate(divide="ignore"):
         walls = [(edge[:, None] - camera) / rays for edge in _box(obj)]
     enter, leave = np.minimum(*walls).max(0), np.maximum(*walls).min(0)
@@ -101,7 +101,7 @@ def _march(obj: SolidObject, camera: np.ndarray, rays: np.ndarray) -> tuple[np.n
 
 
 def _shade(obj: SolidObject, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Color index, light and gloss (N,) of points (3, N) on the object."""
+    """Return color index, light and gloss (N,) of points (3, N) on the object."""
     x, y, z = points
     gaps = np.stack(_distances(obj, x, y, z))
     which = gaps.argmin(0)
@@ -120,7 +120,7 @@ def _shade(obj: SolidObject, points: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _shadow(obj: SolidObject, points: np.ndarray) -> np.ndarray:
-    """Soft shadow (N,), 0 to 1, of points (3, N) on the ground: how nearly their way to the light is blocked."""
+    """Return the soft shadow (N,), 0 to 1, of points (3, N) on the ground: how nearly the light is blocked."""
     room = np.ones(points.shape[1], dtype=np.float32)
     for way in (0.15, 0.3, 0.5, 0.75, 1.0):
         x, y, z = points + np.array(LIGHT, dtype=np.float32)[:, None] * np.float32(way)
@@ -131,13 +131,13 @@ def _shadow(obj: SolidObject, points: np.ndarray) -> np.ndarray:
 def trace(
     obj: SolidObject, turns: Sequence[float], across: np.ndarray, down: np.ndarray, shadow: bool = True
 ) -> Surface:
-    """What the rays through points of views meet.
+    """Return what the rays through points of views meet.
 
     Args:
         obj: the object.
         turns: azimuths (T,) of the camera, degrees.
         across, down: points (N,) of the picture, float32, -1 to 1 from left to right and from top to bottom.
-        shadow: whether the ground is looked at, too.
+        shadow: whether rays go on to the ground.
     """
     camera, rays = _rays(obj, np.asarray(turns), across, down)
     count = rays.shape[1]
@@ -154,21 +154,21 @@ def trace(
 
 
 def pixel_centers(size: int, samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(across, down), (N,) each, of samples x samples points in every pixel, rows from the top."""
+    """Return (across, down), (N,) each, of samples x samples points in every pixel, rows from the top."""
     axis = (((np.arange(size * samples) + 0.5) / (size * samples)) * 2 - 1).astype(np.float32)
     across, down = np.broadcast_arrays(axis[None, :], axis[:, None])
     return across.ravel(), down.ravel()
 
 
 def _paint(obj: SolidObject, surface: Surface) -> np.ndarray:
-    """Colors (T, N, 3), float32 in 0..255."""
+    """Return colors (T, N, 3), float32 in 0..255."""
     names = [name for part in obj.parts for name in (part.color, part.mark_color or part.color)]
     tones = np.array([*(FIGURE_RGB[name] for name in names), BACKGROUND_RGB[obj.background]], dtype=np.float32)
     return np.clip(tones[surface.color] * surface.light[..., None] + 14 * surface.gloss[..., None], 0, 255)
 
 
 def _edges(picture: np.ndarray) -> np.ndarray:
-    """Indices of the pixels of (H, W, 3) that differ from a neighbour: one ray is not enough for them."""
+    """Return the indices of the pixels of (H, W, 3) that differ from a neighbor: one ray is not enough for them."""
     edge = np.zeros(picture.shape[:2], dtype=bool)
     down = (abs(picture[1:] - picture[:-1]) > EDGE).any(-1)
     across = (abs(picture[:, 1:] - picture[:, :-1]) > EDGE).any(-1)
@@ -180,7 +180,7 @@ def _edges(picture: np.ndarray) -> np.ndarray:
 
 
 def render_view(obj: SolidObject, azimuth: float, size: int = 128) -> np.ndarray:
-    """uint8 (size, size, 3), sRGB, seen from an azimuth in degrees. Deterministic."""
+    """Render uint8 (size, size, 3), sRGB, from an azimuth in degrees. Deterministic."""
     across, down = pixel_centers(size)
     picture = _paint(obj, trace(obj, [azimuth], across, down))[0]
     edge = _edges(picture.reshape(size, size, 3))
@@ -192,12 +192,12 @@ def render_view(obj: SolidObject, azimuth: float, size: int = 128) -> np.ndarray
 
 
 def azimuths(count: int) -> Sequence[float]:
-    """Azimuth of each of `count` views: view i is at i * 360 / count degrees."""
+    """Return the azimuth of each of `count` views: view i is at i * 360 / count degrees."""
     return [index * 360 / count for index in range(count)]
 
 
 def render_views(obj: SolidObject, count: int = 8, size: int = 128) -> np.ndarray:
-    """uint8 (count, size, size, 3), sRGB: the camera goes once round the object, view 0 faces its mark.
+    """Render uint8 (count, size, size, 3), sRGB: the camera goes once round the object, view 0 faces its mark.
 
     Raises:
         ValueError: count is below 1 or size below 16 pixels.

@@ -16,7 +16,7 @@ MARKS = ("stripe", "dot")
 
 @dataclass(frozen=True)
 class Solid:
-    """What the renderer knows of a solid.
+    """A solid as the renderer needs it.
 
     Attributes:
         distance: signed distance (N,) of points.
@@ -42,7 +42,7 @@ def _cube(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def _tube(x: np.ndarray, y: np.ndarray, z: np.ndarray, radius: float, low: float, high: float) -> np.ndarray:
-    """A cylinder between two heights."""
+    """Return the distance to a cylinder between two heights."""
     return np.maximum(np.sqrt(x * x + y * y) - radius, abs(z - (low + high) / 2) - (high - low) / 2)
 
 
@@ -51,7 +51,7 @@ def _cylinder(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def _tapered(across: np.ndarray, z: np.ndarray, width: float, height: float) -> np.ndarray:
-    """A cone or a pyramid: `across` is the distance from the axis, `width` that of the rim on the ground."""
+    """Return the distance to a cone or pyramid; `across` is that from the axis, `width` that of the rim below."""
     slant = np.hypot(width, height)
     return np.maximum((across * height + z * width - width * height) / slant, -z)
 
@@ -70,7 +70,7 @@ def _torus(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def _mug(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """An open cylinder with a handle at azimuth 90: half a ring, upright."""
+    """Return the distance to an open cylinder with a handle at azimuth 90: half a ring, upright."""
     wall = np.maximum(_tube(x, y, z, 0.64, 0.0, 1.4), -_tube(x, y, z, 0.52, 0.14, 2.0))
     ring = np.sqrt((y - 0.6) ** 2 + (z - 0.72) ** 2) - 0.4
     handle = np.maximum(np.sqrt(ring * ring + x * x) - 0.12, 0.58 - y)
@@ -89,7 +89,7 @@ SOLIDS: dict[str, Solid] = {
 
 
 def marked(solid: str, mark: str, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Which points (N,) of a solid's surface carry its mark: a stripe over its front, or a dot on it."""
+    """Return which points (N,) of a solid's surface carry its mark: a stripe over its front, or a dot on it."""
     if mark == "stripe":
         return (abs(y) < STRIPE) & (x > 0)
     if mark == "dot":

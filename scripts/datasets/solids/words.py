@@ -1,4 +1,4 @@
-"""The words captions of the solid world are made of, beside those of the drawn world."""
+"""The words of captions of solids, beside those of shapes."""
 
 # The first is the canonical word and the commonest.
 SOLID_WORDS: dict[str, tuple[str, ...]] = {

@@ -1,6 +1,6 @@
-"""Reads what a prompt for a clip asks for: figures, what each does, and the background.
+"""Read what a prompt for a clip asks for: figures, what each does, and the background.
 
-Owns the grammar of motion, on top of that of pictures in `prompt.py`. Words it does not know are skipped.
+The grammar of motion, on top of that of `pictures.prompt`. Words that are not known are skipped.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from scripts.verifiers.pictures.shapes import SHAPES
 
 @dataclass(frozen=True)
 class AskedFigure:
-    """A figure that is asked for, what it does ("cross": passes the other, "": unsaid) and its last color."""
+    """A figure that is asked for, what it does ("cross": passes the other, "": not given) and its last color."""
 
     figure: AskedGroup
     motion: str = ""
@@ -20,7 +20,7 @@ class AskedFigure:
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """What a prompt asks for; background and pattern are "" when unsaid."""
+    """What a prompt asks for; background and pattern are "" when not given."""
 
     figures: tuple[AskedFigure, ...]
     background: str = ""
@@ -31,7 +31,7 @@ _ING = {"move": "mov", "slide": "slid", "glide": "glid", "cross": "cross", "rest
 
 
 def _forms(verb: str) -> tuple[str, str, str]:
-    """A verb, what one does, and doing it: move, moves, moving."""
+    """Return a verb, what one does, and doing it: move, moves, moving."""
     third = verb + ("es" if verb.endswith(("s", "o")) else "s")
     return verb, third, _ING.get(verb, verb[:-1] if verb.endswith("e") else verb) + "ing"
 
@@ -82,7 +82,7 @@ _ALL: dict[tuple[str, ...], Token] = {
 
 
 def _verbs_of_cross(tokens: list[Token]) -> list[Token]:
-    """The shape "cross" is a verb unless a word of a figure stands before it; in "a ring in red crosses" it is one."""
+    """Read "cross" as a verb unless a word of a figure stands before it; it is one in "a ring in red crosses"."""
     found = []
     for at, (kind, value) in enumerate(tokens):
         before = [other for other, _ in tokens[max(0, at - 2) : at]]
@@ -94,12 +94,12 @@ def _verbs_of_cross(tokens: list[Token]) -> list[Token]:
 
 
 def _turning(tokens: list[Token], at: int) -> str:
-    """The color behind a verb that may mean a change of color, else ""."""
+    """Return the color behind a verb that may mean a change of color, else ""."""
     return str(tokens[at + 1][1]) if at + 1 < len(tokens) and tokens[at + 1][0] == "COLOR" else ""
 
 
 def read_clip_prompt(text: str) -> ClipRequest:
-    """Reads a prompt such as "a red star moves left while a blue ring stands still, white background".
+    """Read a prompt such as "a red star moves left while a blue ring stands still, white background".
 
     Raises:
         ValueError: no word of the prompt names a figure.

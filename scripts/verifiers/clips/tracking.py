@@ -1,7 +1,6 @@
-"""Follows the figures of a clip from frame to frame and says what each of them does.
+"""Follow the figures of a clip from frame to frame and find out what each of them does.
 
-Sees pixels only, as `picture.py` does for one frame. Positions and radii are fractions of the picture side, angles are
-degrees, x right, y down.
+From pixels only. Positions and radii are fractions of the picture side, angles are degrees, x right, y down.
 """
 
 from collections import Counter
@@ -12,8 +11,8 @@ import numpy as np
 
 from scripts.verifiers.pictures.figures import Figure, read_picture
 
-LOST = 6  # frames after which a figure that is seen again is another; in between its color may be the background's
-TWICE = 2  # frames for which a figure that changes its color may be seen as two parts
+LOST = 6  # frames after which a figure that shows again is another; in between its color may be the background's
+TWICE = 2  # frames for which a figure that changes its color may look like two parts
 JUMP = 0.16  # a figure does not move further than this from one frame to the next
 TRAVEL = 0.2  # less than this is no way
 GROWTH = 1.35  # ratio of radii; less is no growth
@@ -24,7 +23,7 @@ SPOKES = 120  # directions in which an outline is measured
 
 @dataclass
 class Track:
-    """One figure through a clip; what it is and does is asked once it is complete.
+    """One figure through a clip; what it is and does is asked once the track is complete.
 
     Attributes:
         frames: numbers of the frames that show it.
@@ -75,12 +74,12 @@ class Track:
         return "rotates" if abs(self.turn()) > TURN else "stays"
 
     def turn(self) -> float:
-        """Degrees by which the figure turned, added up over the frames."""
+        """Return the degrees by which the figure turned, added up over the frames."""
         return sum(map(rotation_between, self.outlines, self.outlines[1:]))
 
 
 def _hops(y: np.ndarray) -> int:
-    """How often a figure rises by HOP and falls again."""
+    """Return how often a figure rises by HOP and falls again."""
     hops, low, high = 0, y[0], y[0]
     rising = True
     for value in y:
@@ -96,7 +95,7 @@ def _hops(y: np.ndarray) -> int:
 
 
 def outline_signature(mask: np.ndarray) -> np.ndarray:
-    """Second moment of a silhouette (H, W) in each of SPOKES directions around its center, mean taken off."""
+    """Return the second moment of a silhouette (H, W) in SPOKES directions around its center, less its mean."""
     rows, columns = np.nonzero(mask)
     down, across = rows - rows.mean(), columns - columns.mean()
     direction = np.arctan2(down, across) / (2 * np.pi) * SPOKES
@@ -110,7 +109,7 @@ def outline_signature(mask: np.ndarray) -> np.ndarray:
 
 
 def rotation_between(first: np.ndarray, second: np.ndarray, most: float = 24.0) -> float:
-    """Degrees, at most `most`, by which the second signature is the first one turned; 0 for round figures."""
+    """Return the degrees, at most `most`, by which the second signature is the first turned; 0 if it is round."""
     reach = round(most / 360 * SPOKES)
     if min(first.std(), second.std()) < 0.12:
         return 0.0
@@ -124,7 +123,7 @@ def rotation_between(first: np.ndarray, second: np.ndarray, most: float = 24.0) 
 
 
 def follow(frames: np.ndarray) -> list[Track]:
-    """The figures of a clip of bytes (F, H, W, 3), longest seen first.
+    """Return the figures of a clip of bytes (F, H, W, 3), those in most frames first.
 
     Figures are joined frame by frame, nearest first; a figure may be lost for LOST - 1 frames. What shows in less than
     a third of the frames is left out.
@@ -155,7 +154,7 @@ def follow(frames: np.ndarray) -> list[Track]:
 
 
 def _joined(tracks: list[Track]) -> list[Track]:
-    """Makes one of tracks of which the second begins where and when the first ends: a color on its way to another."""
+    """Join tracks of which the second begins where and when the first ends: a color on its way to another."""
     joined: list[Track] = []
     for track in sorted(tracks, key=lambda track: track.frames[0]):
         for first in joined:
@@ -173,13 +172,13 @@ def _joined(tracks: list[Track]) -> list[Track]:
 
 
 def _step(track: Track, figure: Figure) -> float:
-    """How far a figure is from where a track was last seen, a little more when its color is another."""
+    """Return how far a figure is from the end of a track, a little more when its color is another."""
     last = track.figures[-1]
     return float(np.hypot(last.x - figure.x, last.y - figure.y)) + 0.04 * (last.color != figure.color)
 
 
 def flicker(frames: np.ndarray, tracks: list[Track]) -> float:
-    """Mean change of a byte from one frame to the next where nothing moves: outside all figures' boxes."""
+    """Return the mean change of a byte from frame to frame where nothing moves: outside all figures' boxes."""
     height, width = frames.shape[1:3]
     still = np.ones((height, width), dtype=bool)
     for figure in (figure for track in tracks for figure in track.figures):

@@ -1,4 +1,4 @@
-"""Judges a clip against its prompt: is the right figure there all the time, and does it do what was asked?"""
+"""Compare a clip with its prompt: is the right figure there all the time, and does it do what was asked?"""
 
 from dataclasses import dataclass
 from itertools import permutations
@@ -29,7 +29,7 @@ class ClipVerdict:
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """One line per thing that is wrong."""
+        """One line per mistake."""
         parts = {"colour": self.colors, "shape": self.shapes, "motion": self.motions}
         wrong = [f"{name} wrong" for name, answers in parts.items() if not all(answers)]
         return (*wrong, *([f"{self.surplus} too many"] if self.surplus else ()))
@@ -41,7 +41,7 @@ class ClipVerdict:
 
 
 def verify_clip(request: ClipRequest, frames: np.ndarray) -> ClipVerdict:
-    """Compares what a prompt asks for with a clip of bytes (F, H, W, 3)."""
+    """Compare what a prompt asks for with a clip of bytes (F, H, W, 3)."""
     tracks = follow(frames)
     wanted = request.figures
     candidates = tracks[: len(wanted) + 2]
@@ -58,7 +58,7 @@ def verify_clip(request: ClipRequest, frames: np.ndarray) -> ClipVerdict:
 
 
 def figure_color(asked: AskedFigure, track: Track) -> bool:
-    """Whether a track begins in the color that was asked for."""
+    """Return whether a track begins in the color that was asked for."""
     return asked.figure.color in ("", track.color)
 
 
@@ -74,7 +74,7 @@ def _moves_right(asked: AskedFigure, track: Track | None, chosen: tuple[Track | 
 
 
 def _fit(wanted: tuple[AskedFigure, ...], chosen: tuple[Track | None, ...]) -> float:
-    """How much of what was asked these tracks give, color before shape before motion."""
+    """Return how much of what was asked these tracks give, color before shape before motion."""
     return sum(
         1 + 4 * figure_color(asked, track) + 2 * (asked.figure.shape == track.shape) + (asked.motion == track.motion)
         for asked, track in zip(wanted, chosen, strict=True)

@@ -1,7 +1,4 @@
-"""Finds and names the background of a picture: its tones, color word and pattern.
-
-Owns what is known of backgrounds; knows nothing of figures beyond a mask of where they are.
-"""
+"""Find and name the background of a picture: its tones, color word and pattern."""
 
 import numpy as np
 from scipy import ndimage
@@ -13,7 +10,7 @@ _PLAIN = 0.75  # root mean square of the lightness change per pixel, CIELAB unit
 
 
 def find_tones(lab: np.ndarray, flat: np.ndarray) -> np.ndarray:
-    """Colors that the rim of the picture is made of.
+    """Return the colors that the rim of the picture is made of.
 
     Args:
         lab: picture (H, W, 3), CIELAB.
@@ -46,13 +43,13 @@ def find_tones(lab: np.ndarray, flat: np.ndarray) -> np.ndarray:
 
 
 def background_word(tones: np.ndarray) -> str:
-    """Color word of a background of tones (K, 3): a pattern darkens its color, but lightens black."""
+    """Return the color word of a background of tones (K, 3): a pattern darkens its color, but lightens black."""
     darkest, brightest = tones[tones[:, 0].argmin()], tones[tones[:, 0].argmax()]
     return color_word(darkest if darkest[0] < 28 else brightest)
 
 
 def background_pattern(lightness: np.ndarray, figures: np.ndarray) -> str:
-    """Names the pattern of a background by the directions of its edges.
+    """Return the pattern of a background, by the directions of its edges.
 
     Stripes have edges of one direction, a checkerboard of two at right angles, dots of all directions.
 

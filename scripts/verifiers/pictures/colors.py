@@ -1,7 +1,4 @@
-"""Names colors in the perceptual space CIELAB (D65).
-
-Owns the verifier's own idea of the color words; knows nothing of figures, captions or the renderer.
-"""
+"""Name colors in the perceptual space CIELAB (D65), with tones of the verifier's own."""
 
 import numpy as np
 
@@ -33,7 +30,7 @@ _BYTE_TO_LINEAR = np.where(
 
 
 def to_lab(picture: np.ndarray) -> np.ndarray:
-    """Turns sRGB bytes (..., 3) into CIELAB (..., 3) float32: L 0..100, a and b about -110..110."""
+    """Turn sRGB bytes (..., 3) into CIELAB (..., 3) float32: L 0..100, a and b about -110..110."""
     xyz = _BYTE_TO_LINEAR[picture] @ _TO_XYZ.T / _WHITE
     root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     lightness = 116 * root[..., 1] - 16
@@ -49,7 +46,7 @@ _WEIGHT = np.array([0.7, 1.0, 1.0], dtype=np.float32)  # light changes with shad
 
 
 def name_pixels(lab: np.ndarray) -> np.ndarray:
-    """Index into `COLORS` of the nearest color word for each CIELAB color (..., 3)."""
+    """Return the index into `COLORS` of the nearest color word for each CIELAB color (..., 3)."""
     flat = lab.reshape(-1, 3) * _WEIGHT
     points = _POINTS * _WEIGHT
     distance = (flat**2).sum(1)[:, None] - 2 * flat @ points.T + (points**2).sum(1)[None]
@@ -57,5 +54,5 @@ def name_pixels(lab: np.ndarray) -> np.ndarray:
 
 
 def color_word(lab: np.ndarray) -> str:
-    """The color word nearest to one CIELAB color (3,)."""
+    """Return the color word nearest to one CIELAB color (3,)."""
     return COLORS[int(name_pixels(lab[None])[0])]

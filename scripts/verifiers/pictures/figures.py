@@ -1,6 +1,5 @@
-"""Reads a picture of the drawn world: which figures it shows, where, and on what background.
+"""Read a picture of shapes: which figures it shows, where, and on what background; from pixels only.
 
-Owns segmentation and the figures found; sees pixels only (no captions, no scenes, nothing of the renderer).
 H, W are picture rows and columns; positions and radii are fractions of the picture side, x right, y down.
 """
 
@@ -15,13 +14,13 @@ from scripts.verifiers.pictures.colors import COLORS, name_pixels, to_lab
 from scripts.verifiers.pictures.shapes import classify_shape
 
 SIDE = 128  # pictures are read at this many pixels on their shorter side
-SMALLEST = 140  # pixels at SIDE, half of the smallest figure drawn; less is a dot of the pattern or an artefact
-_FLAT = 7.0  # CIELAB units between neighbours; more than this is an edge
+SMALLEST = 140  # pixels at SIDE, half of the smallest figure; less is a dot of the pattern or an artifact
+_FLAT = 7.0  # CIELAB units between neighbors; more than this is an edge
 _TONE = 15.0  # CIELAB units around a background tone that still are background
 _ALIKE = 14.0  # CIELAB units around a figure's color that still are the figure
 _REACH = 4  # pixels over which an edge pixel may belong to a flat area
 _WHITE, _GRAY = COLORS.index("white") + 1, COLORS.index("gray") + 1
-# Area of each shape of radius 1, as the drawn world defines "radius".
+# Area of each shape of radius 1, as the data set defines "radius".
 _AREA = {
     "circle": 3.14,
     "square": 3.03,
@@ -45,7 +44,7 @@ class Figure:
         color: color word.
         shape: shape word, or "blob".
         x, y: centroid of the silhouette, fractions of the width and height.
-        radius: estimated radius of the drawing, fraction of the shorter side.
+        radius: estimated radius, fraction of the shorter side.
         area: pixels of the silhouette over pixels of the picture, holes filled where another figure lies in them.
         score: how well the silhouette fits the shape, 0..1.
         inside: index of the figure that surrounds this one, None on the background.
@@ -75,7 +74,7 @@ class Reading:
 
 
 def _prepare(array: np.ndarray) -> np.ndarray:
-    """Picture bytes (H, W, 3) with the shorter side SIDE."""
+    """Return picture bytes (H, W, 3) with the shorter side SIDE."""
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise ValueError(f"picture has shape {array.shape} and type {array.dtype}; allowed: (H, W, 3) of uint8.")
     height, width = array.shape[:2]
@@ -87,7 +86,7 @@ def _prepare(array: np.ndarray) -> np.ndarray:
 
 
 def _steepness(lab: np.ndarray) -> np.ndarray:
-    """Largest color step (H, W) from each pixel to its four neighbours, CIELAB units."""
+    """Return the largest color step (H, W) from each pixel to its four neighbors, CIELAB units."""
     down = np.sqrt(((lab[1:] - lab[:-1]) ** 2).sum(-1))
     right = np.sqrt(((lab[:, 1:] - lab[:, :-1]) ** 2).sum(-1))
     steep = np.zeros(lab.shape[:2], dtype=np.float32)
@@ -99,12 +98,12 @@ def _steepness(lab: np.ndarray) -> np.ndarray:
 
 
 def _distance(lab: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distance (...) from each color (..., 3) to the nearest of the points (K, 3)."""
+    """Return the distance (...) from each color (..., 3) to the nearest of the points (K, 3)."""
     return np.sqrt(np.stack([((lab - point) ** 2).sum(-1) for point in points]).min(axis=0))
 
 
 def _label_pixels(lab: np.ndarray, steep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gives each pixel 0 (background) or 1 + index of its color word.
+    """Give each pixel 0 (background) or 1 + index of its color word.
 
     Flat areas get their own nearest word. An edge pixel is a mixture, so its own word means nothing: it joins that
     flat area within _REACH pixels whose color is nearest.
@@ -117,7 +116,7 @@ def _label_pixels(lab: np.ndarray, steep: np.ndarray) -> tuple[np.ndarray, np.nd
     names = name_pixels(lab) + 1
     names[_distance(lab, tones) < _TONE] = 0
     if (names == _WHITE).sum() >= SMALLEST:
-        names[names == _GRAY] = _WHITE  # the drawn world has no gray figures: it is a shadow on a white one
+        names[names == _GRAY] = _WHITE  # no figure is gray: it is a shadow on a white one
     best = np.full(flat.shape, np.inf, dtype=np.float32)
     labels = np.zeros(flat.shape, dtype=int)
     for name in np.unique(names[flat]):
@@ -141,7 +140,7 @@ def _label_pixels(lab: np.ndarray, steep: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _find_lost(labels: np.ndarray, lab: np.ndarray, tones: np.ndarray) -> None:
-    """Labels (in place) what is nowhere flat and yet no background, such as a thin ring behind strong compression."""
+    """Label (in place) what is nowhere flat and yet no background, such as a thin ring behind strong compression."""
     away = _distance(lab, tones)
     lost = (labels == 0) & (away > 25)
     areas, count = ndimage.label(lost, _EIGHT)
@@ -154,7 +153,7 @@ def _find_lost(labels: np.ndarray, lab: np.ndarray, tones: np.ndarray) -> None:
 
 
 def _without_specks(mask: np.ndarray, smallest: int) -> np.ndarray:
-    """Drops connected parts of fewer than `smallest` pixels from a mask (H, W)."""
+    """Drop connected parts of fewer than `smallest` pixels from a mask (H, W)."""
     parts, _ = ndimage.label(mask, _EIGHT)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
@@ -173,12 +172,12 @@ class _Part:
 
 
 def _fit(mask: np.ndarray) -> float:
-    """How well an area (H, W), with or without its holes, looks like any shape, 0..1."""
+    """Return how well an area (H, W), with or without its holes, looks like any shape, 0..1."""
     return max(classify_shape(mask).score, classify_shape(ndimage.binary_fill_holes(mask)).score)
 
 
 def _split(mask: np.ndarray) -> list[np.ndarray]:
-    """Parts two or more figures of one color that touch; an area that looks like one shape stays whole."""
+    """Divide two or more figures of one color that touch; an area that looks like one shape stays whole."""
     if mask.sum() < 2 * SMALLEST or (whole := _fit(mask)) > 0.82:
         return [mask]
     for depth in (1, 2, 3):
@@ -194,7 +193,7 @@ def _split(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _parts(labels: np.ndarray) -> list[_Part]:
-    """Connected areas that are large enough to be figures, largest (holes filled) first, each with its holder."""
+    """Return connected areas that are large enough to be figures, largest (holes filled) first, with their holders."""
     found = []
     for name in np.unique(labels[labels > 0]):
         areas, count = ndimage.label(labels == name, _FOUR)
@@ -211,12 +210,12 @@ def _parts(labels: np.ndarray) -> list[_Part]:
 
 
 def _rim(mask: np.ndarray) -> np.ndarray:
-    """The three pixels around a mask (H, W)."""
+    """Return the three pixels around a mask (H, W)."""
     return ndimage.binary_dilation(mask, _EIGHT, iterations=3) & ~mask
 
 
 def _surrounds(outer: _Part, inner: _Part) -> bool:
-    """Whether `inner` lies on `outer` or in a hole of it, and does not reach far over its edge."""
+    """Return whether `inner` lies on `outer` or in a hole of it, and does not reach far over its edge."""
     size = inner.filled.sum()
     if (outer.filled & inner.filled).sum() >= 0.8 * size:
         return True
@@ -228,7 +227,7 @@ def _surrounds(outer: _Part, inner: _Part) -> bool:
 
 
 def _silhouette(part: _Part, children: list[_Part]) -> np.ndarray:
-    """The part's mask (H, W), with the figures that lie on it filled in; those in its own hole are not."""
+    """Return the part's mask (H, W), with the figures that lie on it filled in; those in its own hole are not."""
     own = part.mask
     for child in children:
         rim = _rim(child.filled)
@@ -238,7 +237,7 @@ def _silhouette(part: _Part, children: list[_Part]) -> np.ndarray:
 
 
 def _is_fringe(part: _Part, larger: list[_Part], lab: np.ndarray, tones: np.ndarray, score: float) -> bool:
-    """Whether an area is thin and of no shape, or a darker strip of the background or of a figure that it touches."""
+    """Return whether an area is thin and of no shape, or a darker strip of a background or figure that it touches."""
     thickness = ndimage.distance_transform_edt(part.mask).max()
     if (score > 0.8 and part.label != _GRAY) or thickness > 5:
         return False
@@ -256,7 +255,7 @@ def _is_fringe(part: _Part, larger: list[_Part], lab: np.ndarray, tones: np.ndar
 
 
 def read_picture(array: np.ndarray) -> Reading:
-    """Finds the figures of a picture.
+    """Find the figures of a picture.
 
     Args:
         array: sRGB bytes (H, W, 3), any size.
@@ -277,7 +276,7 @@ def read_picture(array: np.ndarray) -> Reading:
     place: dict[int, int] = {}
     for index, part in enumerate(parts):
         if part.see_through or COLORS[part.label - 1] == reading.background:
-            continue  # nothing is drawn in the background's own color
+            continue  # no figure has the background's own color
         own = _silhouette(part, [child for child in parts if child.holder == index and not child.see_through])
         guess = classify_shape(own)
         if _is_fringe(part, parts[:index], lab, tones, guess.score):

@@ -1,6 +1,6 @@
-"""Reads what a prompt of the drawn world asks for: groups of figures, relations, places and the background.
+"""Read what a prompt for a picture asks for: groups of figures, relations, places and the background.
 
-Owns the grammar, which works on words only (no text encoder, no captions module). Words it does not know are skipped.
+The grammar works on words only. Words that are not known are skipped.
 """
 
 import re
@@ -23,7 +23,7 @@ class AskedGroup:
 
 @dataclass(frozen=True)
 class Request:
-    """What a prompt asks for; relations are (subject group, relation, object group), background "" when unsaid."""
+    """What a prompt asks for; relations are (subject group, relation, object group), background "" when not given."""
 
     groups: tuple[AskedGroup, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
@@ -132,7 +132,7 @@ _PLACE_RELATION = {"center": "inside", "left": "left of", "right": "right of", "
 
 
 def read_tokens(text: str, phrases: dict[tuple[str, ...], Token] = PHRASES) -> list[Token]:
-    """Known phrases of a text, longest first, as (kind, value)."""
+    """Return the known phrases of a text, longest first, as (kind, value)."""
     longest = max(map(len, phrases))
     words = re.findall(r"[a-z0-9]+|[,.;]", text.lower())
     found: list[Token] = []
@@ -151,7 +151,7 @@ def read_tokens(text: str, phrases: dict[tuple[str, ...], Token] = PHRASES) -> l
 
 
 def _background_span(kinds: list[str]) -> tuple[int, int] | None:
-    """Where the background's color and pattern stand: "plain white background", "background is white with dots"."""
+    """Return where the background stands: "plain white background", "background is white with dots"."""
     if "BACKGROUND" not in kinds:
         for start in (at for at, kind in enumerate(kinds) if kind == "ON"):
             # "on striped white" at the end of a clause; "on white squares" is not a background
@@ -178,16 +178,16 @@ def _background_span(kinds: list[str]) -> tuple[int, int] | None:
 
 
 def take_background(tokens: list[Token]) -> tuple[str, str, list[Token]]:
-    """The background's color and pattern, "" where unsaid, and the tokens without it."""
+    """Return the background's color and pattern, "" where not given, and the tokens without it."""
     span = _background_span([kind for kind, _ in tokens])
     if span is None:
         return "", "", tokens
-    said = {kind: str(value) for kind, value in tokens[span[0] : span[1]]}
-    return said.get("COLOR", ""), said.get("PATTERN", ""), tokens[: span[0]] + tokens[span[1] :]
+    given = {kind: str(value) for kind, value in tokens[span[0] : span[1]]}
+    return given.get("COLOR", ""), given.get("PATTERN", ""), tokens[: span[0]] + tokens[span[1] :]
 
 
 def noun_phrase(tokens: list[Token], at: int) -> tuple[AskedGroup, bool, int] | None:
-    """A figure's words at a position: (what is asked, whether "the" stands before it, position behind it)."""
+    """Return a figure's words at a position: (what is asked, whether "the" stands before it, position behind it)."""
     definite, count, size, color, adjectives = False, 0, "", "", 0
     if at < len(tokens) and tokens[at][0] == "THE":
         definite, at = True, at + 1
@@ -209,7 +209,7 @@ def noun_phrase(tokens: list[Token], at: int) -> tuple[AskedGroup, bool, int] | 
 
 
 class _Reader:
-    """Walks over the tokens of a prompt; the last figure named is the subject of the next relation."""
+    """Goes over the tokens of a prompt; the last figure named is the subject of the next relation."""
 
     def __init__(self) -> None:
         self.groups: list[AskedGroup] = []
@@ -220,14 +220,14 @@ class _Reader:
         self.front: tuple[str, int] | None = None  # relation and object whose subject is still to come
 
     def relate(self, subject: int, relation: str, other: int) -> None:
-        """Notes a relation once; "around" is "inside" seen from the other side."""
+        """Note a relation once; "around" is "inside" from the other side."""
         if relation == "around":
             subject, relation, other = other, "inside", subject
         if subject != other and (subject, relation, other) not in self.relations:
             self.relations.append((subject, relation, other))
 
     def figure(self, asked: AskedGroup, definite: bool) -> None:
-        """Takes a figure: a new one, or one that was named before ("the ring", "the blue one")."""
+        """Take a figure: a new one, or one that was named before ("the ring", "the blue one")."""
         known = [
             index
             for index, group in enumerate(self.groups)
@@ -251,7 +251,7 @@ class _Reader:
         self.last = index
 
     def pronoun(self) -> None:
-        """Takes "it" or "them" as the object of the relation before it."""
+        """Take "it" or "them" as the object of the relation before it."""
         if self.waiting is not None and self.waiting[0] is not None:
             subject, relation = self.waiting
             others = [index for index in (self.owner, 0) if index is not None and index != subject]
@@ -260,7 +260,7 @@ class _Reader:
         self.waiting = None
 
     def place(self, place: str) -> None:
-        """Takes "in the middle": a relation behind "with" ("a ring with a star in the middle"), else a place."""
+        """Take "in the middle": a relation behind "with" ("a ring with a star in the middle"), else a place."""
         if self.last is None:
             return
         if self.owner is not None and self.owner != self.last and place in _PLACE_RELATION:
@@ -269,13 +269,13 @@ class _Reader:
             self.groups[self.last] = replace(self.groups[self.last], place=place)
 
     def stop(self) -> None:
-        """Ends a clause: a relation without object belongs to the figure before "with" ("... with a star inside")."""
+        """End a clause: a relation without object belongs to the figure before "with" ("... with a star inside")."""
         if self.waiting is not None and self.owner is not None and self.waiting[0] is not None:
             self.relate(self.waiting[0], self.waiting[1], self.owner)
         self.waiting = None
 
     def read(self, tokens: list[Token]) -> None:
-        """Takes all tokens of a prompt without its background."""
+        """Take all tokens of a prompt without its background."""
         at = 0
         while at < len(tokens):
             phrase = noun_phrase(tokens, at)
@@ -289,7 +289,7 @@ class _Reader:
         self.stop()
 
     def word(self, kind: str, value: str, tokens: list[Token], behind: int) -> None:
-        """Takes one token that is not part of a figure's words; `behind` is the position after it."""
+        """Take one token that is not part of a figure's words; `behind` is the position after it."""
         if kind == "RELATION" or (kind == "IN" and noun_phrase(tokens, behind) is not None):
             self.waiting = (self.last, value or "inside")
         elif kind == "COLOR" and self.last is not None and not self.groups[self.last].color:
@@ -308,13 +308,13 @@ class _Reader:
 
 
 def read_prompt(text: str) -> Request:
-    """Reads a prompt.
+    """Read a prompt.
 
     Args:
         text: words such as "two small green stars above a purple ring, white background".
 
     Returns:
-        What the prompt asks for; only what it says.
+        What the prompt asks for.
 
     Raises:
         ValueError: no word of the prompt names a figure.

@@ -1,6 +1,5 @@
-"""Names the shape of a silhouette by comparing it with silhouettes drawn here.
+"""Name the shape of a silhouette by comparing it with templates of the verifier's own.
 
-Owns the verifier's own idea of the eight shapes; knows nothing of colors, captions or the renderer.
 Every silhouette is moved to its centroid and scaled to unit area, so position and size do not matter.
 """
 
@@ -13,7 +12,7 @@ from scipy import ndimage
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "crescent")
 GRID = 44  # samples per side of the normalized silhouette
 EXTENT = 1.3  # half side of the normalized silhouette, in units of sqrt(area)
-_FINE = 220  # samples per side of the drawings that the templates are made from
+_FINE = 220  # samples per side of the silhouettes that the templates are made from
 # Least score that a silhouette needs to be called a shape at all; thin shapes overlap less when a little off.
 _LEAST = {"ring": 0.45, "crescent": 0.5}
 _LEAST_OTHERS = 0.65
@@ -39,7 +38,7 @@ class ShapeGuess:
 
 
 def _polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Even-odd test of points (H, W) against a closed polygon (K, 2)."""
+    """Test points (H, W) against a closed polygon (K, 2) by the even-odd rule."""
     inside = np.zeros(x.shape, dtype=bool)
     for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         if ay == by:
@@ -61,7 +60,7 @@ def _heart_curve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _heart_lobes(x: np.ndarray, y: np.ndarray, lobe: float) -> np.ndarray:
-    """Two round lobes over a point: the heart as children cut it from paper."""
+    """Return two round lobes over a point: the heart as children cut it from paper."""
     lobes = (np.abs(x) - lobe) ** 2 + (y + 0.35) ** 2 < lobe * lobe
     depth = np.clip((y + 0.2) / 1.1, 0, 1)
     return lobes | ((y > -0.35) & (y < 0.9) & (np.abs(x) < 2 * lobe * (1 - depth) * 0.99))
@@ -71,8 +70,8 @@ def _crescent(x: np.ndarray, y: np.ndarray, bite: float, shift: float, side: int
     return (x * x + y * y < 1) & ((x - side * shift) ** 2 + y * y > bite * bite)
 
 
-def _drawings(x: np.ndarray, y: np.ndarray) -> list[tuple[str, bool, np.ndarray]]:
-    """All template silhouettes (name, whether tilting changes it, mask (H, W)) within the unit circle."""
+def _silhouettes(x: np.ndarray, y: np.ndarray) -> list[tuple[str, bool, np.ndarray]]:
+    """Return all template silhouettes (name, whether tilting changes it, mask (H, W)) within the unit circle."""
     radius2 = x * x + y * y
     found = [("circle", False, radius2 < 1)]
     found.append(("square", True, np.maximum(abs(x), abs(y)) < 0.9))
@@ -96,7 +95,7 @@ def _drawings(x: np.ndarray, y: np.ndarray) -> list[tuple[str, bool, np.ndarray]
 
 
 def normalize(mask: np.ndarray) -> np.ndarray:
-    """Moves a silhouette to its centroid and scales it to unit area.
+    """Move a silhouette to its centroid and scale it to unit area.
 
     Args:
         mask: coverage (H, W), bool or float in 0..1, with some coverage.
@@ -124,7 +123,7 @@ def normalize(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _templates() -> tuple[np.ndarray, tuple[str, ...]]:
-    """Template silhouettes (T, GRID * GRID) and their names."""
+    """Return template silhouettes (T, GRID * GRID) and their names."""
     axis = (np.arange(_FINE) + 0.5) / _FINE * 3 - 1.5
     stack, names = [], []
     base_x, base_y = np.meshgrid(axis, axis)
@@ -133,7 +132,7 @@ def _templates() -> tuple[np.ndarray, tuple[str, ...]]:
         turn = np.deg2rad(tilt)
         x = base_x * np.cos(turn) + base_y * np.sin(turn)
         y = base_y * np.cos(turn) - base_x * np.sin(turn)
-        for name, tilts, mask in _drawings(x, y):
+        for name, tilts, mask in _silhouettes(x, y):
             if tilt and not tilts:
                 continue
             blunt = ndimage.gaussian_filter(mask.astype(np.float32), _BLUNT * unit) > 0.5
@@ -143,7 +142,7 @@ def _templates() -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def classify_shape(mask: np.ndarray) -> ShapeGuess:
-    """Names the shape of a silhouette.
+    """Name the shape of a silhouette.
 
     Args:
         mask: coverage (H, W), bool or float in 0..1.

@@ -1,7 +1,4 @@
-"""Judges what a picture shows against what was asked for.
-
-Owns the rules of right and wrong; gets readings and requests, never pixels.
-"""
+"""Compare what a picture shows with what was asked for: readings and requests, no pixels."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,17 +10,15 @@ from scipy.optimize import linear_sum_assignment
 from scripts.verifiers.pictures.figures import Figure, Reading
 from scripts.verifiers.pictures.prompt import AskedGroup, Request, read_prompt
 
-SMALL_BELOW = (
-    0.143  # radius, fraction of the picture side; drawn: small 0.11 (up to 0.14 inside another), medium 0.155
-)
-LARGE_ABOVE = 0.182  # drawn: large 0.21
+SMALL_BELOW = 0.143  # radius, fraction of the picture side; true: small 0.11 (up to 0.14 inside another), medium 0.155
+LARGE_ABOVE = 0.182  # true: large 0.21
 
 
 @dataclass(frozen=True)
 class ObjectVerdict:
     """One figure that was asked for: its group, the figure found for it (None: none), and what is right about it.
 
-    size_right is None when the prompt says no size.
+    size_right is None when the prompt gives no size.
     """
 
     group: int
@@ -47,7 +42,7 @@ class RelationVerdict:
 
 @dataclass(frozen=True)
 class PictureVerdict:
-    """Everything that was asked for and whether the picture shows it; None where the prompt says nothing.
+    """Everything that was asked for and whether the picture shows it; None where the prompt gives nothing.
 
     Attributes:
         objects: one per figure asked for.
@@ -56,7 +51,7 @@ class PictureVerdict:
         relations: one per relation.
         background_right, pattern_right: color word and pattern of the background.
         places_right: "in the top left corner" and the like.
-        wrong: one line per thing that is wrong.
+        wrong: one line per mistake.
     """
 
     objects: tuple[ObjectVerdict, ...]
@@ -75,22 +70,22 @@ class PictureVerdict:
 
 
 def request_of_scene(scene: Any, caption: str | None = None) -> Request:
-    """What a scene asks for; with a caption, background and pattern only as far as the caption says them.
+    """Return what a scene asks for; with a caption, background and pattern only as far as the caption gives them.
 
     Args:
-        scene: a scene of the drawn world, with groups (shape, color, size, things), relations, background, pattern.
+        scene: a scene of shapes, with groups (shape, color, size, placements), relations, background, pattern.
         caption: words that describe it, None for all that the scene has.
     """
     groups = tuple(AskedGroup(len(group.placements), group.size, group.color, group.shape) for group in scene.groups)
     if caption is None:
         return Request(groups, tuple(scene.relations), scene.background, scene.pattern)
-    said = read_prompt(caption)
-    background = scene.background if said.background else ""
-    return Request(groups, tuple(scene.relations), background, scene.pattern if said.pattern else "")
+    given = read_prompt(caption)
+    background = scene.background if given.background else ""
+    return Request(groups, tuple(scene.relations), background, scene.pattern if given.pattern else "")
 
 
 def _match(figures: list[Figure], wanted: list[AskedGroup]) -> dict[int, int]:
-    """Best matching of the figures asked for to the figures found: index of `wanted` -> index of `figures`."""
+    """Match the figures asked for to the figures found best: index of `wanted` -> index of `figures`."""
     if not figures or not wanted:
         return {}
     cost = np.zeros((len(wanted), len(figures)))
@@ -111,7 +106,7 @@ def _size_right(asked: AskedGroup, figure: Figure) -> bool | None:
 
 
 def _stands(relation: str, subject: list[int], other: list[int], figures: list[Figure]) -> bool:
-    """Whether all subject figures stand in the relation to all other figures.
+    """Return whether all subject figures stand in the relation to all other figures.
 
     Beside and above go by centroids: those of the groups are further apart along the asked direction than across it,
     and every figure of one group lies on its side of every figure of the other. What is inside is not beside.
@@ -133,7 +128,7 @@ def _stands(relation: str, subject: list[int], other: list[int], figures: list[F
 
 
 def _place_right(place: str, figure: Figure) -> bool:
-    """Whether a figure lies in the named part of the picture: "top", "bottom_left", "center"."""
+    """Return whether a figure lies in the named part of the picture: "top", "bottom_left", "center"."""
     if place == "center":
         return abs(figure.x - 0.5) < 0.17 and abs(figure.y - 0.5) < 0.17
     limits = {"left": figure.x < 0.45, "right": figure.x > 0.55, "top": figure.y < 0.45, "bottom": figure.y > 0.55}
@@ -193,14 +188,14 @@ def _judge_relations(
 
 
 def verify_picture(reading: Reading, scene: Any) -> PictureVerdict:
-    """Compares a reading with what was asked for.
+    """Compare a reading with what was asked for.
 
     Args:
         reading: what the picture shows.
-        scene: a `Request`, or a scene of the drawn world (then everything the scene has is asked for).
+        scene: a `Request`, or a scene of shapes (then everything the scene has is asked for).
 
     Returns:
-        The verdict, with one line per thing that is wrong.
+        The verdict, with one line per mistake.
     """
     request = scene if isinstance(scene, Request) else request_of_scene(scene)
     figures = reading.figures

@@ -1,4 +1,4 @@
-"""Requests that a picture does not fulfil, to see whether the verifier notices."""
+"""Requests that a picture does not fulfill, to check whether the verifier notices."""
 
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
-"""Finds the one object of the solid world that explains all views of a picture series best.
+"""Find the one object of solids that explains all views best.
 
-Owns the search: solids, size and camera height by silhouettes, then the mark by colors. Uses the renderer, never the
-captions. n views are read at SIDE pixels a side; pictures are (n, SIDE, SIDE, 3), colors bytes, elevations degrees.
+Silhouettes give solids, size and camera height, then colors the mark. The search uses the renderer, not the captions.
+n views are read at SIDE pixels a side; pictures are (n, SIDE, SIDE, 3), colors bytes, elevations degrees.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ class Views:
 
 
 def read_views(views: np.ndarray) -> Views:
-    """Cuts the object out of views (n, H, W, 3): what is neither background nor background in shadow.
+    """Cut the object out of views (n, H, W, 3): what is neither background nor background in shadow.
 
     Raises:
         ValueError: the views are not square pictures of bytes.
@@ -76,7 +76,7 @@ def read_views(views: np.ndarray) -> Views:
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union (...) of masks (..., H, W); 0 where both are empty."""
+    """Return the intersection over union (...) of masks (..., H, W); 0 where both are empty."""
     both, either = (first & second).sum((-1, -2)), (first | second).sum((-1, -2))
     return both / np.maximum(either, 1)
 
@@ -89,19 +89,19 @@ def _object(kind: Kind, elevation: float, scale: float) -> SolidObject:
 
 
 def _silhouettes(obj: SolidObject, count: int) -> np.ndarray:
-    """Masks (count, SIDE, SIDE) of an object."""
+    """Return masks (count, SIDE, SIDE) of an object."""
     surface = trace(obj, azimuths(count), *pixel_centers(SIDE), shadow=False)
     return (surface.color >= 0).reshape(count, SIDE, SIDE)
 
 
 @lru_cache(maxsize=128)
 def _first_silhouettes(kind: Kind, count: int) -> np.ndarray:
-    """Masks (elevations * scales, count, SIDE, SIDE) where the search for a kind of object starts."""
+    """Return masks (elevations * scales, count, SIDE, SIDE) where the search for a kind of object starts."""
     return np.stack([_silhouettes(_object(kind, e, s), count) for e in _ELEVATIONS for s in _SCALES])
 
 
 def _rivals(kind: Kind) -> Iterator[Kind]:
-    """The kind that was asked for, and others that differ in one solid or lack one."""
+    """Yield the kind that was asked for, and others that differ in one solid or lack one."""
     solids, relation = kind
     yield kind
     if not relation:
@@ -118,7 +118,7 @@ def _rivals(kind: Kind) -> Iterator[Kind]:
 
 
 def _first_guess(kind: Kind, views: Views) -> tuple[float, float, float]:
-    """(mean overlap, elevation, scale) of the best place to start from."""
+    """Return (mean overlap, elevation, scale) of the best place to start from."""
     found = overlap(_first_silhouettes(kind, len(views.masks)), views.masks).mean(1)
     row, column = divmod(int(found.argmax()), len(_SCALES))
     return float(found.max()), _ELEVATIONS[row], _SCALES[column]
@@ -127,7 +127,7 @@ def _first_guess(kind: Kind, views: Views) -> tuple[float, float, float]:
 def _climb(
     score: Callable[[float, float], float], elevation: float, scale: float, ways: tuple[tuple[int, int], ...]
 ) -> tuple[float, float, float]:
-    """(best score, elevation, scale) by ever smaller steps in these ways."""
+    """Return (best score, elevation, scale) by ever smaller steps in these ways."""
     best = score(elevation, scale)
     for rise, growth in _STEPS:
         for up, out in ways:
@@ -141,7 +141,7 @@ def _climb(
 
 
 def _climb_by_silhouettes(kind: Kind, views: Views) -> tuple[float, float]:
-    """(elevation, scale) at which the silhouettes overlap best."""
+    """Return (elevation, scale) at which the silhouettes overlap best."""
 
     def score(elevation: float, scale: float) -> float:
         masks = _silhouettes(_object(kind, elevation, scale), len(views.masks))
@@ -151,7 +151,7 @@ def _climb_by_silhouettes(kind: Kind, views: Views) -> tuple[float, float]:
 
 
 def _climb_by_colors(obj: SolidObject, views: Views) -> tuple[float, SolidObject]:
-    """(error, object) at the elevation that explains the colors best: round solids look alike from any height."""
+    """Return (error, object) at the elevation that explains the colors best: silhouettes may not tell it."""
 
     def score(elevation: float, scale: float) -> float:
         return -_tones(replace(obj, elevation=elevation), views)[1]
@@ -161,7 +161,7 @@ def _climb_by_colors(obj: SolidObject, views: Views) -> tuple[float, SolidObject
 
 
 def predict(obj: SolidObject, tones: np.ndarray, ground: np.ndarray, count: int) -> np.ndarray:
-    """Views (count, SIDE, SIDE, 3), float32, of an object in these tones (2 * parts, 3) on a ground (3,)."""
+    """Render views (count, SIDE, SIDE, 3), float32, of an object in tones (2 * parts, 3) on a ground (3,)."""
     surface = trace(obj, azimuths(count), *pixel_centers(SIDE))
     colors = np.concatenate([tones, ground[None]])[surface.color]
     views = colors * surface.light[..., None] + 14 * surface.gloss[..., None]
@@ -170,7 +170,7 @@ def predict(obj: SolidObject, tones: np.ndarray, ground: np.ndarray, count: int)
 
 
 def _tones(obj: SolidObject, views: Views) -> tuple[np.ndarray, float]:
-    """Colors (2 * parts, 3) in full light that explain the views best, and the error that they leave.
+    """Return colors (2 * parts, 3) in full light that explain the views best, and the error that they leave.
 
     Pixels of a blurred view mix colors, so that a narrow stripe shows in none of them as it is: the colors are the
     least-squares solution for all pixels of the object, each a mixture of blurred areas.
@@ -191,7 +191,7 @@ def _tones(obj: SolidObject, views: Views) -> tuple[np.ndarray, float]:
 
 
 def _marks(obj: SolidObject) -> Iterator[SolidObject]:
-    """The object without a mark, and with each mark on each part."""
+    """Yield the object without a mark, and with each mark on each part."""
     yield obj
     for index, part in enumerate(obj.parts):
         for mark in ("stripe", "dot"):
@@ -201,19 +201,19 @@ def _marks(obj: SolidObject) -> Iterator[SolidObject]:
 
 
 def lab_of(tones: np.ndarray) -> np.ndarray:
-    """CIELAB (..., 3) of colors (..., 3) in bytes or beyond."""
+    """Return CIELAB (..., 3) of colors (..., 3) in bytes or beyond."""
     return to_lab(np.clip(tones, 0, 255).round().astype(np.uint8))
 
 
 def _word(tone: np.ndarray) -> str:
-    """Color word of a solid; gray is white or black in wrong light."""
+    """Return the color word of a solid; gray is white or black in wrong light."""
     lab = lab_of(tone)
     word = color_word(lab)
     return word if word != "gray" else "white" if lab[0] > 50 else "black"
 
 
 def _named(obj: SolidObject, tones: np.ndarray) -> SolidObject:
-    """The object with color words; a mark that cannot be told from its solid is none."""
+    """Return the object with color words; a mark in the color of its solid is none."""
     parts = []
     for part, own, other in zip(obj.parts, tones[::2], tones[1::2], strict=True):
         plain = not part.mark or np.linalg.norm(lab_of(own) - lab_of(other)) < _SAME
@@ -229,7 +229,7 @@ def _named(obj: SolidObject, tones: np.ndarray) -> SolidObject:
 
 
 def fit_views(views: Views, kind: Kind) -> Fit:
-    """The object that explains all views best, among the kind that is asked for and its rivals.
+    """Return the object that explains all views best, among the kind that is asked for and its rivals.
 
     Args:
         views: from `read_views`.

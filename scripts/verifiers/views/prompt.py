@@ -1,6 +1,6 @@
-"""Reads what a prompt for views asks for: solids, their marks, how they stand, the camera's height, the background.
+"""Read what a prompt for views asks for: solids, their marks, how they stand, the camera's height, the background.
 
-Owns the grammar of solids, on top of the words for colors and backgrounds in `prompt.py`. Unknown words are skipped.
+The grammar of solids, on top of the words of `pictures.prompt`. Words that are not known are skipped.
 """
 
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ _ALL: dict[tuple[str, ...], Token] = {
 
 
 def read_views_prompt(text: str) -> ViewsRequest:
-    """Reads a prompt such as "a red ball with a white stripe on a blue cube, seen from above".
+    """Read a prompt such as "a red ball with a white stripe on a blue cube, seen from above".
 
     Raises:
         ValueError: no word of the prompt names a solid, or more than two do.

@@ -1,4 +1,4 @@
-"""Judges views of an object against their prompt: one object has to explain all of them, each from its own side."""
+"""Compare views of an object with their prompt: one object has to explain all of them, each from its own side."""
 
 from dataclasses import dataclass
 
@@ -24,8 +24,8 @@ class ViewsVerdict:
     Attributes:
         solids, colors, marks: for each part that was asked for; a mark is right in kind, color and place.
         relation: the parts stand as asked.
-        view: the camera's height is as asked, None when unsaid.
-        background: its color is as asked, None when unsaid.
+        view: the camera's height is as asked, None when not given.
+        background: its color is as asked, None when not given.
         overlaps: of the silhouettes of one object with those of the views, for each view.
         azimuths: best azimuth of each view, degrees.
         one_object: no view leaves far more unexplained than the others do.
@@ -50,7 +50,7 @@ class ViewsVerdict:
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """One line per thing that is wrong."""
+        """One line per mistake."""
         parts = {"solid": self.solids, "colour": self.colors, "mark": self.marks}
         wrong = [f"{name} wrong" for name, answers in parts.items() if not all(answers)]
         whole = {"relation": self.relation, "camera": self.view, "background": self.background}
@@ -64,14 +64,14 @@ class ViewsVerdict:
 
 
 def _errors(fit: Fit, views: Views) -> np.ndarray:
-    """Mean difference of a byte (n, TURNS) between each view and the fitted object from each azimuth."""
+    """Return the mean difference of a byte (n, TURNS) between each view and the fitted object from each azimuth."""
     ground = np.median(views.grounds, axis=0)
-    drawn = predict(fit.obj, fit.tones, ground, TURNS)
-    return np.stack([abs(drawn - view).mean((1, 2, 3)) for view in views.pictures])
+    rendered = predict(fit.obj, fit.tones, ground, TURNS)
+    return np.stack([abs(rendered - view).mean((1, 2, 3)) for view in views.pictures])
 
 
 def _in_order(errors: np.ndarray) -> bool:
-    """Whether the views' azimuths grow by 360 / n from view to view, beginning at 0.
+    """Return whether the views' azimuths grow by 360 / n from view to view, beginning at 0.
 
     A view is off when an azimuth further than TOLERANCE from its own explains it clearly better; views from which the
     mark cannot be seen may look alike. None may be off, and at least half must be nearest to their own azimuth.
@@ -84,7 +84,7 @@ def _in_order(errors: np.ndarray) -> bool:
 
 
 def verify_views(request: ViewsRequest, pictures: np.ndarray) -> ViewsVerdict:
-    """Compares what a prompt asks for with views of bytes (n, S, S, 3), view i from azimuth i * 360 / n."""
+    """Compare what a prompt asks for with views of bytes (n, S, S, 3), view i from azimuth i * 360 / n."""
     views = read_views(pictures)
     fit = fit_views(views, (tuple(part.solid for part in request.parts), request.relation))
     found = fit.obj.parts

@@ -27,8 +27,8 @@ def clips(number: int, held_out: bool | None = False) -> list[Clip]:
 
 
 def outline_at(actor: Actor, time: float) -> np.ndarray:
-    thing = actor.at(time)
-    return placed_outline(actor.shape, thing.x, thing.y, thing.radius, thing.angle)
+    placement = actor.at(time)
+    return placed_outline(actor.shape, placement.x, placement.y, placement.radius, placement.angle)
 
 
 def test_figures_stay_inside_the_picture_and_never_touch():
@@ -64,8 +64,8 @@ def test_every_figure_does_what_its_motion_says():
 
 
 def test_a_color_changes_gradually_and_completely():
-    thing = Placement(0.5, 0.5, 0.2, 0.0)
-    clip = Clip((Actor("square", "red", "", "changes", thing, thing, "blue"),), "white", "plain")
+    placement = Placement(0.5, 0.5, 0.2, 0.0)
+    clip = Clip((Actor("square", "red", "", "changes", placement, placement, "blue"),), "white", "plain")
     frames = render_clip(clip, 64)
     assert frames.shape == (FRAMES, 64, 64, 3) and frames.dtype == np.uint8
     middle = frames[:, 32, 32].astype(float)

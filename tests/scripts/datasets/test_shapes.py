@@ -1,4 +1,4 @@
-"""The drawn world keeps its promises: geometry, held-out combinations, wording and colors."""
+"""The shapes data set keeps its promises: geometry, held-out combinations, wording and colors."""
 
 import time
 from collections import Counter
@@ -45,9 +45,9 @@ def descriptions(scenes: list[Scene]) -> list[tuple[Scene, str, str, str]]:
     return [(scene, *describe_with_form(scene, rng)) for scene in scenes]
 
 
-def _edge(shape: str, thing: Placement) -> np.ndarray:
+def _edge(shape: str, placement: Placement) -> np.ndarray:
     """Points (n, 2) along the whole edge of a figure, close enough for distances."""
-    points = placed_outline(shape, thing.x, thing.y, thing.radius, thing.angle)
+    points = placed_outline(shape, placement.x, placement.y, placement.radius, placement.angle)
     steps = np.arange(max(1, 96 // len(points))) / max(1, 96 // len(points))
     following = np.roll(points, -1, axis=0)
     return (points[:, None] + (following - points)[:, None] * steps[:, None]).reshape(-1, 2)
@@ -75,8 +75,8 @@ def _inside_pairs(scene: Scene) -> set[tuple[int, int]]:
 def test_every_figure_keeps_its_margin_to_the_border(scenes):
     for scene in scenes:
         for group in scene.groups:
-            for thing in group.placements:
-                edge = _edge(group.shape, thing)
+            for placement in group.placements:
+                edge = _edge(group.shape, placement)
                 assert edge.min() >= 0.02 - 1e-6 and edge.max() <= 0.98 + 1e-6, (scene, group)
 
 
@@ -98,9 +98,9 @@ def test_an_inner_figure_lies_fully_inside_its_container(scenes):
             seen[outer.shape] += 1
             (hull,) = outer.placements
             assert outer.shape in CONTAINERS and 0.339 <= hull.radius <= 0.401
-            for thing in inner.placements:
-                edge = _edge(inner.shape, thing)
-                assert 0.1 <= thing.radius <= 0.15
+            for placement in inner.placements:
+                edge = _edge(inner.shape, placement)
+                assert 0.1 <= placement.radius <= 0.15
                 assert _surrounds(placed_outline(outer.shape, hull.x, hull.y, hull.radius, hull.angle), edge), scene
                 if outer.shape == "ring":
                     far = np.linalg.norm(edge - np.array([hull.x, hull.y]), axis=1).max()
@@ -132,9 +132,9 @@ def test_sizes_counts_tilts_and_colors_follow_the_rules(scenes):
         inside = {index for pair in _inside_pairs(scene) for index in pair}
         for index, group in enumerate(scene.groups):
             assert 1 <= len(group.placements) <= 4
-            assert all(abs(thing.angle) <= 8 for thing in group.placements)
+            assert all(abs(placement.angle) <= 8 for placement in group.placements)
             if index not in inside:
-                assert all(abs(thing.radius / RADII[group.size] - 1) <= 0.0601 for thing in group.placements)
+                assert all(abs(placement.radius / RADII[group.size] - 1) <= 0.0601 for placement in group.placements)
             for tone in (BACKGROUND_RGB[scene.background], second_tone(scene.background)):
                 assert distance(FIGURE_RGB[group.color], tone) > 30
 

@@ -1,4 +1,4 @@
-"""Solids: views turn as they should, colors and captions are those of the world, held-out objects are kept apart."""
+"""Solids: views turn as they should, colors and captions are the data set's, held-out objects are kept apart."""
 
 from dataclasses import replace
 
