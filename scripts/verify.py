@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from scripts.evaluation.options import add_sampling_options, make_parser
 from scripts.evaluation.report import strip, table, write_results, write_sheets
 from scripts.verifiers.pictures.prompt import read_prompt
 from scripts.verifiers.registry import VERIFIERS, Verifier
@@ -121,11 +122,9 @@ def as_json(value: Any) -> dict[str, Any]:
     return asdict(value, dict_factory=entry)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.verify", description="Verify pictures, clips and views by their pixels."
-    )
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options, with the defaults of the verifier; exit where one is bad."""
+    parser = make_parser("scripts.verify", __doc__)
     add = parser.add_argument
     add("world", nargs="?", choices=tuple(VERIFIERS), default="pictures", metavar="DATA_SET",
         help="pictures (default) and clips of shapes, or views of solids")  # fmt: skip
@@ -137,45 +136,43 @@ def make_parser() -> argparse.ArgumentParser:
     add("--prompts", type=int, help="held-out prompts for --model (default 500 pictures, 300 clips, 200 views)")
     add("--length", type=int, help="pictures of a clip or of views (default 17 frames, 8 views)")
     add("--size", type=int, help="pixels a side (default: pictures as the model has them, else 128)")
-    add("--seed", type=int, default=0, help="seed of scenes, captions and noise (default 0)")
-    add("--steps", type=int, default=30, help="denoising steps (default 30)")
-    add("--guidance", type=float, default=4.0, help="guidance scale (default 4)")
+    add_sampling_options(parser, seed=0, steps=30, guidance=4.0)
     add("--batch", type=int, help="samples generated at a time (default 25 pictures, 10 clips or views)")
     add("--device", help="torch device (default cuda where there is one, else cpu)")
     add("--sheets", type=int, help="sheets of the first samples (default 4 of 30 pictures, 2 of 20 clips or views)")
     add("--output", default="verify_output", help="folder for --model (default verify_output)")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    parser = make_parser()
     args = parser.parse_args(arguments)
-    verifier = VERIFIERS[args.world]
     for name, low in LEAST.items():
         value = getattr(args, name)
         if value is not None and value < low:
             parser.error(f"--{name.replace('_', '-')}={value} is less than {low}; nearest: {low}.")
+    if args.picture and not args.prompt:
+        parser.error("--picture is given without --prompt; name what it should show.")
+    if args.world != "pictures" and args.picture:
+        parser.error(f"--picture is a picture of shapes; {args.world} cannot be read from one file.")
+    if args.world == "pictures" and args.length is not None:
+        parser.error("--length is for clips and views; a picture has none.")
+    verifier = VERIFIERS[args.world]
     defaults = {"prompts": verifier.prompts, "batch": verifier.batch, "sheets": verifier.sheets}
     if args.world != "pictures":
         defaults |= {"length": verifier.data_set.length, "size": verifier.size}
     for name, default in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    args = parse(arguments)
     try:
-        if args.world == "pictures" and args.length is not None:
-            raise ValueError("--length is for clips and views; a picture has none.")
-        if args.world != "pictures" and args.picture:
-            raise ValueError(f"--picture is a picture of shapes; {args.world} cannot be read from one file.")
-        if args.check_truth:
-            return check_truth(verifier, args)
-        if args.model:
-            return check_model(verifier, args)
-        if not args.prompt:
-            raise ValueError("--picture is given without --prompt; say what it should show.")
-        return check_picture(args.picture, args.prompt)
+        if args.picture:
+            return check_picture(args.picture, args.prompt)
+        check = check_truth if args.check_truth else check_model
+        return check(VERIFIERS[args.world], args)
     except ValueError as error:
-        parser.error(str(error))
+        sys.stderr.write(f"python -m scripts.verify: error: {error}\n")
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ MAY_IMPORT = {
     ),
     # Data sets and verifiers know neither each other nor the model: a verifier shares no code with what it verifies.
     # They meet in the registry of the verifiers, where true samples check them.
-    "scripts/datasets/": ("numpy", "PIL", "scripts.datasets."),
+    "scripts/datasets/": ("numpy", "einops", "PIL", "scripts.datasets."),
     "scripts/evaluation/": ("torch", "numpy", "einops", "PIL", "ptdit_diffusers.", "scripts.evaluation."),
     "scripts/verifiers/": ("numpy", "scipy", "einops", "PIL", "scripts.verifiers."),
     "scripts/verifiers/registry.py": ("numpy", "scripts.verifiers.", "scripts.datasets."),
@@ -161,6 +161,7 @@ MAY_IMPORT = {
     "scripts/verifiers/views/": (
         "numpy",
         "scipy",
+        "einops",
         "PIL",
         "scripts.verifiers.",
         "scripts.datasets.solids.objects",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -288,10 +289,11 @@ _SENTENCE_WORDS = (
 )
 
 
-def _vocabulary() -> tuple[str, ...]:
-    tables = [value for name, value in vars(w).items() if name.isupper()]
-    text = " ".join(strings([*tables, BACKGROUNDS, COLORS, _SENTENCE_WORDS]))
-    return tuple(sorted(set(caption_words(re.sub(r"\{[an]\}", " ", text)))))
+def vocabulary(words: ModuleType, *more: object) -> tuple[str, ...]:
+    """Return all words of the tables in a module, and of further strings, in order."""
+    tables = [value for name, value in vars(words).items() if name.isupper()]
+    text = " ".join(strings([*tables, *more]))
+    return tuple(sorted(set(caption_words(re.sub(r"\{[abcn]\}", " ", text)))))
 
 
-VOCABULARY: tuple[str, ...] = _vocabulary()
+VOCABULARY: tuple[str, ...] = vocabulary(w, BACKGROUNDS, COLORS, _SENTENCE_WORDS)

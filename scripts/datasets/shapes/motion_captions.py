@@ -3,7 +3,7 @@
 import numpy as np
 
 from . import motion_words as m
-from .captions import VOCABULARY, Phrase, caption_words, phrase_of, strings, with_background
+from .captions import VOCABULARY, Phrase, phrase_of, vocabulary, with_background
 from .motion import DIRECTIONS, Actor, Clip
 from .scenes import pick
 from .words import COLOR_WORDS
@@ -83,11 +83,4 @@ def describe_clip(clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
     return text, " ; ".join([*clauses, f"background {clip.pattern} {clip.background}"])
 
 
-def _vocabulary() -> tuple[str, ...]:
-    tables = [value for name, value in vars(m).items() if name.isupper()]
-    words = [text.replace("{a}", "").replace("{b}", "").replace("{c}", "") for text in strings(tables)]
-    extra = "that which is and while cross changes"
-    return tuple(sorted({*VOCABULARY, *caption_words(" ".join([*words, extra]))}))
-
-
-CLIP_VOCABULARY: tuple[str, ...] = _vocabulary()
+CLIP_VOCABULARY: tuple[str, ...] = vocabulary(m, VOCABULARY, "that which is and while cross changes")

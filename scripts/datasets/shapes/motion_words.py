@@ -1,5 +1,7 @@
 """The words for motion: what a figure does, after it ("moves right") and as a participle ("moving right")."""
 
+from .words import choices
+
 DIRECTION_WORDS: dict[str, tuple[str, ...]] = {
     "left": ("left", "to the left", "to the left side", "towards the left", "from right to left"),
     "right": ("right", "to the right", "to the right side", "towards the right", "from left to right"),
@@ -53,22 +55,10 @@ CHANGES = (
     ("changes its colour to {c}", "change its colour to {c}", "changing its colour to {c}"),
     ("changes color to {c}", "change color to {c}", "changing color to {c}"),
 )
-CROSSINGS = (
-    "{a} and {b} cross",
-    "{a} and {b} cross each other",
-    "{a} and {b} pass each other",
-    "{a} passes {b}",
-    "{a} crosses {b}",
+CROSSINGS = choices(
+    "{a} and {b} cross|{a} and {b} cross each other|{a} and {b} pass each other|{a} passes {b}|{a} crosses {b}"
 )
-VIDEOS = (
-    "a video of",
-    "a video of",
-    "a clip of",
-    "an animation of",
-    "a short video of",
-    "an animation showing",
-    "video of",
-    "show me",
-    "animate",
-    "make a video of",
+VIDEOS = choices(
+    "a video of|a video of|a clip of|an animation of|a short video of|an animation showing|video of|show me|"
+    "animate|make a video of"
 )

@@ -4,6 +4,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+from einops import reduce
 from PIL import Image, ImageDraw, ImageFilter
 
 from .palette import BACKGROUND_RGB, FIGURE_RGB, second_tone
@@ -32,7 +33,7 @@ def _pattern_mask(pattern: str, size: int) -> np.ndarray:
         mask = (y % 1 < 0.5).astype(np.float32) * np.ones_like(x + y)
     else:
         mask = np.zeros((fine, fine), dtype=np.float32)
-    return mask.reshape(size, SUPERSAMPLE, size, SUPERSAMPLE).mean((1, 3)).astype(np.float32)
+    return reduce(mask, "(h y) (w x) -> h w", "mean", y=SUPERSAMPLE, x=SUPERSAMPLE).astype(np.float32)
 
 
 @lru_cache(maxsize=256)

@@ -1,5 +1,11 @@
 """The words captions are made of: synonyms for everything that a scene can contain."""
 
+
+def choices(texts: str) -> tuple[str, ...]:
+    """Return texts that are separated by "|"; one that is repeated is chosen more often."""
+    return tuple(texts.split("|"))
+
+
 # (singular, plural); the first is the canonical word and the commonest.
 NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
     "circle": (("circle", "circles"), ("disc", "discs"), ("disk", "disks")),
@@ -57,55 +63,17 @@ BARE_RELATION_WORDS: dict[str, tuple[str, ...]] = {
     "inside": ("inside", "in it", "in the middle"),
     "around": ("around it",),
 }
-PICTURES = (
-    "a picture of",
-    "a picture of",
-    "an image of",
-    "a drawing of",
-    "an illustration of",
-    "a painting of",
-    "picture of",
-    "a photo of",
-    "a picture with",
-    "an image with",
-    "a scene with",
-    "an image showing",
+PICTURES = choices(
+    "a picture of|a picture of|an image of|a drawing of|an illustration of|a painting of|picture of|a photo of|"
+    "a picture with|an image with|a scene with|an image showing"
 )
-COMMANDS = (
-    "draw",
-    "draw",
-    "draw",
-    "draw me",
-    "please draw",
-    "paint",
-    "show",
-    "show me",
-    "make",
-    "make me",
-    "create",
-    "generate",
-    "render",
-    "can you draw",
-    "could you please draw",
-    "i want",
-    "i would like",
-    "give me",
-    "create an image of",
-    "generate a picture of",
-    "draw a picture of",
+COMMANDS = choices(
+    "draw|draw|draw|draw me|please draw|paint|show|show me|make|make me|create|generate|render|can you draw|"
+    "could you please draw|i want|i would like|give me|create an image of|generate a picture of|draw a picture of"
 )
-SIGHTS = (
-    "you can see",
-    "we see",
-    "i see",
-    "the picture shows",
-    "the image shows",
-    "this picture shows",
-    "this is",
-    "here is",
-    "the picture has",
-    "the image contains",
-    "look at",
+SIGHTS = choices(
+    "you can see|we see|i see|the picture shows|the image shows|this picture shows|this is|here is|"
+    "the picture has|the image contains|look at"
 )
 VERBS = (
     ("is", "are"),
@@ -143,33 +111,15 @@ PATTERN_NOUNS: dict[str, tuple[str, ...]] = {
     "checkered": ("checks",),
 }
 # {a} is the article with adjectives, {n} the adjectives alone.
-BACKGROUND_TAILS = (
-    " on {a} background",
-    " on {a} background",
-    " on {a} background",
-    " against {a} background",
-    " with {a} background",
-    " in front of {a} background",
-    " on {a} backdrop",
-    " against {a} backdrop",
-    ", {n} background",
-    ", {n} background",
-    ", {n} background",
-    ", {a} background",
-    ", with {a} background",
-    ", the background is {n}",
-    ". the background is {n}",
-    ", background {n}",
-    ", background is {n}",
+BACKGROUND_TAILS = choices(
+    " on {a} background| on {a} background| on {a} background| against {a} background| with {a} background|"
+    " in front of {a} background| on {a} backdrop| against {a} backdrop|, {n} background|, {n} background|"
+    ", {n} background|, {a} background|, with {a} background|, the background is {n}|. the background is {n}|"
+    ", background {n}|, background is {n}"
 )
-BACKGROUND_HEADS = (
-    "on {a} background, ",
-    "on {a} background ",
-    "{n} background, ",
-    "{n} background with ",
-    "{a} background with ",
-    "against {a} background, ",
-    "{a} background and ",
+BACKGROUND_HEADS = choices(
+    "on {a} background, |on {a} background |{n} background, |{n} background with |{a} background with |"
+    "against {a} background, |{a} background and "
 )
 # Words that no caption needs but a user may type; the tokenizer should know them.
 EXTRA_WORDS = (

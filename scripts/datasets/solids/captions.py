@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scripts.datasets.shapes.captions import VOCABULARY, caption_words, strings, with_article, with_background
+from scripts.datasets.shapes.captions import VOCABULARY, vocabulary, with_article, with_background
 from scripts.datasets.shapes.scenes import Scene, pick
 from scripts.datasets.shapes.words import COLOR_WORDS
 
@@ -62,9 +62,4 @@ def describe_object(obj: SolidObject, rng: np.random.Generator) -> tuple[str, st
     return text, f"{clauses} ; background plain {obj.background}"
 
 
-def _vocabulary() -> tuple[str, ...]:
-    tables = [value for name, value in vars(w).items() if name.isupper()]
-    return tuple(sorted({*VOCABULARY, *caption_words(" ".join(strings(tables)))}))
-
-
-VIEW_VOCABULARY: tuple[str, ...] = _vocabulary()
+VIEW_VOCABULARY: tuple[str, ...] = vocabulary(w, VOCABULARY)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from einops import reduce
 
 from scripts.datasets.shapes.palette import BACKGROUND_RGB, FIGURE_RGB
 
@@ -187,7 +188,7 @@ def render_view(obj: SolidObject, azimuth: float, size: int = 128) -> np.ndarray
     finer = [offset[:, None] / size for offset in pixel_centers(1, SAMPLES)]
     rays = (points[edge] + offset for points, offset in zip((across, down), finer, strict=True))
     fine = _paint(obj, trace(obj, [azimuth], *(points.ravel() for points in rays)))[0]
-    picture[edge] = fine.reshape(SAMPLES**2, -1, 3).mean(0)
+    picture[edge] = reduce(fine, "(rays pixels) c -> pixels c", "mean", rays=SAMPLES**2)
     return (picture.reshape(size, size, 3) + 0.5).astype(np.uint8)
 
 

@@ -1,5 +1,7 @@
 """The words of captions of solids, beside those of shapes."""
 
+from scripts.datasets.shapes.words import choices
+
 # The first is the canonical word and the commonest.
 SOLID_WORDS: dict[str, tuple[str, ...]] = {
     "cube": ("cube", "cube", "block"),
@@ -23,20 +25,9 @@ INVERSE_WORDS: dict[str, tuple[str, ...]] = {
     "on": ("under", "below", "underneath"),
     "beside": ("to the right of", "right of"),
 }
-VIEWS = (
-    "a turntable of",
-    "turntable views of",
-    "a turntable view of",
-    "views of",
-    "several views of",
-    "views from all sides of",
-    "a 3d model of",
-    "a 3d model of",
-    "a 3d render of",
-    "3d views of",
-    "show me",
-    "render",
-    "rotate",
+VIEWS = choices(
+    "a turntable of|turntable views of|a turntable view of|views of|several views of|views from all sides of|"
+    "a 3d model of|a 3d model of|a 3d render of|3d views of|show me|render|rotate"
 )
 ELEVATION_WORDS: dict[str, tuple[str, ...]] = {
     "above": ("seen from above", "from above", "viewed from above"),

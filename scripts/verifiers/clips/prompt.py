@@ -5,7 +5,16 @@ The grammar of motion, on top of that of `pictures.prompt`. Words that are not k
 
 from dataclasses import dataclass, replace
 
-from scripts.verifiers.pictures.prompt import PHRASES, AskedGroup, Token, noun_phrase, read_tokens, take_background
+from scripts.verifiers.pictures.prompt import (
+    PHRASES,
+    AskedGroup,
+    Token,
+    by_words,
+    noun_phrase,
+    phrases,
+    read_tokens,
+    take_background,
+)
 from scripts.verifiers.pictures.shapes import SHAPES
 
 
@@ -27,55 +36,45 @@ class ClipRequest:
     pattern: str = ""
 
 
-_ING = {"move": "mov", "slide": "slid", "glide": "glid", "cross": "cross", "rest": "rest", "bounce": "bounc"}
-
-
 def _forms(verb: str) -> tuple[str, str, str]:
     """Return a verb, what one does, and doing it: move, moves, moving."""
-    third = verb + ("es" if verb.endswith(("s", "o")) else "s")
-    return verb, third, _ING.get(verb, verb[:-1] if verb.endswith("e") else verb) + "ing"
+    return verb, verb + ("es" if verb.endswith(("s", "o")) else "s"), verb.removesuffix("e") + "ing"
 
 
-def _every(verbs: str, rest: tuple[str, ...] = ("",)) -> list[str]:
-    return [f"{form} {tail}".strip() for verb in verbs.split() for form in _forms(verb) for tail in rest]
+def _every(verbs: str, tails: str = "") -> str:
+    """Return all forms of verbs, each with each tail; tails and the result are separated by "|"."""
+    return "|".join(
+        f"{form} {tail}".strip() for verb in verbs.split() for form in _forms(verb) for tail in tails.split("|")
+    )
 
 
-_GETS = ["gets", "get", "getting", "becomes", "become", "becoming", "grows", "grow", "growing"]
-_WORDS: dict[str, dict[str, str]] = {
-    "MOVE": dict.fromkeys(_every("move slide glide go travel") + ["travelling", "flies", "flying", "moved"], ""),
-    "WAY": {
-        "from right to left": "left",
-        "from left to right": "right",
-        "from bottom to top": "up",
-        "from top to bottom": "down",
-        "left side": "left",
-        "right side": "right",
-        "left": "left",
-        "right": "right",
-        **dict.fromkeys(("up", "upwards", "upward", "top"), "up"),
-        **dict.fromkeys(("down", "downwards", "downward", "bottom"), "down"),
-    },
-    "DOES": {
-        **dict.fromkeys(_every("rotate spin turn", ("", "around")) + ["spinning", "spinning around"], "rotates"),
-        **dict.fromkeys(
-            _every("grow") + [f"{verb} {size}" for verb in _GETS for size in ("bigger", "larger")], "grows"
-        ),
-        **dict.fromkeys(_every("shrink") + [f"{verb} smaller" for verb in _GETS], "shrinks"),
-        **dict.fromkeys(_every("bounce jump", ("", "up and down")), "bounces"),
-        **dict.fromkeys(_every("stand stay", ("", "still")) + _every("rest"), "stays"),
-        **dict.fromkeys(("does not move", "do not move", "not moving"), "stays"),
-    },
-    "CHANGE": dict.fromkeys(
-        _every("turn change become", ("", "to", "into", "colour to", "color to", "its colour to", "its color to")), ""
+_GETTING = "gets|get|getting|becomes|become|becoming|grows|grow|growing".split("|")
+_GETTING_LARGER = [f"{verb} {size}" for verb in _GETTING for size in ("bigger", "larger")]
+_WORDS = {
+    "MOVE": phrases({"": _every("move slide glide go travel") + "|travelling|flies|flying|moved"}),
+    "WAY": phrases(
+        {
+            "left": "from right to left|left side|left",
+            "right": "from left to right|right side|right",
+            "up": "from bottom to top|up|upwards|upward|top",
+            "down": "from top to bottom|down|downwards|downward|bottom",
+        }
     ),
-    "CROSS": dict.fromkeys(_every("cross pass", ("", "each other")), ""),
-}
-_MOTION_PHRASES: dict[tuple[str, ...], Token] = {
-    tuple(phrase.split()): (kind, value) for kind, table in _WORDS.items() for phrase, value in table.items()
+    "DOES": phrases(
+        {
+            "rotates": _every("rotate spin turn", "|around") + "|spinning|spinning around",
+            "grows": "|".join([_every("grow"), *_GETTING_LARGER]),
+            "shrinks": "|".join([_every("shrink"), *(f"{verb} smaller" for verb in _GETTING)]),
+            "bounces": _every("bounce jump", "|up and down"),
+            "stays": _every("stand stay", "|still") + "|" + _every("rest") + "|does not move|do not move|not moving",
+        }
+    ),
+    "CHANGE": phrases({"": _every("turn change become", "|to|into|colour to|color to|its colour to|its color to")}),
+    "CROSS": phrases({"": _every("cross pass", "|each other")}),
 }
 _ALL: dict[tuple[str, ...], Token] = {
     **{phrase: token for phrase, token in PHRASES.items() if token[0] not in ("PLACE", "RELATION", "BARE")},
-    **_MOTION_PHRASES,
+    **by_words(_WORDS),
     ("cross",): ("SHAPE", "cross"),  # a shape behind a color, else what figures do
     ("crosses",): ("SHAPES", "cross"),
 }

@@ -4,6 +4,7 @@ The grammar works on words only. Words that are not known are skipped.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from scripts.verifiers.pictures.colors import COLORS
@@ -31,115 +32,82 @@ class Request:
     pattern: str = ""
 
 
+def phrases(table: Mapping[str | int, str]) -> dict[str, str | int]:
+    """Return phrase -> value from value -> phrases that are separated by "|"."""
+    return {phrase: value for value, texts in table.items() for phrase in texts.split("|")}
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith(("s", "x")) else "s")
+
+
+_SHAPE_NAMES = phrases(
+    {name: name for name in SHAPES}
+    | {"circle": "circle|disc|disk", "square": "square|box", "ring": "ring|donut|hoop|doughnut"}
+    | {"cross": "cross|plus|plus sign", "crescent": "crescent|moon|crescent moon"}
+)
+_PATTERNS = {
+    "plain": "plain|simple|solid",
+    "striped": "striped|stripy|stripes",
+    "dotted": "dotted|spotted|polka dot|polka dots|dots|spots",
+    "checkered": "checkered|checked|chequered|checkerboard|checks",
+}
+_RELATIONS = {
+    "left of": "left of|left side of",
+    "right of": "right of|right side of",
+    "above": "above|over|on top of|higher than",
+    "below": "below|under|underneath|beneath|lower than",
+    "inside": "inside|inside of|within|in the middle of|in the center of",
+    "around": "around|surrounding|surrounds|containing|contains",
+}
+_PLACES = {"center": "middle|center|centre", "top": "top", "bottom": "bottom", "left": "left", "right": "right"}
+_CORNERS = {
+    f"{down}_{side}": f"{down} {side}|{other} {side}"
+    for down, other in (("top", "upper"), ("bottom", "lower"))
+    for side in ("left", "right")
+}
 _WORDS = {
-    "THE": {"the": "the"},
-    "NUMBER": {
-        "a": 1,
-        "an": 1,
-        "1": 1,
-        "a single": 1,
-        "single": 1,
-        "two": 2,
-        "2": 2,
-        "a pair of": 2,
-        "a couple of": 2,
-        "both": 2,
-        "three": 3,
-        "3": 3,
-        "four": 4,
-        "4": 4,
-    },
-    "ONE": {"one": 1},
-    "SIZE": {
-        "small": "small",
-        "little": "small",
-        "tiny": "small",
-        "large": "large",
-        "big": "large",
-        "huge": "large",
-        "medium": "",
-    },
-    "COLOR": {**{name: name for name in COLORS}, "violet": "purple", "grey": "gray"},
-    "PATTERN": {
-        "plain": "plain",
-        "simple": "plain",
-        "solid": "plain",
-        "striped": "striped",
-        "stripy": "striped",
-        "stripes": "striped",
-        "dotted": "dotted",
-        "spotted": "dotted",
-        "polka dot": "dotted",
-        "polka dots": "dotted",
-        "dots": "dotted",
-        "spots": "dotted",
-        "checkered": "checkered",
-        "checked": "checkered",
-        "chequered": "checkered",
-        "checkerboard": "checkered",
-        "checks": "checkered",
-    },
-    "SHAPE": {
-        **{name: name for name in SHAPES},
-        **dict.fromkeys(("disc", "disk"), "circle"),
-        "box": "square",
-        **dict.fromkeys(("donut", "hoop", "doughnut"), "ring"),
-        **dict.fromkeys(("plus", "plus sign"), "cross"),
-        **dict.fromkeys(("moon", "crescent moon"), "crescent"),
-    },
-    "SHAPES": {
-        **{name + "s": name for name in SHAPES if name != "cross"},
-        "crosses": "cross",
-        **dict.fromkeys(("discs", "disks"), "circle"),
-        "boxes": "square",
-        **dict.fromkeys(("donuts", "hoops", "doughnuts"), "ring"),
-        **dict.fromkeys(("pluses", "plus signs"), "cross"),
-        **dict.fromkeys(("moons", "crescent moons"), "crescent"),
-    },
-    "RELATION": {
-        **dict.fromkeys(("left of", "left side of"), "left of"),
-        **dict.fromkeys(("right of", "right side of"), "right of"),
-        **dict.fromkeys(("above", "over", "on top of", "higher than"), "above"),
-        **dict.fromkeys(("below", "under", "underneath", "beneath", "lower than"), "below"),
-        **dict.fromkeys(("inside", "inside of", "within", "in the middle of", "in the center of"), "inside"),
-        **dict.fromkeys(("around", "surrounding", "surrounds", "containing", "contains"), "around"),
-    },
-    "BARE": {"on top": "above", "in it": "inside", "in them": "inside"},
-    "PLACE": {
-        **dict.fromkeys(("middle", "center", "centre"), "center"),
-        **{name: name for name in ("top", "bottom", "left", "right")},
-        **{
-            f"{word} {side}": f"{name}_{side}"
-            for word, name in (("top", "top"), ("upper", "top"), ("bottom", "bottom"), ("lower", "bottom"))
-            for side in ("left", "right")
-        },
-    },
-    "BACKGROUND": {"background": "", "backdrop": ""},
-    "ONES": {"ones": ""},
-    "IT": {"it": "", "them": ""},
-    "IN": {"in": ""},
-    "SKIP": dict.fromkeys(("in front of", "image contains", "picture contains", "scene contains"), ""),
-    "ON": {"on": "", "on a": "", "against": "", "against a": ""},
-    "WITH": {"with": ""},
-    "BREAK": {"and": "", ",": "", ".": "", ";": ""},
+    "THE": phrases({"the": "the"}),
+    "NUMBER": phrases({1: "a|an|1|a single|single", 2: "two|2|a pair of|a couple of|both", 3: "three|3", 4: "four|4"}),
+    "ONE": phrases({1: "one"}),
+    "SIZE": phrases({"small": "small|little|tiny", "large": "large|big|huge", "": "medium"}),
+    "COLOR": phrases({name: name for name in COLORS} | {"purple": "purple|violet", "gray": "gray|grey"}),
+    "PATTERN": phrases(_PATTERNS),
+    "SHAPE": _SHAPE_NAMES,
+    "SHAPES": {_plural(noun): name for noun, name in _SHAPE_NAMES.items()},
+    "RELATION": phrases(_RELATIONS),
+    "BARE": phrases({"above": "on top", "inside": "in it|in them"}),
+    "PLACE": phrases(_PLACES | _CORNERS),
+    "BACKGROUND": phrases({"": "background|backdrop"}),
+    "ONES": phrases({"": "ones"}),
+    "IT": phrases({"": "it|them"}),
+    "IN": phrases({"": "in"}),
+    "SKIP": phrases({"": "in front of|image contains|picture contains|scene contains"}),
+    "ON": phrases({"": "on|on a|against|against a"}),
+    "WITH": phrases({"": "with"}),
+    "BREAK": phrases({"": "and|,|.|;"}),
 }
 Token = tuple[str, str | int]
-PHRASES: dict[tuple[str, ...], Token] = {
-    tuple(phrase.split()): (kind, value) for kind, table in _WORDS.items() for phrase, value in table.items()
-}
-_INVERSE = {"around": "inside"}
+
+
+def by_words(kinds: Mapping[str, Mapping[str, str | int]]) -> dict[tuple[str, ...], Token]:
+    """Return the words of each phrase -> its kind and value."""
+    return {tuple(phrase.split()): (kind, value) for kind, table in kinds.items() for phrase, value in table.items()}
+
+
+PHRASES = by_words(_WORDS)
 _PLACE_RELATION = {"center": "inside", "left": "left of", "right": "right of", "top": "above", "bottom": "below"}
 
 
-def read_tokens(text: str, phrases: dict[tuple[str, ...], Token] = PHRASES) -> list[Token]:
+def read_tokens(text: str, known: dict[tuple[str, ...], Token] = PHRASES) -> list[Token]:
     """Return the known phrases of a text, longest first, as (kind, value)."""
-    longest = max(map(len, phrases))
+    longest = max(map(len, known))
     words = re.findall(r"[a-z0-9]+|[,.;]", text.lower())
     found: list[Token] = []
     at = 0
     while at < len(words):
         for length in range(min(longest, len(words) - at), 0, -1):
-            token = phrases.get(tuple(words[at : at + length]))
+            token = known.get(tuple(words[at : at + length]))
             if token is not None:
                 if token[0] != "SKIP":
                     found.append(token)

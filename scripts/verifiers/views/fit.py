@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 from scipy import ndimage
 
@@ -91,7 +92,7 @@ def _object(kind: Kind, elevation: float, scale: float) -> SolidObject:
 def _silhouettes(obj: SolidObject, count: int) -> np.ndarray:
     """Return masks (count, SIDE, SIDE) of an object."""
     surface = trace(obj, azimuths(count), *pixel_centers(SIDE), shadow=False)
-    return (surface.color >= 0).reshape(count, SIDE, SIDE)
+    return rearrange(surface.color >= 0, "views (h w) -> views h w", h=SIDE)
 
 
 @lru_cache(maxsize=128)
@@ -165,7 +166,7 @@ def predict(obj: SolidObject, tones: np.ndarray, ground: np.ndarray, count: int)
     surface = trace(obj, azimuths(count), *pixel_centers(SIDE))
     colors = np.concatenate([tones, ground[None]])[surface.color]
     views = colors * surface.light[..., None] + 14 * surface.gloss[..., None]
-    sharp = np.clip(views, 0, 255).reshape(count, SIDE, SIDE, 3).astype(np.float32)
+    sharp = rearrange(np.clip(views, 0, 255), "views (h w) c -> views h w c", h=SIDE).astype(np.float32)
     return ndimage.gaussian_filter(sharp, (0, _BLUR, _BLUR, 0))
 
 
@@ -176,8 +177,7 @@ def _tones(obj: SolidObject, views: Views) -> tuple[np.ndarray, float]:
     least-squares solution for all pixels of the object, each a mixture of blurred areas.
     """
     surface = trace(obj, azimuths(len(views.masks)), *pixel_centers(SIDE), shadow=False)
-    shape = views.masks.shape
-    color, light, gloss = surface.color.reshape(shape), surface.light.reshape(shape), surface.gloss.reshape(shape)
+    color, light, gloss = (rearrange(each, "views (h w) -> views h w", h=SIDE) for each in vars(surface).values())
     where = views.masks | (color >= 0)
 
     def soft(values: np.ndarray) -> np.ndarray:

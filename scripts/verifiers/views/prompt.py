@@ -5,7 +5,7 @@ The grammar of solids, on top of the words of `pictures.prompt`. Words that are 
 
 from dataclasses import dataclass, replace
 
-from scripts.verifiers.pictures.prompt import PHRASES, Token, read_tokens, take_background
+from scripts.verifiers.pictures.prompt import PHRASES, by_words, phrases, read_tokens, take_background
 
 SOLIDS = ("cube", "ball", "cone", "cylinder", "torus", "pyramid", "mug")
 
@@ -30,29 +30,21 @@ class ViewsRequest:
     background: str = ""
 
 
-_WORDS: dict[str, dict[str, str]] = {
-    "SOLID": {
-        **{word: name for name in SOLIDS for word in (name, name + "s")},
-        **dict.fromkeys(("block", "box"), "cube"),
-        **dict.fromkeys(("sphere", "orb"), "ball"),
-        **dict.fromkeys(("donut", "doughnut", "ring"), "torus"),
-        "cup": "mug",
-    },
-    "MARK": {**dict.fromkeys(("stripe", "line", "band"), "stripe"), **dict.fromkeys(("dot", "spot"), "dot")},
-    "RELATION": {
-        **dict.fromkeys(("on top of", "above", "over", "standing on", "sitting on", "placed on"), "on"),
-        **dict.fromkeys(("standing on a", "sitting on a", "placed on a"), "on"),
-        **dict.fromkeys(("under", "below", "underneath", "beneath", "on top"), "under"),
-        **dict.fromkeys(("beside", "next to", "left of"), "beside"),
-        "right of": "right of",
-    },
-    "VIEW": {"from above": "above", "from the side": "side", "eye level": "side"},
+_SYNONYMS = {"cube": "block|box", "ball": "sphere|orb", "torus": "donut|doughnut|ring", "mug": "cup"}
+_RELATIONS = {
+    "on": "on top of|above|over|standing on|sitting on|placed on|standing on a|sitting on a|placed on a",
+    "under": "under|below|underneath|beneath|on top",
+    "beside": "beside|next to|left of",
+    "right of": "right of",
+}
+_WORDS = {
+    "SOLID": phrases({name: f"{name}|{name}s" for name in SOLIDS}) | phrases(_SYNONYMS),
+    "MARK": phrases({"stripe": "stripe|line|band", "dot": "dot|spot"}),
+    "RELATION": phrases(_RELATIONS),
+    "VIEW": phrases({"above": "from above", "side": "from the side|eye level"}),
 }
 _KEPT = ("NUMBER", "ONE", "COLOR", "PATTERN", "BACKGROUND", "ON", "IN", "WITH", "BREAK")
-_ALL: dict[tuple[str, ...], Token] = {
-    **{phrase: token for phrase, token in PHRASES.items() if token[0] in _KEPT},
-    **{tuple(phrase.split()): (kind, value) for kind, table in _WORDS.items() for phrase, value in table.items()},
-}
+_ALL = {phrase: token for phrase, token in PHRASES.items() if token[0] in _KEPT} | by_words(_WORDS)
 
 
 def read_views_prompt(text: str) -> ViewsRequest:
