@@ -90,7 +90,9 @@ def test_the_log_and_the_pictures_go_to_tensorboard(train, tmp_path):
     shown = ["--validation-prompts", "a red star", "--validation-steps", "1", "--max-steps", "2"]
     assert train("out", "--report-to", "tensorboard", *shown) == 0
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "lr", "samples_per_second", "memory_gib", "seconds"}
+    assert set(events.Tags()["scalars"]) == {
+        "loss", "lr", "gradient_norm", "samples_per_second", "memory_gib", "seconds"
+    }  # fmt: skip
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
     assert [event.step for event in events.Images("validation/0")] == [0, 1, 2]
 
