@@ -58,40 +58,17 @@ class PTDiTImg2ImgPipeline(ImageInputMixin, PTDiTPipelineBase):
         window_size: str | Triple = "auto",
         proxy_ratio: str | Triple = "auto",
     ) -> PTDiTPipelineOutput | tuple:
-        """Generate images from prompts and images.
+        """Generate images from prompts and images. The arguments that are not listed are those of `PTDiTPipeline`.
 
         Args:
             prompt: Text, or one text per image.
             image: Image to start from, or one per prompt (or per generated image): PIL images, arrays
                 (height, width, 3) from 0 to 1, or a tensor (n, 3, height, width) from 0 to 1 (or -1 to 1).
-            negative_prompt: What to avoid, default ""; one text for all prompts or one each. Only lower-cased,
-                never cleaned.
             height, width: Pixels, multiples of 16; default the size at which the trained windows fit exactly. The
                 given images are resized to it.
             strength: Above 0, at most 1: the part of the steps that is run. 1 starts from noise alone, small values
                 keep the image nearly as it is.
-            num_inference_steps: Euler steps; not used with `sigmas` or `timesteps`.
-            sigmas: Noise levels falling from 1 to above 0; still shifted by the scheduler.
-            timesteps: Times falling from 1000 to above 0, used as they are; not together with `sigmas`.
-            guidance_scale: How strongly to follow the prompt; 1 or less turns guidance off and halves the work.
-            guidance_rescale: 0 to 1, how far the standard deviation of the guided prediction is brought back to that
-                of the prompt's own prediction (arXiv 2305.08891, section 3.4); softens strong guidance.
-            num_images_per_prompt: Images per prompt.
-            generator: Source of the noise, one for all samples or one for each. Sample i of a batch equals the single
-                run with generator i.
             latents: Noise (B, C, 1, height / 8, width / 8) to mix in, instead of sampled noise.
-            prompt_embeds, prompt_attention_mask: Embeddings (prompts, L, width) instead of `prompt`, and their
-                mask (prompts, L), true where a token counts; no mask means that all count.
-            negative_prompt_embeds, negative_prompt_attention_mask: The same for the negative prompt.
-            output_type: "pil", "np", "pt" or "latent".
-            return_dict: Return a `PTDiTPipelineOutput`, else a tuple with its one member.
-            attention_kwargs: Passed to the transformer; `{"scale": s}` scales a LoRA.
-            callback_on_step_end: Called as f(pipeline, step, timestep, tensors) after each step; what it returns
-                replaces tensors of these names. It may set `pipeline._interrupt` and `pipeline._guidance_scale`.
-            callback_on_step_end_tensor_inputs: Names of the tensors that it gets.
-            clean_caption: Clean the prompt like the training captions (deletes Chinese text, brackets, addresses).
-            max_sequence_length: Most text tokens per prompt.
-            window_size, proxy_ratio: Tokens per window and per proxy (frames, rows, columns), or "auto".
 
         Returns:
             `PTDiTPipelineOutput` with `images`, or a tuple.
