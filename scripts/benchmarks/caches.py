@@ -27,6 +27,7 @@ from diffusers import (
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
+from torch import Tensor
 
 from ptdit_diffusers import PTDiTPipeline
 from scripts.benchmarks.psnr import psnr
@@ -97,7 +98,7 @@ def measure(model: str, steps: int, guidance: float, prompts: list[str]) -> dict
     pipe = load_pipeline(model)
     sampling = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "latent"}
 
-    def sample(number: int) -> tuple[float, torch.Tensor]:
+    def sample(number: int) -> tuple[float, Tensor]:
         start = time.perf_counter()
         (latents,) = generate(pipe, [prompts[number]], number, **sampling)
         return time.perf_counter() - start, latents[None]

@@ -15,7 +15,7 @@ from itertools import chain
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ptdit_diffusers.core.backbones.proxies import ProxyPlan
 from ptdit_diffusers.core.backbones.windows import Triple
@@ -74,7 +74,7 @@ def build(name: str, job: Job) -> nn.Module:
     ).eval()
 
 
-def inputs(name: str, job: Job, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def inputs(name: str, job: Job, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the arguments of a model's forward on the current default device."""
     side = job.pixels // 8
     latents = torch.randn(job.batch, 4, job.frames, side, side).to(dtype)
@@ -100,8 +100,8 @@ def bare_products(transformer: PTDiTTransformer3DModel, job: Job, dtype: torch.d
     }
     wide = torch.randn(tokens, 4 * dim, device=device).to(dtype)
 
-    def layers(block: nn.Module) -> list[tuple[nn.Module, torch.Tensor]]:
-        def attention(part: nn.Module, queries: int, keys: int) -> list[tuple[nn.Module, torch.Tensor]]:
+    def layers(block: nn.Module) -> list[tuple[nn.Module, Tensor]]:
+        def attention(part: nn.Module, queries: int, keys: int) -> list[tuple[nn.Module, Tensor]]:
             x, source = rows[queries], rows[keys]
             return [(part.to_q, x), (part.to_k, source), (part.to_v, source), (part.to_out[0], x)]
 

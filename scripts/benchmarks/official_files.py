@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from scripts.evaluation.options import make_parser
@@ -20,7 +21,7 @@ SHARD_VALUES = 500_000_000  # of the text encoder, 1 GB in fp16
 T5_XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 
 
-def random_weight(name: str, shape: list[int], generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+def random_weight(name: str, shape: list[int], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Return a weight with which numbers neither vanish nor explode: norms 1, biases 0, the rest by fan-in."""
     if len(shape) == 1:
         return (torch.ones if name.endswith("weight") else torch.zeros)(shape, dtype=dtype)
@@ -28,7 +29,7 @@ def random_weight(name: str, shape: list[int], generator: torch.Generator, dtype
     return torch.empty(shape, dtype=torch.float32).normal_(std=scale, generator=generator).to(dtype)
 
 
-def random_weights(shapes: dict[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
+def random_weights(shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor]:
     """Return all weights of a list of names and shapes, in fp32."""
     generator = torch.Generator().manual_seed(seed)
     return {name: random_weight(name, shape, generator, torch.float32) for name, shape in shapes.items()}
@@ -92,7 +93,12 @@ def make_all(folder: Path) -> None:
     make_text_encoder(folder / "t5" / "text_encoder")
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Make the files in a new folder."""
     parser = make_parser("scripts.benchmarks.official_files", __doc__)
     parser.add_argument("folder", type=Path, help="new folder")
-    make_all(parser.parse_args().folder)
+    make_all(parser.parse_args(arguments).folder)
+
+
+if __name__ == "__main__":
+    main()

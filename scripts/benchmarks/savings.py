@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ptdit_diffusers.core.backbones import fused
 from scripts.benchmarks.cost import Size, savings
@@ -28,7 +29,7 @@ def pairs(block: Any, job: Job, dtype: torch.dtype, device: str) -> dict[str, tu
     joint = [torch.cat([getattr(layer, kind) for layer in (shifted.to_q, shifted.to_k, shifted.to_v)])
              for kind in ("weight", "bias")]  # fmt: skip
 
-    def gated() -> torch.Tensor:
+    def gated() -> Tensor:
         weight_and_bias = fused.gated_product(shifted.to_out[0], gate, block.linear_2, job.batch * count)
         if weight_and_bias is None:
             return block.linear_2(gate * shifted.to_out[0](tokens))

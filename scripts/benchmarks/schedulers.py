@@ -15,6 +15,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from torch import Tensor
 
 from ptdit_diffusers import PTDiTPipeline
 from scripts.evaluation.generate import generate, load_pipeline
@@ -32,7 +33,7 @@ SCHEDULERS = {
 }
 
 
-def latents(pipe: PTDiTPipeline, steps: int) -> torch.Tensor:
+def latents(pipe: PTDiTPipeline, steps: int) -> Tensor:
     """Return the final latents of the prompts, seeds 0, 1, ..., at the usual guidance."""
     return torch.stack(list(generate(pipe, PROMPTS, num_inference_steps=steps, output_type="latent")))
 
