@@ -1,9 +1,9 @@
 """Processes of the tests: real interpreters, and forks of one process that has imported the libraries.
 
-Starting an interpreter that imports torch, diffusers and transformers costs about five seconds of CPU time. A fork
-takes a command line as an interpreter does, `-m MODULE ...` or `-c CODE`, and has its own folder, environment, output
-and process group. Variables that those libraries read while they are imported (HF_HOME, HF_ENDPOINT, ...) and the
-start-up of a command need a real interpreter.
+Starting an interpreter that imports torch, diffusers and transformers costs about seven seconds of CPU time, a fork
+less than one. It runs `-m MODULE ...` in its own folder, environment and process group, with its output in files.
+What needs a real interpreter: `-c`, the start-up of a command, and variables that the libraries read while they are
+imported (HF_HOME, HF_ENDPOINT, ...).
 """
 
 import multiprocessing
@@ -87,7 +87,7 @@ def start(words: Sequence[object], folder: Path = ROOT, real: bool = False, **va
                 process = subprocess.Popen([sys.executable, *line], env=environment, start_new_session=True, **places)
         else:
             context = multiprocessing.get_context("forkserver")
-            process = context.Process(target=_be_python, args=(line, folder, environment, output))
+            process = context.Process(target=_run_module, args=(line, folder, environment, output))
             process.start()
         running = Running(process, Path(output))
         try:
@@ -128,8 +128,8 @@ def run_ranks(words: Sequence[object], count: int, **variables: str) -> list[Com
         return wait([stack.enter_context(start(words, **each)) for each in ranks])
 
 
-def _be_python(line: list[str], folder: Path, environment: dict[str, str], output: str) -> None:
-    """Behave as an interpreter with this command line. Runs in a fork."""
+def _run_module(line: list[str], folder: Path, environment: dict[str, str], output: str) -> None:
+    """Do in a fork what an interpreter does with this command line."""
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -138,10 +138,6 @@ def _be_python(line: list[str], folder: Path, environment: dict[str, str], outpu
         file = os.open(Path(output, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
-    kind, what, *sys.argv[1:] = line
-    sys.path[:0] = [str(folder)]
-    if kind == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
-        sys.argv[0] = kind
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    _, module, *sys.argv[1:] = line
+    sys.path.insert(0, str(folder))
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
