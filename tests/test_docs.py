@@ -13,6 +13,7 @@ PAGES = [page for page in sorted(DOCS.glob("*.md")) if "```python" in page.read_
 PIPELINES = ("PTDiTPipeline", "PTDiTImg2ImgPipeline", "PTDiTInpaintPipeline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -87,6 +87,7 @@ def test_pytest_finds_the_tests_without_arguments():
 PTDIT = [words for words in commands() if words[0] == "ptdit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", PTDIT, ids=shlex.join)
 def test_a_ptdit_command_makes_the_picture_it_names(words, tmp_path):
     """The first command as it stands; the others, which differ in model and output, in fewer steps."""
@@ -102,6 +103,7 @@ def test_a_ptdit_command_makes_the_picture_it_names(words, tmp_path):
         assert facts["prompt"] == words[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("python"))
 def test_a_python_block_runs_and_writes_the_files_it_names(code, tmp_path):
     done = run(["-W", "error::DeprecationWarning:__main__", "-c", code], tmp_path, real=True)

@@ -50,6 +50,7 @@ def test_training_from_a_cache_constructs_neither_vae_nor_text_encoder(train, mo
     assert train("out", "--max-steps", "1") == 0
 
 
+@pytest.mark.slow
 def test_a_run_learns_shows_pictures_and_its_file_loads_everywhere(train, tmp_path, tiny_model_folder):
     flags = ["--max-steps", "40", "--targets", "all-linear", "--rank", "8", "--caption-dropout", "0", "--alpha", "16"]
     looks = ["--validation-prompts", "a red star", "--validation-steps", "2", "--gradient-checkpointing"]
@@ -86,6 +87,7 @@ def command_line(cached: Path, base: Path, out: Path, *flags: str, module: str =
     return ["-m", module, *places, *same_as_fixture, *flags]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(train, cached, tiny_model_folder, tmp_path):
     flags = ["--checkpoint-every", "1", "--batch-size", "2", "--max-steps", "100000"]
     words = command_line(cached, tiny_model_folder, tmp_path / "killed", *flags)
@@ -116,6 +118,7 @@ def test_ctrl_c_saves_and_stops(train, tmp_path):
     assert not (tmp_path / "out" / "lora").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_lora_of_one_with_twice_the_batch(train, cached, tiny_model_folder, tmp_path):
     words = command_line(cached, tiny_model_folder, tmp_path / "two", "--batch-size", "1")
     for done in run_ranks(words, 2, ACCELERATE_USE_CPU="true"):

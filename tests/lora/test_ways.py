@@ -126,6 +126,7 @@ def test_validation_pictures_say_how_they_were_made(train, tmp_path):
     assert "a red star" in card and "rank 2 on 40 layers" in card and "sheet.png" in card
 
 
+@pytest.mark.slow
 def test_pictures_of_the_base_model_are_drawn_once_and_trained_on(train, pictures, tmp_path):
     prompts = tmp_path / "prior.txt"
     prompts.write_text("a red star\na blue ring\n", encoding="utf-8")

@@ -68,6 +68,7 @@ for first in FIRST_IMPORTS:
 """
 
 
+@pytest.mark.slow
 def test_importing_any_module_of_ours_is_enough_for_the_loaders_of_diffusers(tiny_model_folder):
     code = f"FOLDER = {str(tiny_model_folder)!r}\n{FIRST_IMPORTS=}\n{LOADS=}\n" + FORKS
     done = run(["-c", code], real=True)

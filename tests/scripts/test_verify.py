@@ -46,6 +46,7 @@ def test_the_command_refuses_bad_input_with_exit_code_2(arguments: list[str]) ->
     assert refusal.value.code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

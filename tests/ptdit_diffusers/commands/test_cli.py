@@ -309,6 +309,7 @@ def test_help_and_mistakes_are_answered_without_loading_torch(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_results_go_to_stdout_and_the_progress_bar_to_stderr(tiny_model_folder, tmp_path):
     done = shell("generate", PROMPT, "--model", str(tiny_model_folder), "--steps", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

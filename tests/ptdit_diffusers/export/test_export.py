@@ -216,6 +216,7 @@ def expected(exported) -> Tensor:
     return pipe("a red star", generator=torch.manual_seed(0), **CALL).images
 
 
+@pytest.mark.slow
 def test_a_folder_loads_runs_and_is_saved_again_where_this_package_is_missing(exported, tmp_path, expected):
     code = f"{WITHOUT_US}\nFOLDER = {str(exported)!r}\n{STRANGER}{FROM_A_FOLDER}"
     assert torch.equal(run_python(code, tmp_path), expected)
@@ -238,6 +239,7 @@ def load_from(server, code: str, folder: Path) -> Tensor:
     return run_python(code, folder, HF_ENDPOINT=server.url, **settings)
 
 
+@pytest.mark.slow
 def test_a_hub_id_loads_where_this_package_is_missing(repository, tmp_path, expected):
     code = f"{WITHOUT_US}\nCOMMIT = {COMMIT!r}\n{STRANGER}{FROM_THE_HUB}"
     assert torch.equal(load_from(repository, code, tmp_path), expected)
@@ -247,6 +249,7 @@ def test_a_hub_id_loads_where_this_package_is_missing(repository, tmp_path, expe
     )  # three loads; diffusers could ask hundreds of times
 
 
+@pytest.mark.slow
 def test_a_hub_id_loads_without_arguments_where_this_package_is_installed(repository, tmp_path, expected):
     assert torch.equal(load_from(repository, WITH_US, tmp_path), expected)
 

@@ -14,6 +14,7 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 GOLDEN_LIMIT = 2e-4  # fp32 rounding of the reference itself is 1e-5
+SLOW = pytest.mark.slow
 TINY = {"hidden_size": 8, "num_res_blocks": 1, "norm_num_groups": 4}
 
 
@@ -56,7 +57,7 @@ class TestGoldens:
         latents = latents * golden_vae.config.scaling_factor
         assert max_difference(latents, golden["image.latent_sample_scaled"]) <= GOLDEN_LIMIT
 
-    @pytest.mark.parametrize("case", ["image", "video9", "video17"])
+    @pytest.mark.parametrize("case", ["image", *(pytest.param(each, marks=SLOW) for each in ("video9", "video17"))])
     def test_half_precision_does_not_overflow_and_stays_near_the_recorded_output(self, golden_vae, golden, case):
         half, scaling_factor = deepcopy(golden_vae).half(), golden_vae.config.scaling_factor
         latents = half.encode(golden[f"{case}.pixels"].half()).latent_dist.mode().float() * scaling_factor
@@ -144,7 +145,9 @@ class TestSwitches:
             vae.enable_tiling(tile_sample_min_size=200)
         assert not vae.use_tiling
 
-    @pytest.mark.parametrize("frames, height, width", [(5, 64, 64), (9, 64, 64), (13, 72, 64), (17, 120, 176)])
+    @pytest.mark.parametrize(
+        "frames, height, width", [(5, 64, 64), (9, 64, 64), (13, 72, 64), pytest.param(17, 120, 176, marks=SLOW)]
+    )
     @pytest.mark.parametrize("slicing", [False, True])
     def test_the_runs_of_the_decoder_can_be_counted_before_they_happen(self, vae, frames, height, width, slicing):
         vae.enable_tiling(tile_sample_min_size=64, tile_sample_min_num_frames=9)

@@ -37,6 +37,7 @@ def test_steps_and_prompts_of_one_size_share_a_graph(graphs):
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_blocks_share_a_graph_and_a_new_size_needs_one_more(graphs):
     transformer = tiny(num_layers=2)

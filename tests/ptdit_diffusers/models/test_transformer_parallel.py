@@ -44,6 +44,7 @@ def share_tokens(rank: int, devices: int, meeting_point: str) -> None:
     os._exit(0)  # gloo's threads may still hold tensors, and Python ending under them aborts now and then
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_two_processes_share_the_tokens_and_get_the_same_numbers(tmp_path):
     meeting_point = (tmp_path / "meeting_point").as_uri()

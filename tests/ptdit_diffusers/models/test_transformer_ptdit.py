@@ -215,6 +215,7 @@ def test_fused_projections_give_the_same_numbers():
     assert torch.allclose(transformer(**arguments()).sample, plain, atol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_traces_as_one_graph():
     transformer = tiny()

@@ -59,6 +59,7 @@ def test_a_tiny_run_writes_every_model_and_its_plot(tmp_path, frames, models):
     assert out.with_suffix(".png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_one_run_over_lengths_says_how_time_and_memory_grow(tmp_path, capsys):
     out = tmp_path / "lengths.json"
     sizes = ["--pixels", "64", "--layers", "1", "--heads", "2", "--caption", "8", "--text", "3", "--repeats", "1"]
@@ -92,6 +93,7 @@ def test_the_memory_formula_of_a_forward_holds_for_counted_tensors(heads, frames
     assert 0.85 <= memory.peak / forward_bytes(tokens, heads * 72, 4) <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile, frames", [(64, 9), (64, 17), (128, 9)])
 @torch.inference_mode()
 def test_the_memory_formula_of_decoding_holds_for_counted_tensors(tile, frames):

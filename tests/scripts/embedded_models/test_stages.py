@@ -260,6 +260,7 @@ def test_pictures_and_clips_come_out_of_one_folder(with_clips):
     )
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_of_held_out_things_and_says_how_good_the_weights_are(with_clips):
     stage = stage_of_clips(with_clips)
     part, seen = stage.parts[0], []
@@ -394,6 +395,7 @@ def test_frames_of_a_clip_are_read_as_pictures(trained):
 # --- views, from weights of clips ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_views_go_on_from_clips_and_are_drawn_by_the_pipeline(with_clips):
     folder, before = with_clips / "views", with_clips / "export"
     export = str(folder / "export")

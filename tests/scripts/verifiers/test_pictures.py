@@ -25,6 +25,7 @@ def star_above_ring(background: str = "white") -> Scene:
     return Scene((star, ring), ((0, "above", 1),), background, "plain")
 
 
+@pytest.mark.slow
 def test_truth_is_read_right_in_99_of_100_cases() -> None:
     tally = VERIFIER.tally(VERIFIER.true_verdicts(SCENES, 1, "as rendered"))
     for row in (*MAIN_ROWS, "right counts", "right sizes", "right background colours", "right background patterns"):
@@ -32,6 +33,7 @@ def test_truth_is_read_right_in_99_of_100_cases() -> None:
         assert asked > 50 and right >= 0.99 * asked, (row, right, asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disturbance", [name for name in VERIFIER.disturbances if name != "as rendered"])
 def test_blur_noise_compression_and_recoloring_leave_97_of_100_right(disturbance: str) -> None:
     tally = VERIFIER.tally(VERIFIER.true_verdicts(40, 2, disturbance))
@@ -40,6 +42,7 @@ def test_blur_noise_compression_and_recoloring_leave_97_of_100_right(disturbance
         assert right >= 0.97 * asked, (row, right, asked)
 
 
+@pytest.mark.slow
 def test_changed_requests_are_found_wrong() -> None:
     for kind, (found, asked) in VERIFIER.noticed(SCENES, seed=3).items():
         assert asked > 20 and found >= 0.99 * asked, (kind, found, asked)

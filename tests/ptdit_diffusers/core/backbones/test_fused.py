@@ -104,6 +104,7 @@ def test_bfloat16_and_autocast_stay_as_near_to_float32_as_without(dtype):
     assert errors[0] > 0 and errors[1] < 2 * errors[0]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_fused_layers_trace_as_one_graph():
     transformer = tiny()

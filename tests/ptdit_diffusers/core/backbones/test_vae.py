@@ -277,6 +277,7 @@ class TestTiling:
             vae.encode_moments(video, VAETiling(size=64, frames=9))
         vae.encode_moments(video, VAETiling(size=64, frames=9, carry_frames=False)).sum().backward()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("frames", [33, 65])
     def test_memory_of_tiles_does_not_grow_with_length(self, small_vae, frames):
         tiling, peaks = VAETiling(size=64, frames=9), []
