@@ -7,7 +7,7 @@ data set; only here, where true samples check it, do both meet.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from scripts.verifiers import disturbances as disturb
 from scripts.verifiers.clips.prompt import read_clip_prompt
 from scripts.verifiers.clips.verdict import ClipVerdict, verify_clip
 from scripts.verifiers.pictures.figures import read_picture
-from scripts.verifiers.pictures.prompt import Request
 from scripts.verifiers.pictures.verdict import request_of_scene, verify_picture
 from scripts.verifiers.pictures.wrong_requests import wrong_requests
 from scripts.verifiers.views.prompt import read_views_prompt
@@ -72,11 +71,12 @@ class Verifier:
         required: Rows that must be right in `least` of the true samples.
         held_out: Combinations that training never sees, as sorted lines.
         request: Task -> what its prompt asks for.
-        true_case: (number, seed) -> a true sample and what is asked of it.
-        wrong_cases: (case, pictures) -> name, request, pictures that do not fit each other.
         read: Pictures -> what they show, without regard to the prompt.
         compare: (request, what was read) -> verdict, with `wrong`, one line per mistake, and `right`.
         disturbances: Harmless ones, by name; the first leaves everything as it is.
+        spoilers: Disturbances that make a true sample wrong, by name.
+        scene_request: Scene -> all that can be asked of it; None asks what its caption gives.
+        wrong_requests: (request, generator) -> requests that differ in one respect, by its name.
         found: Whether what was read is an entry of results.json.
         measured, measure: A number that is reported beside right and wrong: its name, and verdict -> number.
     """
@@ -94,11 +94,12 @@ class Verifier:
     least: float
     held_out: list[str]
     request: Callable[[Task], Any]
-    true_case: Callable[[int, int], TrueCase]
-    wrong_cases: Callable[[TrueCase, np.ndarray], Iterator[tuple[str, Any, np.ndarray]]]
     read: Callable[[np.ndarray], Any]
     compare: Callable[[Any, Any], Any]
     disturbances: dict[str, Disturbance]
+    spoilers: dict[str, Disturbance] = field(default_factory=dict)
+    scene_request: Callable[[Any], Any] | None = None
+    wrong_requests: Callable[[Any, np.random.Generator], dict[str, Any]] = lambda request, rng: {}
     found: bool = False
     measured: str = ""
     measure: Callable[[Any], float] | None = None
@@ -117,6 +118,22 @@ class Verifier:
     def verify(self, request: Any, pictures: np.ndarray) -> Any:
         """Return the verdict on pictures (F, H, W, 3) of bytes."""
         return self.compare(request, self.read(pictures))
+
+    def true_case(self, number: int, seed: int) -> TrueCase:
+        """Return a true sample and what is asked of it."""
+        if self.scene_request is None:
+            task = self.task(number, seed, None)
+            return TrueCase(task.scene, self.request(task), np.random.default_rng([seed, number, 1]))
+        rng = np.random.default_rng([seed, number])
+        scene = self.data_set.sample(rng, None)
+        return TrueCase(scene, self.scene_request(scene), rng)
+
+    def wrong_cases(self, case: TrueCase, pictures: np.ndarray) -> Iterator[tuple[str, Any, np.ndarray]]:
+        """Yield names, requests and pictures that do not fit each other."""
+        for name, request in self.wrong_requests(case.request, case.rng).items():
+            yield f"wrong {name} noticed", request, pictures
+        for name, spoil in self.spoilers.items():  # each with the same random numbers
+            yield f"{name}: noticed", case.request, spoil(pictures, deepcopy(case.rng))
 
     def true_samples(
         self, count: int, seed: int, size: int | None, length: int | None
@@ -164,18 +181,6 @@ class Verifier:
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _true_picture(number: int, seed: int) -> TrueCase:
-    """Return a scene of which everything is asked that it has."""
-    rng = np.random.default_rng([seed, number])
-    scene = DATA_SETS["pictures"].sample(rng, None)
-    return TrueCase(scene, request_of_scene(scene), rng)
-
-
-def _wrong_picture_cases(case: TrueCase, pictures: np.ndarray) -> Iterator[tuple[str, Request, np.ndarray]]:
-    for kind, request in wrong_requests(case.request, case.rng).items():
-        yield f"wrong {kind} noticed", request, pictures
-
-
 PICTURES = Verifier(
     data_set=DATA_SETS["pictures"],
     length_argument="",
@@ -211,8 +216,8 @@ PICTURES = Verifier(
     least=0.99,
     held_out=held_out_list(),
     request=lambda task: request_of_scene(task.scene, task.prompt),
-    true_case=_true_picture,
-    wrong_cases=_wrong_picture_cases,
+    scene_request=request_of_scene,
+    wrong_requests=wrong_requests,
     read=lambda pictures: read_picture(pictures[0]),
     compare=lambda request, reading: verify_picture(reading, request),
     disturbances={
@@ -228,28 +233,6 @@ PICTURES = Verifier(
 
 
 # --- clips and views -------------------------------------------------------------------------------------------------
-
-
-def _true_series(data_set: str, read_prompt: Callable[[str], Any]) -> Callable[[int, int], TrueCase]:
-    """Return how a series is sampled of which everything is asked that its caption says."""
-
-    def true_case(number: int, seed: int) -> TrueCase:
-        rng = np.random.default_rng([seed, number])
-        scene = DATA_SETS[data_set].sample(rng, None)
-        caption, _ = DATA_SETS[data_set].describe(scene, rng)
-        return TrueCase(scene, read_prompt(caption), np.random.default_rng([seed, number, 1]))
-
-    return true_case
-
-
-def _wrong_series(**spoilers: Disturbance) -> Callable[[TrueCase, np.ndarray], Iterator[tuple[str, Any, np.ndarray]]]:
-    """Return how a true series is made wrong, each time with the same random numbers."""
-
-    def wrong_cases(case: TrueCase, pictures: np.ndarray) -> Iterator[tuple[str, Any, np.ndarray]]:
-        for name, spoil in spoilers.items():
-            yield f"{name.replace('_', ' ')}: noticed", case.request, spoil(pictures, deepcopy(case.rng))
-
-    return wrong_cases
 
 
 def _motions_right(verdict: ClipVerdict, name: str = "") -> list[bool]:
@@ -288,8 +271,7 @@ CLIPS = Verifier(
     required=("asked motions", "right colours", "right shapes"),
     held_out=sorted(map(" ".join, HELD_OUT_MOTIONS)),
     request=lambda task: read_clip_prompt(task.prompt),
-    true_case=_true_series("clips", read_clip_prompt),
-    wrong_cases=_wrong_series(standing_still=disturb.freeze, shuffled=disturb.shuffle),
+    spoilers={"standing still": disturb.freeze, "shuffled": disturb.shuffle},
     compare=verify_clip,
     measured="flicker, bytes",
     measure=lambda verdict: verdict.flicker,
@@ -314,13 +296,12 @@ VIEWS = Verifier(
     required=("azimuth order right", "one object in all views", "right solids", "right colours", "right marks"),
     held_out=sorted(map(" ".join, HELD_OUT_SOLIDS)),
     request=lambda task: read_views_prompt(task.prompt),
-    true_case=_true_series("views", read_views_prompt),
-    wrong_cases=_wrong_series(
-        the_other_way_round=disturb.reverse_but_first,
-        shuffled=disturb.shuffle,
-        the_first_view_only=disturb.freeze,
-        one_view_of_another_object=disturb.exchange_one_view,
-    ),
+    spoilers={
+        "the other way round": disturb.reverse_but_first,
+        "shuffled": disturb.shuffle,
+        "the first view only": disturb.freeze,
+        "one view of another object": disturb.exchange_one_view,
+    },
     compare=verify_views,
     measured="overlap",
     measure=lambda verdict: verdict.overlap,
