@@ -100,12 +100,9 @@ def check_transformer(path: Path, shapes: Shapes, config: Config) -> None:
     """Check that shapes, those of a position buffer included, are those of a transformer with this configuration.
 
     Raises:
-        ConversionError: They are not, or there is no such transformer.
+        ConversionError: They are not.
     """
-    try:
-        model = build(PTDiTTransformer3DModel.from_config, {"config": config})
-    except ValueError as error:
-        raise ConversionError(f"{path}: {error}") from error
+    model = build_for(path, PTDiTTransformer3DModel, config)
     sizes = model.config
     dim = sizes.num_attention_heads * sizes.attention_head_dim
     expected = shapes_of(model.state_dict())
@@ -175,10 +172,7 @@ def open_vae(path: Path, config: Config | None = None, asked: Config | None = No
     weights.rename(vae_names(weights.facts))
     asked = {name: asked[name] for name in ("norm_num_groups", "scaling_factor") if asked and asked.get(name)}
     config = config or infer_vae(weights.shapes, weights.carried_config("vae") | asked)
-    try:
-        model = build(AutoencoderKLOpenSoraPlan.from_config, {"config": config})
-    except ValueError:  # widths that no such VAE can have
-        model = build(AutoencoderKLOpenSoraPlan, {})
+    model = build_for(path, AutoencoderKLOpenSoraPlan, config)
     what = f"the causal VAE of Open-Sora-Plan with {model.config.hidden_size} channels"
     check_weights(path, what, shapes_of(model.state_dict()), weights.shapes)
     return weights, config
@@ -191,6 +185,18 @@ def weights_in_words(part: Part) -> str:
     nesting = f" under {'.'.join(part.weights.nesting)!r}" if part.weights.nesting else ""
     name = part.folder.replace("_", " ")
     return f"{name}: {part.weights.path}{nesting}, {values:,} values in {' and '.join(formats)}"
+
+
+def build_for(path: Path, model_class: Any, config: Config) -> Any:
+    """Build a model without memory for the weights in a file.
+
+    Raises:
+        ConversionError: There is no model with such a configuration.
+    """
+    try:
+        return build(model_class.from_config, {"config": config})
+    except ValueError as error:
+        raise ConversionError(f"{path}: {error}") from error
 
 
 def build(model_class: Callable[..., Any], config: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """Both heads, diffusers and ComfyUI, take the same from every form of file: configuration, weights and output."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ptdit_diffusers import AutoencoderKLOpenSoraPlan, PTDiTTransformer3DModel
+from ptdit_diffusers.conversion import quantize
 from ptdit_diffusers.core.backbones.parameters import PTDiTParameters, VAEParameters
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
@@ -22,7 +24,7 @@ from ptdit_diffusers.core.checkpoint_names import (
 )
 from ptdit_diffusers.core.configuration import loaded_transformer_config, loaded_vae_config
 
-from .file_forms import NETWORK, VAE, VAE_SETTINGS, transformer_forms, vae_forms
+from .file_forms import NETWORK, SETTINGS, VAE, VAE_SETTINGS, network, safetensors, transformer_forms, vae_forms
 from .graph import Graph
 
 TRANSFORMERS, VAES = transformer_forms(), vae_forms()
@@ -98,17 +100,17 @@ def test_both_heads_take_the_same_transformer_from_a_file(tmp_path, form):
     assert (parameters.num_attention_heads == 8) == ("packed" in form or form in ("header", "header with components"))
     assert parameters.additional_conditions == ("conditions" in form)
 
-    network, given = PTDiTBackbone(), inputs()
-    network.build(parameters)
-    network.load_state_dict(official_transformer_state_dict(weights))
-    found = network.flow(
-        network.predict(
+    backbone, given = PTDiTBackbone(), inputs()
+    backbone.build(parameters)
+    backbone.load_state_dict(official_transformer_state_dict(weights))
+    found = backbone.flow(
+        backbone.predict(
             given["latents"],
             given["timestep"],
             given["encoder_hidden_states"],
             None,
             **sizes(parameters.additional_conditions),
-            **dict(zip(("window_size", "proxy_ratio"), network.auto_windows(32, 48), strict=True)),
+            **dict(zip(("window_size", "proxy_ratio"), backbone.auto_windows(32, 48), strict=True)),
         )
     )
     assert expected.std() > 0.01 and (found - expected).abs().max() < 1e-5
@@ -128,6 +130,27 @@ def test_both_heads_take_the_same_vae_from_a_file(tmp_path, form):
     vae.load_state_dict(official_vae_state_dict(weights))
     found = vae.encode_moments(inputs()["pixels"].movedim(-1, 0).unsqueeze(0) * 2 - 1).chunk(2, dim=1)[0]
     assert expected.std() > 0.01 and (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="gguf is not installed")
+@pytest.mark.parametrize("carries", [True, False])
+def test_both_heads_take_the_same_configuration_from_a_gguf_file(tmp_path, monkeypatch, carries):
+    import gguf
+
+    folder = tmp_path / "model/transformer"
+    settings = SETTINGS if carries else {}
+    PTDiTTransformer3DModel.from_single_file(safetensors(network(), settings)(tmp_path / "a")).save_pretrained(folder)
+    (tmp_path / "model/model_index.json").write_text("{}")
+    if not carries:
+        monkeypatch.setattr(quantize, "GGUF_CONFIG", "another.field")
+    quantize.quantize(tmp_path / "model", tmp_path / "out", "q8_0", components=("transformer",))
+    path = tmp_path / "out/transformer-q8_0.gguf"
+    expected = PTDiTParameters.from_config(PTDiTTransformer3DModel.from_single_file(path).config)
+    reader = gguf.GGUFReader(path)
+    weights = {each.name: torch.empty(*map(int, reversed(each.shape)), device="meta") for each in reader.tensors}
+    texts = {name: field.contents() for name, field in reader.fields.items() if name.endswith((".config", ".field"))}
+    assert PTDiTParameters.from_config(loaded_transformer_config(weights, metadata=texts)) == expected
+    assert expected.num_attention_heads == (8 if carries else 6)
 
 
 # --- with ComfyUI ----------------------------------------------------------------------------------------------------

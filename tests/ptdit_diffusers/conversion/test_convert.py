@@ -15,6 +15,7 @@ from ptdit_diffusers.cli import main
 from ptdit_diffusers.conversion import containers, folder, networks, text, writing
 from ptdit_diffusers.core import configuration
 from ptdit_diffusers.core.checkpoint_names import ConversionError, kind_of
+from ptdit_diffusers.core.configuration import pack_config
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from tests.conftest import word_tokenizer
@@ -173,6 +174,20 @@ def test_the_numbers_of_vae_and_text_encoder_are_kept(inputs, tmp_path):
     ids = torch.tensor([[5, 6, 7, 1]])
     with torch.no_grad():
         assert (t5(ids)[0] - small_t5().half().float()(ids)[0]).abs().max() < 1e-4
+
+
+def test_what_a_file_says_about_itself_is_in_the_converted_folder(tmp_path, inputs, capsys):
+    said = {"num_attention_heads": 4, "window_size": [1, 4, 4], "proxy_ratio": [1, 2, 2], "num_windows": 16}
+    packed = pack_config(said | {"base_tokens": 64, "latent_scale": 0.75, "latent_rgb": None})
+    save_file(golden_weights() | {"ptdit_config": packed}, tmp_path / "saved.safetensors")
+    words = ["--transformer", tmp_path / "saved.safetensors", "--vae", inputs["vae"], "--output", tmp_path / "model"]
+    assert main(["convert", *map(str, words)]) == 0
+    assert "4 heads (as in the file); windows 1x4x4 (as in the file), proxy ratio 1x2x2" in capsys.readouterr().out
+    config = json.loads((tmp_path / "model/transformer/config.json").read_text())
+    assert {name: config[name] for name in said} == said
+    assert json.loads((tmp_path / "model/scheduler/scheduler_config.json").read_text())["base_image_seq_len"] == 64
+    assert json.loads((tmp_path / "model/vae/config.json").read_text())["scaling_factor"] == 0.75
+    assert "ptdit_config" not in load_file(tmp_path / "model/transformer/diffusion_pytorch_model.safetensors")
 
 
 def test_a_folder_without_some_components_says_so_and_names_them_null(inputs, tmp_path, capsys):

@@ -107,3 +107,14 @@ def test_a_bad_file_is_refused_in_words_and_runs_nothing(tmp_path, model):
         with pytest.raises(ConversionError, match=words):
             model.from_single_file(path)
     assert not trap.exists()
+
+
+def test_groups_of_the_norms_can_be_named_where_widths_are_no_multiples_of_32(tmp_path):
+    small = {"hidden_size": 8, "hidden_size_mult": (1, 1, 1, 1), "num_res_blocks": 1, "norm_num_groups": 4}
+    vae = AutoencoderKLOpenSoraPlan(**small)
+    save_file(vae.state_dict(), tmp_path / "vae.safetensors")
+    with pytest.raises(ConversionError, match="width 8 is not a multiple of norm_num_groups=32"):
+        AutoencoderKLOpenSoraPlan.from_single_file(tmp_path / "vae.safetensors")
+    loaded = AutoencoderKLOpenSoraPlan.from_single_file(tmp_path / "vae.safetensors", norm_num_groups=4)
+    assert {name: loaded.config[name] for name in small} == small | {"hidden_size_mult": [1, 1, 1, 1]}
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in vae.state_dict().items())
