@@ -32,7 +32,7 @@ def add_command(commands: Any) -> None:
     add("--model", default=DEFAULT_MODEL, metavar="NAME", help="a model that comes with this package, a "
         "folder, or a Hub id OWNER/NAME (default: %(default)s)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace a folder that was exported before (default: refuse)")
-    add("--prompt", action="append", metavar="TEXT", help="prompt of a sample image for the card; may be repeated "
+    add("--prompt", action="append", metavar="TEXT", help="prompt or class of a sample image; may be repeated "
         "(default: three for shapes-128, else none)")  # fmt: skip
     add("--license", "--licence", metavar="NAME", help='license of the weights, as the Hub spells it, e.g. apache-2.0 '
         '(default: that of the model\'s card, else "other")')  # fmt: skip

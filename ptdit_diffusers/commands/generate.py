@@ -1,4 +1,4 @@
-"""`ptdit generate`: from a prompt to images, videos or views of an object, saved with the settings that made them.
+"""`ptdit generate`: from a prompt or a class to images, videos or views, saved with the settings that made them.
 
 Everything that can be checked is checked before the model is loaded.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
-from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_plan, encode, load_rest
-from .models import DEFAULT_MODEL, check_vocabulary, download, find_model
+from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_plan, encode, load, load_rest
+from .models import DEFAULT_MODEL, check_class, check_vocabulary, download, find_model, is_class_model
 from .outputs import ANIMATED, DEFAULTS, IMAGE, VIDEO, VIEWS, check_targets, output_files, save
 from .terminal import (
     SIZE_STEP,
@@ -26,13 +26,14 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from .. import PTDiTPipeline
+    from .. import ClassToImagePipeline, PTDiTPipeline
     from .outputs import Result
 
 LARGEST_SEED = 2**63 - 1
 MOST_FPS = 60
 DEFAULT_FPS = 8  # of the file; the model knows no speed
 PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more images are generated in several calls
+STEPS, CLASS_STEPS = 30, 250  # of prompts and of classes, by default
 LARGE_MODEL = 4 * 10**9  # bytes of weights from which fp32 needs too much memory on an ordinary machine
 
 
@@ -40,17 +41,20 @@ def add_command(commands: Any) -> None:
     """Add `generate` to the subcommands of the parser."""
     parser = commands.add_parser(
         "generate",
-        help="generate images, videos or views of an object from a prompt",
-        description="Generate images, videos or views of an object from a prompt. The files carry their settings.",
+        help="generate images, videos or views of an object from a prompt, or images of a class",
+        description="Generate images, videos or views of an object from a prompt, or images of a class. The files "
+        "carry their settings.",
         epilog='Example: ptdit generate "a red circle above a blue square" --output circle.png',
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("prompt", metavar="PROMPT", help="what the image shows, in quotes")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what the image shows, in quotes")
     group = parser.add_argument_group("what to generate")
     length, add = group.add_mutually_exclusive_group(), group.add_argument
     add("--model", default=DEFAULT_MODEL, metavar="NAME", help="a model that comes with this package, a folder, or a "
         "Hugging Face Hub id OWNER/NAME, which is downloaded (default: %(default)s)")  # fmt: skip
+    add("--class", dest="class_name", metavar="CLASS", help="name or number of a class in place of the prompt, for "
+        "class-conditional models")  # fmt: skip
     add("--num-images", type=number(int, 1), default=1, metavar="N", help="number of images, videos or sets of views; "
         "several are saved as FILE-0.png, FILE-1.png, ... (default: 1)")  # fmt: skip
     length.add_argument("--num-frames", type=frame_count, default=1, metavar="N", help="frames of a video, 4n + 1 "
@@ -62,9 +66,10 @@ def add_command(commands: Any) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--seed", type=number(int, 0, LARGEST_SEED), default=0, help="seed of the noise; image i gets seed + i "
         "(default: 0)")  # fmt: skip
-    add("--steps", type=number(int, 1), default=30, metavar="N", help="sampling steps (default: %(default)s)")
-    add("--guidance", type=number(float, 0), default=4.0, metavar="SCALE", help="how strongly to follow the prompt; "
-        "1 is off and twice as fast (default: %(default)s)")  # fmt: skip
+    add("--steps", type=number(int, 1), metavar="N", help=f"sampling steps (default: {STEPS}, of classes "
+        f"{CLASS_STEPS})")  # fmt: skip
+    add("--guidance", type=number(float, 0), default=4.0, metavar="SCALE", help="how strongly to follow the prompt or "
+        "class; 1 is off and twice as fast (default: %(default)s)")  # fmt: skip
     add("--negative-prompt", default="", metavar="TEXT", help="what to avoid (default: nothing)")
     add = parser.add_argument_group("files").add_argument
     add("--output", type=Path, metavar="FILE", help=".png for an image or a contact sheet of views; .mp4, .gif or "
@@ -104,11 +109,15 @@ def run(arguments: argparse.Namespace) -> None:
     check_seeds(arguments.seed, arguments.num_images)
     with interrupt_ends_at_once():
         plan = prepare(arguments)
-        text = encode_text(plan, arguments)
-        pipe = load_rest(plan)
+        if arguments.class_name is None:
+            subject = encode_text(plan, arguments)
+            pipe = load_rest(plan)
+        else:
+            subject = {"class_labels": arguments.class_name}
+            pipe = load(plan)
     chosen = {name: value for name, value in plan._asdict().items() if name != "folder" and value}
     start, fps = time.monotonic(), arguments.fps or DEFAULT_FPS
-    for target, (seed, result) in zip(targets, generate(pipe, text, arguments), strict=True):
+    for target, (seed, result) in zip(targets, generate(pipe, subject, arguments), strict=True):
         metadata = metadata_of(arguments, seed, result) | chosen | ({"fps": fps} if animated else {})
         save(result, target, metadata, arguments.overwrite, fps)
         parts = "" if kind == IMAGE else f"{len(result)} {'views' if kind == VIEWS else 'frames'} of "
@@ -125,12 +134,12 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     say_warnings()
     folder = find_model(arguments.model)
     if folder is not None:
-        check_vocabulary(folder, arguments.prompt, arguments.negative_prompt)
+        check_subject(folder, arguments)
     device = choose_device(arguments.device)
     check_plan(arguments.offload, arguments.quantize, device.name)
     if folder is None:
         folder = download(arguments.model)
-        check_vocabulary(folder, arguments.prompt, arguments.negative_prompt)
+        check_subject(folder, arguments)
     dtype = choose_dtype(arguments.dtype, device.name, folder)
     memory = "".join(f", {name}: {getattr(arguments, name)}" for name in ("offload", "quantize")
                      if getattr(arguments, name))  # fmt: skip
@@ -142,14 +151,46 @@ def prepare(arguments: argparse.Namespace) -> Plan:
 
 
 def check_text(arguments: argparse.Namespace) -> None:
-    """Refuse a prompt that is empty or that a file cannot hold."""
-    if not arguments.prompt.strip():
+    """Refuse a prompt that is missing, empty or that a file cannot hold, and a class beside one."""
+    if arguments.class_name is None and arguments.prompt is None:
+        raise UserError(
+            'give a prompt, for example "a red circle above a blue star", or with a class-conditional model --class'
+        )
+    if arguments.class_name is not None and arguments.prompt is not None:
+        raise UserError("a prompt and --class exclude each other; leave one of them out")
+    if arguments.prompt is not None and not arguments.prompt.strip():
         raise UserError('the prompt is empty; describe the image, for example "a red circle above a blue star"')
-    for name, text in (("prompt", arguments.prompt), ("negative prompt", arguments.negative_prompt)):
+    texts = {
+        "prompt": arguments.prompt,
+        "negative prompt": arguments.negative_prompt,
+        "class": arguments.class_name,
+    }
+    for name, text in texts.items():
         try:
-            text.encode("utf-8")
+            (text or "").encode("utf-8")
         except UnicodeEncodeError:  # bytes of the shell that are no text in its encoding
             raise UserError(f"the {name} {text!r} holds bytes that are not text") from None
+
+
+def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
+    """Refuse a prompt or class that the model in a folder cannot generate; fill in its number of steps."""
+    of_classes = is_class_model(folder)
+    arguments.steps = arguments.steps or (CLASS_STEPS if of_classes else STEPS)
+    if not of_classes:
+        if arguments.class_name is not None:
+            raise UserError(f"--model {arguments.model} reads prompts, not classes; give a prompt in place of --class")
+        check_vocabulary(folder, arguments.prompt, arguments.negative_prompt)
+        return
+    if arguments.class_name is None:
+        raise UserError(f"--model {arguments.model} generates images of classes; give --class in place of the prompt")
+    given = {
+        "--negative-prompt": arguments.negative_prompt,
+        "--num-frames": arguments.num_frames > 1,
+        "--num-views": arguments.num_views,
+    }
+    for option in [option for option, value in given.items() if value]:
+        raise UserError(f"{option} does not fit --model {arguments.model}, which generates images of classes")
+    check_class(folder, arguments.class_name)
 
 
 def check_seeds(seed: int, count: int) -> None:
@@ -213,11 +254,16 @@ def encode_text(plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def generate(
-    pipe: "PTDiTPipeline", text: dict[str, Any], arguments: argparse.Namespace
+    pipe: "PTDiTPipeline | ClassToImagePipeline", subject: dict[str, Any], arguments: argparse.Namespace
 ) -> Iterator[tuple[int, "Result"]]:
     """Generate the images, videos or sets of views, several in one call where they are small.
 
     A video that is longer or larger than a tile is decoded in tiles, so that memory does not grow with its length.
+
+    Args:
+        pipe: The loaded pipeline.
+        subject: Its arguments for the encoded prompt, or for the class.
+        arguments: Those of the command.
 
     Yields:
         The seed and its result, in the order of the seeds.
@@ -228,18 +274,20 @@ def generate(
     height, width = arguments.height or default_height, arguments.width or default_width
     if arguments.num_frames > 1:
         pipe.vae.enable_tiling()
-    latent_frames = arguments.num_views or (arguments.num_frames - 1) // pipe.vae_scale_factor_temporal + 1
+    length, latent_frames = {}, 1
+    if arguments.class_name is None:
+        length = {"num_frames": arguments.num_frames, "num_views": arguments.num_views}
+        latent_frames = arguments.num_views or (arguments.num_frames - 1) // pipe.vae_scale_factor_temporal + 1
     at_once = max(1, PIXELS_PER_CALL // (height * width * latent_frames))
     seeds = range(arguments.seed, arguments.seed + arguments.num_images)
     for first in range(0, len(seeds), at_once):
         some = seeds[first : first + at_once]
         try:
             output = pipe(
-                **text,
+                **subject,
+                **length,
                 height=height,
                 width=width,
-                num_frames=arguments.num_frames,
-                num_views=arguments.num_views,
                 num_inference_steps=arguments.steps,
                 guidance_scale=arguments.guidance,
                 num_images_per_prompt=len(some),
@@ -262,9 +310,9 @@ def metadata_of(arguments: argparse.Namespace, seed: int, result: "Result") -> d
 
     length = {"num_views": arguments.num_views} if arguments.num_views else {"num_frames": arguments.num_frames}
     image = result[0] if isinstance(result, list) else result
+    prompts = {"prompt": arguments.prompt, "negative_prompt": arguments.negative_prompt}
     return {
-        "prompt": arguments.prompt,
-        "negative_prompt": arguments.negative_prompt,
+        **(prompts if arguments.class_name is None else {"class": arguments.class_name}),
         "seed": seed,
         "height": image.height,
         "width": image.width,

@@ -76,7 +76,7 @@ def load(plan: Plan, without: tuple[str, ...] = ()) -> "PTDiTPipeline":
     Raises:
         UserError: The model cannot be loaded, or not in this way.
     """
-    pipeline_class = load_pipeline_class()  # first: it silences the libraries
+    pipeline_class = load_pipeline_class(plan.folder)  # first: it silences the libraries
     import torch
 
     from ..conversion.quantize import int8_on_load, load_in_fp8
@@ -87,7 +87,8 @@ def load(plan: Plan, without: tuple[str, ...] = ()) -> "PTDiTPipeline":
         if plan.quantize == "int8":
             options["quantization_config"] = int8_on_load()
         elif plan.quantize == "fp8":
-            options |= {name: load_in_fp8(plan.folder, name, dtype) for name in QUANTIZED_PARTS if name not in without}
+            present = [name for name in QUANTIZED_PARTS if name not in without and (plan.folder / name).is_dir()]
+            options |= {name: load_in_fp8(plan.folder, name, dtype) for name in present}
         pipe = pipeline_class.from_pretrained(plan.folder, dtype=dtype, use_safetensors=True, **options)
         return place(pipe, plan.device, plan.offload)
     except Exception as error:  # a damaged folder fails in many ways; all mean that there is no model to run

@@ -4,16 +4,17 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
 
 from .terminal import UserError, first_line, say
 
 if TYPE_CHECKING:
-    from .. import PTDiTPipeline
+    from .. import ClassToImagePipeline, PTDiTPipeline
 
 DEFAULT_MODEL = "shapes-128"
+CLASS_PIPELINE = "ClassToImagePipeline"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -27,7 +28,7 @@ def find_model(name: str) -> Path | None:
         The folder, or None for a Hub id.
 
     Raises:
-        UserError: There is no such model, or the folder holds no PT-DiT model.
+        UserError: There is no such model, or the folder holds no model of this package.
     """
     if Path(name).is_dir() and name.strip():
         folder = Path(name)
@@ -46,17 +47,12 @@ def find_model(name: str) -> Path | None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that is not a complete diffusers folder of a PT-DiT pipeline."""
+    """Refuse a folder that is not a complete diffusers folder of a PT-DiT or class-conditional pipeline."""
     path = folder / "model_index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"the folder {folder} holds no model: it has no model_index.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    index = read_index(folder)
     class_name = index.get("_class_name") if isinstance(index, dict) else None
-    if not str(class_name).startswith("PTDiT"):
-        raise UserError(f"the folder {folder} holds a {class_name}, not a PTDiTPipeline")
+    if not str(class_name).startswith("PTDiT") and class_name != CLASS_PIPELINE:
+        raise UserError(f"the folder {folder} holds a {class_name}, not a PTDiTPipeline or {CLASS_PIPELINE}")
     absent = [component for component, source in index.items() if source == [None, None]]
     if absent:
         raise UserError(
@@ -67,6 +63,45 @@ def check_model_folder(folder: Path) -> None:
             raise UserError(f"the model folder {folder} is not complete: {component} is missing")
 
 
+def read_index(folder: Path) -> Any:
+    """Return the content of a model folder's `model_index.json`.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    path = folder / "model_index.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"the folder {folder} holds no model: it has no model_index.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def is_class_model(folder: Path) -> bool:
+    """Return whether the model in a folder generates images of classes instead of prompts."""
+    return read_index(folder).get("_class_name") == CLASS_PIPELINE
+
+
+def check_class(folder: Path, name: str) -> None:
+    """Refuse a class that a class-conditional model does not have, and name the nearest.
+
+    Raises:
+        UserError: There is no such class, or the transformer's configuration cannot be read.
+    """
+    from ptdit_diffusers.core.class_labels import class_ids
+
+    path = folder / "transformer" / "config.json"
+    try:
+        classes = json.loads(path.read_text(encoding="utf-8"))["num_classes"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    try:
+        class_ids(name, read_index(folder).get("id2label"), classes)
+    except ValueError as error:
+        raise UserError(f"--class: {error}".rstrip(".")) from error
+
+
 def download(name: str) -> Path:
     """Download a model from the Hugging Face Hub into the local cache and return its folder.
 
@@ -75,12 +110,14 @@ def download(name: str) -> Path:
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    pipeline_class = load_pipeline_class()
+    silence_libraries()
+    from diffusers import DiffusionPipeline
+
     say(
         f"downloading {name} from the Hugging Face Hub to {HF_HUB_CACHE} (files in the cache are not downloaded again)"
     )
     try:
-        folder = Path(pipeline_class.download(name, use_safetensors=True))
+        folder = Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:  # network, Hub and cache fail in many ways; all mean that there is no model to run
         raise UserError(
             f"there is no folder {name}, and it cannot be downloaded from the Hub: {first_line(error)}"
@@ -101,12 +138,12 @@ def silence_libraries() -> None:
     diffusers.utils.logging.disable_progress_bar()
 
 
-def load_pipeline_class() -> "type[PTDiTPipeline]":
-    """Return the pipeline class, with the libraries silenced."""
+def load_pipeline_class(folder: Path) -> "type[PTDiTPipeline | ClassToImagePipeline]":
+    """Return the pipeline class of a folder, with the libraries silenced."""
     silence_libraries()
-    from .. import PTDiTPipeline
+    from .. import ClassToImagePipeline, PTDiTPipeline
 
-    return PTDiTPipeline
+    return ClassToImagePipeline if is_class_model(folder) else PTDiTPipeline
 
 
 def check_vocabulary(folder: Path, prompt: str, negative_prompt: str) -> None:

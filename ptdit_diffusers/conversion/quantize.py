@@ -22,6 +22,7 @@ from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check
 from ptdit_diffusers.core.configuration import GGUF_CONFIG, carried_config
 from ptdit_diffusers.core.files import read_json
 
+from ..models.transformer_dit import DiT2DModel
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Facts, Weights
 from .folder import check_output, check_space, new_folder
@@ -34,7 +35,11 @@ GGUF_FORMATS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")
 FORMATS = ("int8", "fp8", *GGUF_FORMATS)
 COMPONENTS = ("transformer", "text_encoder")
 KEPT = {  # weights with these parts in their names are not quantized
-    "transformer": (*PTDiTTransformer3DModel._skip_layerwise_casting_patterns, "proj_out"),  # as diffusers' fp8 does
+    "transformer": (  # as diffusers' fp8 does
+        *PTDiTTransformer3DModel._skip_layerwise_casting_patterns,
+        "proj_out",
+        *DiT2DModel._skip_layerwise_casting_patterns,
+    ),
     "text_encoder": ("shared", "embed_tokens", "relative_attention_bias", "layer_norm"),
 }
 FEED_FORWARD = "DenseReluDense"  # T5's; it reads the format of its last weight, so it is cast as a whole
@@ -77,7 +82,7 @@ def store_in_fp8(model: torch.nn.Module, compute_dtype: torch.dtype) -> None:
     slower.
     """
     fp8 = torch.float8_e4m3fn
-    if isinstance(model, PTDiTTransformer3DModel):
+    if isinstance(model, PTDiTTransformer3DModel | DiT2DModel):
         model.enable_layerwise_casting(storage_dtype=fp8, compute_dtype=compute_dtype)
         return
     for name, module in model.named_modules():
@@ -96,14 +101,15 @@ def load_in_fp8(model: Path, component: str, compute_dtype: torch.dtype) -> torc
     """
     weights = open_component(model, component)
     if component == "transformer":
-        kind = PTDiTTransformer3DModel
-        empty = build(kind.from_config, {"config": kind.load_config(model / component)})
+        config = PTDiTTransformer3DModel.load_config(model / component)
+        kind = DiT2DModel if config.get("_class_name") == DiT2DModel.__name__ else PTDiTTransformer3DModel
+        empty = build(kind.from_config, {"config": config})
     else:
         empty = build(T5EncoderModel, {"config": read_config(model / component)})
     expected = shapes_of(empty.state_dict())
     expected.pop(TIED_TABLE, None)
     check_weights(weights.path, f"the {component.replace('_', ' ')} in {model}", expected, weights.shapes)
-    exact = tuple(PTDiTTransformer3DModel._keep_in_fp32_modules) if component == "transformer" else ()
+    exact = tuple(empty._keep_in_fp32_modules) if component == "transformer" else ()
     state = {}
     for name, tensor in weights.stream(weights.facts):
         is_exact = name.rpartition(".")[2] in exact

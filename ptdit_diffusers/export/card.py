@@ -16,6 +16,17 @@ tags: [text-to-image, ptdit, diffusers]
 PT-DiT, the proxy-tokenized diffusion transformer (arXiv 2409.04005), as a model folder for diffusers.
 """
 
+_CLASS_FRONT_MATTER = """---
+license: {license}
+library_name: diffusers
+tags: [class-conditional, dit, diffusers]
+---
+
+# {title}
+
+A class-conditional diffusion transformer as a model folder for diffusers.
+"""
+
 _USE = """
 ## Use
 
@@ -37,7 +48,17 @@ pipe = DiffusionPipeline.from_pretrained(
     "OWNER/NAME", revision="COMMIT", custom_pipeline="pipeline", trust_remote_code=True
 )
 ```
+"""
 
+_END = """
+It needs diffusers 0.41 or 0.42, transformers 5, torch 2.6 or newer and accelerate; peft for LoRA, ftfy for captions
+outside ASCII. Without `trust_remote_code=True` no code of this repository is run. All weights are safetensors files.
+`sha256sum -c SHA256SUMS` checks every file except this card.
+
+The code is Apache-2.0; it was generated from the package `ptdit-diffusers` {version}.
+"""
+
+_TEXT_USE = """
 Or with a guider of diffusers in place of `guidance_scale`:
 
 ```python
@@ -58,16 +79,27 @@ image = pipe("PROMPT", generator=torch.Generator("cpu").manual_seed(0)).images[0
 image_to_image = AutoPipelineForImage2Image.from_pipe(pipe)
 inpainting = AutoPipelineForInpainting.from_pipe(pipe)
 ```
+"""
 
-It needs diffusers 0.41 or 0.42, transformers 5, torch 2.6 or newer and accelerate; peft for LoRA, ftfy for captions
-outside ASCII. Without `trust_remote_code=True` no code of this repository is run. All weights are safetensors files.
-`sha256sum -c SHA256SUMS` checks every file except this card.
+_CLASS_USE = """
+With a pipeline that was loaded in one of these ways:
 
-The code is Apache-2.0; it was generated from the package `ptdit-diffusers` {version}.
+```python
+import torch
+
+image = pipe("PROMPT", generator=torch.Generator("cpu").manual_seed(0)).images[0]
+```
 """
 
 
-def write_card(folder: Path, own_card: Path, title: str, license: str | None, images: dict[str, str]) -> None:
+def write_card(
+    folder: Path,
+    own_card: Path,
+    title: str,
+    license: str | None,
+    images: dict[str, str],
+    pipeline: str = "PTDiTPipeline",
+) -> None:
     """Write README.md: the model's own card if it has one, then how to load the folder and the sample images.
 
     Args:
@@ -75,18 +107,22 @@ def write_card(folder: Path, own_card: Path, title: str, license: str | None, im
         own_card: The model's card, which may be missing.
         title: Name of the model, used if there is no card.
         license: License of the weights; None keeps that of the card, or is "other".
-        images: File name and prompt of each sample image.
+        images: File name and prompt, or class, of each sample image.
+        pipeline: Name of the folder's pipeline class.
     """
     from ptdit_diffusers import __version__
 
+    of_classes = pipeline == "ClassToImagePipeline"
     if own_card.is_file():
         text = own_card.read_text(encoding="utf-8")
         if license is not None:
             text = set_license(text, license)
     else:
-        text = _FRONT_MATTER.format(license=license or "other", title=title)
-    prompt = next(iter(images.values()), "a prompt")
-    use = _USE.replace("PROMPT", prompt).replace("{version}", __version__)
+        front_matter = _CLASS_FRONT_MATTER if of_classes else _FRONT_MATTER
+        text = front_matter.format(license=license or "other", title=title)
+    prompt = next(iter(images.values()), "a class" if of_classes else "a prompt")
+    use = "".join([_USE, _CLASS_USE if of_classes else _TEXT_USE, _END])
+    use = use.replace("PROMPT", prompt).replace("{version}", __version__)
     rows = [f"| ![{prompt}]({name}) | {prompt} | {seed} |" for seed, (name, prompt) in enumerate(images.items())]
     if rows:
         use += (

@@ -13,16 +13,17 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = "pipelines.ptdit_registration"  # imports every pipeline
 
 
-def write_code(folder: str | Path) -> list[str]:
+def write_code(folder: str | Path, pipeline: str = "PTDiTPipeline") -> list[str]:
     """Write the entry files and every module that they need, and return the names of the files, sorted.
 
     Args:
         folder: A model folder that exists.
+        pipeline: Name of its pipeline class.
     """
     modules = needed_modules()
     flat = flat_names(modules)
     files = {f"{flat[module]}.py": flatten(module, flat) for module in modules}
-    files |= entry_files(sorted(flat.values()))
+    files |= entry_files(sorted(flat.values()), pipeline)
     for name, text in files.items():
         Path(folder, name).write_text(text, encoding="utf-8", newline="\n")
     return sorted(files)

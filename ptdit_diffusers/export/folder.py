@@ -29,9 +29,10 @@ def export(
     """Write a folder that can be uploaded as it is and loads with and without this package.
 
     Args:
-        model: Folder of a PT-DiT pipeline.
+        model: Folder of a PT-DiT or class-conditional pipeline.
         output: Folder to write.
-        prompts: Prompts of the sample images, with seeds 0, 1, ...; without prompts there are no images.
+        prompts: Prompts of the sample images, or names or numbers of classes, with seeds 0, 1, ...; without them
+            there are no images.
         license: License of the weights as the Hub spells it, e.g. "apache-2.0"; None keeps that of the model's own
             card, and is "other" without one.
         overwrite: Replace `output` if it is a folder that was exported before.
@@ -50,9 +51,9 @@ def export(
     try:
         part.mkdir(parents=True)
         copy_components(model, index, part)
-        write_code(part)
-        images = generate_samples(part, prompts or [])
-        write_card(part, model / "README.md", output.name, license, images)
+        write_code(part, index["_class_name"])
+        images = generate_samples(part, prompts or [], index["_class_name"])
+        write_card(part, model / "README.md", output.name, license, images, index["_class_name"])
         names = write_hashes(part)
         if output.exists():
             shutil.rmtree(output)
@@ -69,9 +70,11 @@ def read_index(model: Path) -> dict[str, Any]:
         index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExportError(f"{model} holds no model: model_index.json cannot be read ({error})") from error
-    if not str(index.get("_class_name", "")).startswith("PTDiT"):
-        raise ExportError(f"{model} holds a {index.get('_class_name')}, not a PTDiTPipeline")
-    index["_class_name"] = "PTDiTPipeline"
+    class_name = str(index.get("_class_name", ""))
+    if not class_name.startswith("PTDiT") and class_name != "ClassToImagePipeline":
+        raise ExportError(f"{model} holds a {class_name}, not a PTDiTPipeline or ClassToImagePipeline")
+    if class_name.startswith("PTDiT"):
+        index["_class_name"] = "PTDiTPipeline"
     for name, source in index.items():
         if isinstance(source, list) and source[0] and source[0].split(".")[0] == "ptdit_diffusers":
             index[name] = ["diffusers", source[1]]
@@ -107,15 +110,15 @@ def copy_components(model: Path, index: dict[str, Any], part: Path) -> None:
     (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def generate_samples(part: Path, prompts: list[str]) -> dict[str, str]:
+def generate_samples(part: Path, prompts: list[str], pipeline: str) -> dict[str, str]:
     """Generate sample images with the exported weights and return {file name in the folder: prompt}."""
     if not prompts:
         return {}
     import torch
 
-    from ptdit_diffusers import PTDiTPipeline
+    import ptdit_diffusers
 
-    pipe = PTDiTPipeline.from_pretrained(part)
+    pipe = getattr(ptdit_diffusers, pipeline).from_pretrained(part)
     pipe.set_progress_bar_config(disable=True)
     (part / "samples").mkdir()
     images = {}

@@ -15,11 +15,11 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from ptdit_diffusers.core.class_labels import class_ids
 from ptdit_diffusers.core.diffusion import guide_classes
 from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.models.transformer_dit import DIFFUSERS_CLASSES, DiT2DModel
 
-from .class_labels import class_ids
 from .class_sampling import Generators, Sampler, draw_noise, official_scheduler
 from .package_pipeline import PackagePipeline
 from .ptdit_checks import (
@@ -260,11 +260,16 @@ class ClassToImagePipeline(PackagePipeline):
         """
         config, factor = self.transformer.config, self.vae_scale_factor
         sides = []
-        for name, size in (("height", height), ("width", width)):
-            size = config.sample_size * factor if size is None else size
+        for name, size, default in zip(("height", "width"), (height, width), self.default_size(), strict=True):
+            size = default if size is None else size
             check_size(name, size, factor * config.patch_size, 0, f"VAE {factor} x patch {config.patch_size}")
             sides.append(size // factor)
         return samples, config.in_channels, *sides
+
+    def default_size(self) -> tuple[int, int]:
+        """Return height and width in pixels of the training."""
+        side = self.transformer.config.sample_size * self.vae_scale_factor
+        return side, side
 
     def channels_to_guide(self, given: int | str | None) -> int:
         """Return how many channels are guided: those of the call, else of the pipeline.

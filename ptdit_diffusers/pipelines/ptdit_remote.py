@@ -18,34 +18,40 @@ Where the package ptdit_diffusers is installed that one is used; else the files 
 import importlib.util
 
 if importlib.util.find_spec("ptdit_diffusers") is not None:
-    PTDiTPipeline = importlib.import_module("ptdit_diffusers").PTDiTPipeline
-    PTDiTBlocks = importlib.import_module("ptdit_diffusers").PTDiTBlocks
+{installed}
 else:
 {imports}
-    from .modular_ptdit import PTDiTBlocks
-    from .pipeline_ptdit import PTDiTPipeline
     from .ptdit_registration import register_classes
 
     register_classes()
 '''
+# Pipeline of a folder -> what its entry file offers, and the modules (as files of the folder) that have it.
+_OFFERED = {
+    "PTDiTPipeline": {"PTDiTBlocks": "modular_ptdit", "PTDiTPipeline": "pipeline_ptdit"},
+    "ClassToImagePipeline": {"ClassToImagePipeline": "ptdit_pipeline_class_to_image"},
+}
 
 
-def entry_files(modules: list[str]) -> dict[str, str]:
-    """Return name and text of the entry file, and of the file that tells `ModularPipeline` about it.
+def entry_files(modules: list[str], pipeline: str = "PTDiTPipeline") -> dict[str, str]:
+    """Return name and text of the entry file, and of the file that tells `ModularPipeline` about it, if it can.
 
     diffusers copies only those files of a local folder that the entry file itself imports, so it names each of them,
     and it takes the one pipeline class in the file, so no other is imported by its name.
 
     Args:
         modules: Names of the code files without ".py".
+        pipeline: Name of the folder's pipeline class, `ClassToImagePipeline` or one of the PT-DiT pipelines.
     """
-    named = ("modular_ptdit", "pipeline_ptdit", "ptdit_registration")
-    lines = [f"    from .{name} import __doc__ as _" for name in modules if name not in named]
-    modular = {"_class_name": "PTDiTBlocks", "auto_map": {"ModularPipelineBlocks": "pipeline.PTDiTBlocks"}}
-    return {
-        ENTRY: _ENTRY_TEXT.format(imports="\n".join(lines)),
-        MODULAR_ENTRY: json.dumps(modular, indent=2) + "\n",
-    }
+    offered = _OFFERED.get(pipeline, _OFFERED["PTDiTPipeline"])
+    lines = [f"    from .{name} import __doc__ as _" for name in modules
+             if name not in (*offered.values(), "ptdit_registration")]  # fmt: skip
+    lines += [f"    from .{module} import {name}" for name, module in offered.items()]
+    installed = [f'    {name} = importlib.import_module("ptdit_diffusers").{name}' for name in offered]
+    files = {ENTRY: _ENTRY_TEXT.format(installed="\n".join(installed), imports="\n".join(lines))}
+    if "PTDiTBlocks" in offered:
+        modular = {"_class_name": "PTDiTBlocks", "auto_map": {"ModularPipelineBlocks": "pipeline.PTDiTBlocks"}}
+        files[MODULAR_ENTRY] = json.dumps(modular, indent=2) + "\n"
+    return files
 
 
 def copy_code(pipeline_class: type, folder: str | Path) -> None:
@@ -57,5 +63,5 @@ def copy_code(pipeline_class: type, folder: str | Path) -> None:
     for name in names:
         shutil.copy(sys.modules[name].__file__, folder)
     modules = sorted(name.rpartition(".")[2] for name in names)
-    for name, text in entry_files(modules).items():
+    for name, text in entry_files(modules, pipeline_class.__name__).items():
         Path(folder, name).write_text(text, encoding="utf-8", newline="\n")

@@ -254,7 +254,10 @@ def modulation(dim: int, rows: int, operations: Any, device: Any, dtype: Any) ->
 
 
 class DiTBlock(nn.Module):
-    """Block with modulated norms: adaLN-Zero, or without gates plain adaLN."""
+    """Block with modulated norms: adaLN-Zero, or without gates plain adaLN.
+
+    The rows of plain adaLN, which has no official code, are [shift, scale] of the attention, then of the feed-forward.
+    """
 
     def __init__(self, dim: int, gated: bool, attention_layer: Callable, operations: Any, device: Any, dtype: Any):
         super().__init__()
@@ -278,7 +281,12 @@ class DiTBlock(nn.Module):
 
 
 class DiTTokenBlock(nn.Module):
-    """Block of a plain vision transformer; conditions are tokens, either among the others or in a cross-attention."""
+    """Block of a plain vision transformer; conditions are tokens, either among the others or in a cross-attention.
+
+    There is no official code of these blocks. Our choices where the paper is open: the two tokens are [time, class],
+    without positions and without a norm of their own; norms have eps 1e-6; the cross-attention has as many heads as
+    the self-attention.
+    """
 
     def __init__(self, dim: int, cross: bool, attention_layer: Callable, operations: Any, device: Any, dtype: Any):
         super().__init__()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
@@ -19,24 +18,8 @@ from ptdit_diffusers import ClassToImagePipeline, DiT2DModel, official_scheduler
 from ptdit_diffusers.core.diffusion import respaced_betas, respaced_timesteps
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from tests.ptdit_diffusers import dit_goldens
+from tests.ptdit_diffusers.class_models import NAMES, tiny_pipeline, tiny_vae
 from tests.ptdit_diffusers.models.test_transformer_dit import folder_of_diffusers
-
-NAMES = {0: "tench, Tinca tinca", 1: "red star", 2: "crane", 3: "crane, lifting machine", 4: "golden retriever"}
-
-
-def tiny_vae() -> AutoencoderKL:
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return AutoencoderKL(block_out_channels=(4, 4, 4, 4), norm_num_groups=2, layers_per_block=1, **blocks).eval()
-
-
-def make(scheduler=None, vae="image", **options) -> ClassToImagePipeline:
-    vae = tiny_vae() if vae == "image" else vae
-    pipe = ClassToImagePipeline(
-        dit_goldens.model("dit_sampler"), vae, scheduler or official_scheduler(), **{"id2label": NAMES, **options}
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def latents_of(pipe, labels=(2, 7), **options) -> torch.Tensor:
@@ -81,7 +64,7 @@ def official_run(transformer, labels, steps: int, scale: float, generator) -> to
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
 def test_a_seed_gives_what_it_gives_in_the_official_script(scale):
-    pipe, ours, theirs = make(), seeded(3), seeded(3)
+    pipe, ours, theirs = tiny_pipeline(), seeded(3), seeded(3)
     for _ in range(2):  # the second batch goes on where the first one stopped, which a last unused draw decides
         latents = latents_of(pipe, guidance_scale=scale, generator=ours)
         assert (latents - official_run(pipe.transformer, (2, 7), 10, scale, theirs)).abs().max() < 2e-4
@@ -93,12 +76,12 @@ def test_the_guided_golden_runs_through_the_pipeline(monkeypatch):
         noise = [*golden["noise_10"]]
         for place in ("ptdit_diffusers.pipelines.class_sampling", "diffusers.schedulers.scheduling_ddpm"):
             monkeypatch.setattr(f"{place}.randn_tensor", lambda *_, noise=noise, **__: noise.pop(0))
-        latents = latents_of(make(official_scheduler(name)), latents=golden["z"], guidance_scale=1.5)
+        latents = latents_of(tiny_pipeline(official_scheduler(name)), latents=golden["z"], guidance_scale=1.5)
         assert (latents - golden[f"{name}10_cfg.latents"][-1, :2]).abs().max() < 2e-4
 
 
 def test_defaults_are_250_ancestral_steps_guided_by_4_on_three_channels():
-    pipe, seen = make(), []
+    pipe, seen = tiny_pipeline(), []
 
     def look(pipe, step, timestep, tensors):
         seen.append((int(timestep), pipe.guidance_scale, pipe.num_timesteps, tensors["latents"].shape))
@@ -111,7 +94,7 @@ def test_defaults_are_250_ancestral_steps_guided_by_4_on_three_channels():
 
 
 def test_a_sample_with_its_own_generator_equals_its_single_run():
-    pipe = make()
+    pipe = tiny_pipeline()
     for scheduler in ("ddpm", "ddim"):
         pipe.scheduler = official_scheduler(scheduler)
         together = latents_of(pipe, generator=[seeded(5), seeded(6)], guidance_scale=1.5)
@@ -124,19 +107,19 @@ def test_a_sample_with_its_own_generator_equals_its_single_run():
 
 
 def test_three_channels_or_all_are_guided():
-    pipe = make()
+    pipe = tiny_pipeline()
     three, every = (
         latents_of(pipe, generator=seeded(0), guidance_scale=1.5, guidance_channels=channels)
         for channels in (3, "all")
     )
     assert torch.equal(latents_of(pipe, generator=seeded(0), guidance_scale=1.5), three)
     assert (three - every).abs().max() > 1e-3
-    for other in (make(guidance_channels=None), make(guidance_channels=4)):
+    for other in (tiny_pipeline(guidance_channels=None), tiny_pipeline(guidance_channels=4)):
         assert torch.equal(latents_of(other, generator=seeded(0), guidance_scale=1.5), every)
 
 
 def test_without_guidance_the_network_runs_once_per_sample():
-    pipe, batches = make(), []
+    pipe, batches = tiny_pipeline(), []
     pipe.transformer.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
     latents_of(pipe, num_inference_steps=2, guidance_scale=1.0)
     latents_of(pipe, num_inference_steps=2, guidance_scale=1.01)
@@ -144,7 +127,7 @@ def test_without_guidance_the_network_runs_once_per_sample():
 
 
 def test_a_callback_may_change_latents_and_end_guidance():
-    pipe, batches = make(), []
+    pipe, batches = tiny_pipeline(), []
     pipe.transformer.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
 
     def change(pipe, step, timestep, tensors):
@@ -169,21 +152,21 @@ def test_a_callback_may_change_latents_and_end_guidance():
     ids=lambda scheduler: type(scheduler).__name__,
 )
 def test_other_schedulers_run(scheduler):
-    latents = latents_of(make(scheduler), generator=seeded(0), guidance_scale=1.5)
+    latents = latents_of(tiny_pipeline(scheduler), generator=seeded(0), guidance_scale=1.5)
     assert latents.dtype == torch.float32 and latents.isfinite().all()
 
 
 def test_euler_on_the_official_timesteps_is_ddim_up_to_its_rounding():
     euler = EulerDiscreteScheduler(beta_schedule="linear", timestep_spacing="linspace")
     results = [
-        latents_of(make(scheduler), generator=seeded(0), guidance_scale=1.0, timesteps=respaced_timesteps(50))
+        latents_of(tiny_pipeline(scheduler), generator=seeded(0), guidance_scale=1.0, timesteps=respaced_timesteps(50))
         for scheduler in (euler, official_scheduler("ddim"))
     ]
     assert (results[0] - results[1]).abs().max() < 0.05  # Euler starts from sqrt(A) x + sqrt(1 - A) noise
 
 
 def test_latents_stay_in_float32_when_the_network_does_not(recwarn):
-    pipe = make()
+    pipe = tiny_pipeline()
     pipe.transformer.bfloat16()
     assert latents_of(pipe, num_inference_steps=2, generator=seeded(0)).dtype == torch.float32
     with pytest.warns(UserWarning, match="`latents` are float16; sampling goes on in float32"):
@@ -192,7 +175,7 @@ def test_latents_stay_in_float32_when_the_network_does_not(recwarn):
 
 
 def test_sizes_counts_and_outputs():
-    pipe = make()
+    pipe = tiny_pipeline()
     for output_type, kind in (("pil", list), ("np", np.ndarray), ("pt", torch.Tensor)):
         images = pipe(["red star", 4], 64, 96, 2, num_images_per_prompt=2, output_type=output_type).images
         assert isinstance(images, kind) and len(images) == 4
@@ -207,7 +190,7 @@ def test_a_video_vae_decodes_pictures_as_clips_of_one_frame():
     vae = AutoencoderKLOpenSoraPlan(
         hidden_size=8, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, norm_num_groups=4
     ).eval()
-    pipe = make(vae=vae)
+    pipe = tiny_pipeline(vae=vae)
     latents = latents_of(pipe, num_inference_steps=2, generator=seeded(0))
     images = pipe([2, 7], num_inference_steps=2, generator=seeded(0), output_type="pt").images
     with torch.no_grad():
@@ -216,7 +199,7 @@ def test_a_video_vae_decodes_pictures_as_clips_of_one_frame():
 
 
 def test_offloading_changes_nothing():
-    pipe = make()
+    pipe = tiny_pipeline()
     plain = pipe(1, num_inference_steps=2, generator=seeded(0), output_type="pt").images
     pipe.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
     assert torch.allclose(
@@ -228,7 +211,7 @@ def test_offloading_changes_nothing():
 
 
 def test_names_stand_for_numbers():
-    pipe = make()
+    pipe = tiny_pipeline()
     assert pipe.get_label_ids(["Tench", "tinca tinca", "tench, Tinca tinca", "RED  star"]) == [0, 0, 0, 1]
     assert pipe.get_label_ids("golden retriever") == [4]
     assert pipe.prepare_labels(["red star", 3, "7"], 2).tolist() == [1, 1, 3, 3, 7, 7]
@@ -247,19 +230,19 @@ def test_names_stand_for_numbers():
 )
 def test_unknown_classes_are_refused_with_the_nearest(labels, message):
     with pytest.raises(ValueError, match=message):
-        make()(labels)
+        tiny_pipeline()(labels)
 
 
 def test_a_model_without_names_says_which_numbers_it_takes():
     with pytest.raises(ValueError, match="no class 'dog'; this model has no names, pass 0 to 9"):
-        make(id2label=None)("dog")
+        tiny_pipeline(id2label=None)("dog")
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_saved_pipeline_loads_as_one_of_diffusers(tmp_path):
-    pipe = make(guidance_channels=4)
+    pipe = tiny_pipeline(guidance_channels=4)
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8"))
     assert index["transformer"] == ["diffusers", "DiT2DModel"]
@@ -295,7 +278,7 @@ def test_a_folder_of_diffusers_gets_the_exact_network_and_the_official_sampler(t
     assert type(pipe.transformer) is DiT2DModel and pipe.scheduler.config.variance_type == "learned_range"
     assert pipe.get_label_ids("tench") == [0] and pipe.config.guidance_channels == 3
     latents = latents_of(pipe, generator=seeded(3), guidance_scale=1.5)
-    assert torch.equal(latents, latents_of(make(), generator=seeded(3), guidance_scale=1.5))
+    assert torch.equal(latents, latents_of(tiny_pipeline(), generator=seeded(3), guidance_scale=1.5))
     kept = ClassToImagePipeline.from_pretrained(tmp_path, scheduler=official_scheduler("ddim"), dtype=torch.bfloat16)
     assert kept.scheduler.config.solver_order == 1 and kept.transformer.dtype == torch.bfloat16
 
@@ -323,7 +306,7 @@ def test_the_package_offers_the_parts():
 )
 def test_illegal_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
-        make()(1, **arguments)
+        tiny_pipeline()(1, **arguments)
 
 
 def test_a_variance_that_the_model_does_not_predict_is_named():

@@ -1,10 +1,8 @@
-"""Classes of a class-conditional model by number or name."""
+"""Classes of a class-conditional model by number or name. Plain Python."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-from torch import Tensor
 
 
 def class_names(id2label: Mapping[Any, str] | None) -> dict[str, list[int]]:
@@ -20,14 +18,14 @@ def class_ids(labels: Any, id2label: Mapping[Any, str] | None, num_classes: int)
     """Return class numbers.
 
     Args:
-        labels: A number, a name, a sequence of them, or a tensor of numbers.
+        labels: A number, a name, a sequence of them, or a tensor or array of numbers.
         id2label: Class number -> name, or several names with commas between; None if classes have no names.
         num_classes: Number of classes.
 
     Raises:
         ValueError: There is no such class; names the nearest.
     """
-    if isinstance(labels, Tensor):
+    if hasattr(labels, "tolist"):  # a tensor or an array
         labels = labels.reshape(-1).tolist()
     elif isinstance(labels, str) or not isinstance(labels, Iterable):
         labels = [labels]

@@ -1,0 +1,34 @@
+"""A tiny class-conditional pipeline of the real classes, with the trained golden weights and a random VAE."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from ptdit_diffusers import ClassToImagePipeline, official_scheduler
+from tests.ptdit_diffusers import dit_goldens
+
+NAMES = {0: "tench, Tinca tinca", 1: "red star", 2: "crane", 3: "crane, lifting machine", 4: "golden retriever"}
+
+
+def tiny_vae() -> AutoencoderKL:
+    """A VAE of Stable Diffusion's kind, 8 pixels to a latent cell."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return AutoencoderKL(block_out_channels=(4, 4, 4, 4), norm_num_groups=2, layers_per_block=1, **blocks).eval()
+
+
+def tiny_pipeline(scheduler: Any = None, vae: Any = "image", **options: Any) -> ClassToImagePipeline:
+    """A pipeline for 10 classes and 64 x 64 pixels."""
+    vae = tiny_vae() if vae == "image" else vae
+    scheduler = official_scheduler() if scheduler is None else scheduler
+    pipe = ClassToImagePipeline(dit_goldens.model("dit_sampler"), vae, scheduler, **{"id2label": NAMES, **options})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_folder(folder: Path) -> Path:
+    """The pipeline saved to a folder."""
+    tiny_pipeline().save_pretrained(folder)
+    return folder
