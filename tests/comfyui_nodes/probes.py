@@ -101,6 +101,34 @@ class ProbeOutOfMemory:
         return (vae,)
 
 
+class ProbeReplacedBlock:
+    """Largest difference from the plain forward: the first block replaced by itself, and by nothing; what it gets."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "run", "probes"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "positive": ("CONDITIONING",), "latent": ("LATENT",)}}
+
+    def run(self, model, positive, latent):
+        received = set()
+
+        def itself(given, extra):
+            received.update(given)
+            return extra["original_block"](given)
+
+        def nothing(given, extra):
+            return {"img": given["img"]}
+
+        comfy.model_management.load_models_gpu([model])
+        plain, differences = one_call(model, positive, latent)(), []
+        for kind, patch in (("double_block", itself), ("single_block", itself), ("double_block", nothing)):
+            clone = model.clone()
+            clone.set_model_patch_replace(patch, "dit", kind, 0)
+            differences.append((one_call(clone, positive, latent)() - plain).abs().max().item())
+        return (" ".join([*map(str, differences), *sorted(received)]),)
+
+
 class ProbeTime:
     """CPU milliseconds of the fastest of 31 calls: through ComfyUI, and of the bare network in plain torch."""
 
@@ -219,5 +247,13 @@ class ProbeFiles:
         return vae.encode(inputs["pixels"]), dataclasses.asdict(vae.parameters)
 
 
-PROBES = (ProbeFiles, ProbeText, ProbePartialLoad, ProbeOutOfMemory, ProbeTime, ProbeSmallTextEncoderFromGGUF)
+PROBES = (
+    ProbeFiles,
+    ProbeText,
+    ProbePartialLoad,
+    ProbeOutOfMemory,
+    ProbeReplacedBlock,
+    ProbeTime,
+    ProbeSmallTextEncoderFromGGUF,
+)
 NODE_CLASS_MAPPINGS = {each.__name__: each for each in PROBES}

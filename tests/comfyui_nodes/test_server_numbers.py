@@ -139,6 +139,12 @@ def test_weights_that_stay_outside_give_the_same(server, room, record_property):
         assert left == total or (room == "half" and 0 < left < total)
 
 
+def test_a_replaced_block_gets_what_other_nodes_expect_and_can_call_the_original(server):
+    itself, by_the_other_name, nothing, *received = text_of(server, "ProbeReplacedBlock").split()
+    assert float(itself) == float(by_the_other_name) == 0 < float(nothing)
+    assert received == ["img", "pe", "transformer_options", "txt", "vec"]
+
+
 def test_the_way_through_comfyui_costs_little(server, record_property):
     through, bare = map(float, text_of(server, "ProbeTime").split())
     record_property("milliseconds", f"{through:.2f} through ComfyUI, {bare:.2f} bare")

@@ -4,7 +4,6 @@ Functions of sizes and tensors; no layers, no weights.
 Shape letters: B batch, F H W token frames/rows/columns, N = F*H*W tokens in raster order, D width, M proxies.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -108,9 +107,10 @@ def random_numbers(
     With a list, sample i uses generator i; a list shorter than the batch is repeated, so that the two halves of a
     guided batch get the same proxies.
     """
+    if generator is None:  # torch.compile takes a size that it does not know only without this argument
+        return torch.rand((3, batch, proxies), device=device)
     if not isinstance(generator, list):
-        where = device if generator is None else generator.device
-        return torch.rand((3, batch, proxies), generator=generator, device=where).to(device)
+        return torch.rand((3, batch, proxies), generator=generator, device=generator.device).to(device)
     rows = [torch.rand((3, 1, proxies), generator=one, device=one.device).to(device) for one in generator]
     return torch.cat(rows, dim=1).repeat(1, batch // len(rows), 1)
 
@@ -131,4 +131,5 @@ class ProxyPlan(NamedTuple):
     def number(self) -> int:
         """Return the number of proxies M."""
         boxes = zip(self.grid, proxy_boxes(self.window, self.ratio), strict=True)
-        return math.prod(size // box * stride + min(stride, size % box) for size, (box, stride) in boxes)
+        frames, rows, columns = [size // box * stride + min(stride, size % box) for size, (box, stride) in boxes]
+        return frames * rows * columns

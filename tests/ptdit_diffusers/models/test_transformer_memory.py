@@ -1,4 +1,4 @@
-"""diffusers' ways to save memory work on the transformer: fp8 storage, offloading, shards, quantisation."""
+"""diffusers' ways to save memory work on the transformer: fp8 storage, offloading, shards, quantization."""
 
 import json
 
@@ -69,6 +69,30 @@ def test_a_device_map_splits_between_blocks_never_inside_one(tmp_path):
 
 
 @torch.no_grad()
+def test_a_block_on_another_device_gets_all_its_inputs_there():
+    """The meta device stands for a second accelerator."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    transformer = tiny(proxy_mode="first")
+    block = transformer.transformer_blocks[1].to("meta")
+    add_hook_to_module(block, AlignDevicesHook(execution_device="meta"))
+    seen = []
+
+    def look(layer, inputs, named):
+        tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
+        if "windows" in named:
+            tensors += [named["windows"].order, named["windows"].inverse]
+        seen.extend(tensor.is_meta for tensor in tensors)
+
+    for layer in (block.proxy_attn1, block.attn1, block.attn3, block.attn2):
+        layer.register_forward_pre_hook(look, with_kwargs=True)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    block.register_forward_hook(lambda _, inputs, output: inputs[0])  # back to where the rest of the model is
+    transformer(**arguments(), encoder_attention_mask=mask)
+    assert len(seen) == 10 and all(seen)
+
+
+@torch.no_grad()
 def test_shards_and_variants_load_again(tmp_path):
     transformer = tiny()
     transformer.save_pretrained(tmp_path, max_shard_size="100KB", variant="ema")
@@ -97,7 +121,7 @@ def test_bf16_loading_keeps_the_modulation_tables_in_fp32(tmp_path):
 
 
 class Int8Linear(nn.Module):
-    """A layer as quantisation libraries put in Linear's place: no floating weight, another dtype than the input's."""
+    """A layer as quantization libraries put in Linear's place: no floating weight, another dtype than the input's."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -111,7 +135,7 @@ class Int8Linear(nn.Module):
 
 
 @torch.no_grad()
-def test_every_linear_layer_can_be_replaced_by_a_quantised_one():
+def test_every_linear_layer_can_be_replaced_by_a_quantized_one():
     transformer = tiny()
     plain = transformer(**arguments()).sample
     linear = [(name, layer) for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)]
@@ -130,11 +154,11 @@ def test_torchao_stores_int8_and_computes_nearly_the_same(tmp_path):
 
     transformer = tiny()
     transformer.save_pretrained(tmp_path)
-    quantised = PTDiTTransformer3DModel.from_pretrained(
+    quantized = PTDiTTransformer3DModel.from_pretrained(
         tmp_path, quantization_config=TorchAoConfig(torchao.Int8WeightOnlyConfig()), torch_dtype=torch.float32
     )
-    assert "Int8Tensor" in type(quantised.transformer_blocks[1].attn3.to_q.weight).__name__
-    assert 0 < relative_error(quantised, transformer(**arguments()).sample) < 0.05
+    assert "Int8Tensor" in type(quantized.transformer_blocks[1].attn3.to_q.weight).__name__
+    assert 0 < relative_error(quantized, transformer(**arguments()).sample) < 0.05
 
 
 @torch.no_grad()

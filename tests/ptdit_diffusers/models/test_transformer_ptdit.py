@@ -71,6 +71,8 @@ def test_illegal_settings_are_refused_by_name():
     transformer = tiny()
     with pytest.raises(ValueError, match="proxy_mode='mode' is unknown; choose one of mean, random, first"):
         transformer.set_windows(proxy_mode="mode")
+    with pytest.raises(ValueError, match="proxy_mode='mode' is unknown"):
+        transformer.predict(**arguments(), proxy_mode="mode")
     with pytest.raises(ValueError, match="window_size=.0, 2, 2. must be .* nearest: .1, 2, 2."):
         transformer(**arguments(), window_size=(0, 2, 2))
     with pytest.raises(ValueError, match="latent height=15 is not a multiple of the patch size 2; nearest: 14 or 16"):
@@ -92,6 +94,17 @@ def test_random_proxies_follow_their_generator():
 
     assert torch.equal(run(3), run(3))
     assert not torch.equal(run(3), run(4))
+
+
+@torch.no_grad()
+def test_random_proxies_differ_from_block_to_block_and_all_else_is_shared():
+    transformer, contexts = tiny(proxy_mode="random"), []
+    for block in transformer.transformer_blocks:
+        block.register_forward_pre_hook(lambda _, inputs: contexts.append(inputs[3]))
+    transformer(**arguments())
+    first, second = contexts
+    assert not torch.equal(first.proxy_index, second.proxy_index)
+    assert first.windows is second.windows and first.shifted_windows is second.shifted_windows
 
 
 @torch.no_grad()
