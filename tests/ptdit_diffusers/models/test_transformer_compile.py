@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptdit_diffusers.core.backbones.proxies import ProxyPlan
+from ptdit_diffusers.core.backbones.proxies import ProxyPlan, proxy_index, random_numbers
 from scripts.benchmarks.memory import PeakMemory
 from tests.ptdit_diffusers.models.test_transformer_ptdit import arguments, tiny
 
@@ -35,6 +35,21 @@ def test_steps_and_prompts_of_one_size_share_a_graph(graphs):
             inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"] + prompt
             compiled(**inputs)
     assert len(graphs) == 1
+
+
+def test_random_proxies_compile_without_a_break_at_sizes_that_are_not_known(graphs):
+    def sample(video):
+        plan = ProxyPlan(video.shape[1:4], (1, 2, 2), (1, 2, 2))
+        uniform = random_numbers(len(video), plan.number(), None, video.device)
+        return proxy_index(*plan, uniform, video.device)
+
+    compiled = torch.compile(sample, fullgraph=True, dynamic=True, backend=counting(graphs))
+    for rows, columns in ((8, 6), (12, 20)):
+        video = torch.zeros(2, 3, rows, columns)
+        torch.manual_seed(3)
+        expected = sample(video)
+        torch.manual_seed(3)
+        assert torch.equal(compiled(video), expected) and len(graphs) == 1
 
 
 @pytest.mark.slow

@@ -71,8 +71,9 @@ def test_illegal_settings_are_refused_by_name():
     transformer = tiny()
     with pytest.raises(ValueError, match="proxy_mode='mode' is unknown; choose one of mean, random, first"):
         transformer.set_windows(proxy_mode="mode")
+    inputs = [arguments()[name] for name in ("hidden_states", "timestep", "encoder_hidden_states")]
     with pytest.raises(ValueError, match="proxy_mode='mode' is unknown"):
-        transformer.predict(**arguments(), proxy_mode="mode")
+        transformer.predict(*inputs, proxy_mode="mode")
     with pytest.raises(ValueError, match="window_size=.0, 2, 2. must be .* nearest: .1, 2, 2."):
         transformer(**arguments(), window_size=(0, 2, 2))
     with pytest.raises(ValueError, match="latent height=15 is not a multiple of the patch size 2; nearest: 14 or 16"):
