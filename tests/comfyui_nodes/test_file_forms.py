@@ -1,4 +1,4 @@
-"""Both heads, diffusers and ComfyUI, take the same from every form of file: configuration, weights and output."""
+"""Both hosts, diffusers and ComfyUI, take the same from every form of file: configuration, weights and output."""
 
 import importlib.util
 import json
@@ -73,7 +73,7 @@ def vae_in_diffusers(path: Path) -> tuple[VAEParameters, Tensor]:
     return VAEParameters.from_config(vae.config), vae.encode(pixels).latent_dist.mode()
 
 
-# --- without ComfyUI: what its head asks of the core -----------------------------------------------------------------
+# --- without ComfyUI: what it asks of the core -----------------------------------------------------------------
 
 
 def read_as_comfyui(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -92,7 +92,7 @@ def read_as_comfyui(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @pytest.mark.parametrize("form", TRANSFORMERS)
 @torch.no_grad()
-def test_both_heads_take_the_same_transformer_from_a_file(tmp_path, form):
+def test_both_hosts_take_the_same_transformer_from_a_file(tmp_path, form):
     path = TRANSFORMERS[form](tmp_path / "file")
     parameters, expected = in_diffusers(path)
     weights, metadata = read_as_comfyui(path)
@@ -118,7 +118,7 @@ def test_both_heads_take_the_same_transformer_from_a_file(tmp_path, form):
 
 @pytest.mark.parametrize("form", VAES)
 @torch.no_grad()
-def test_both_heads_take_the_same_vae_from_a_file(tmp_path, form):
+def test_both_hosts_take_the_same_vae_from_a_file(tmp_path, form):
     path = VAES[form](tmp_path / "file")
     parameters, expected = vae_in_diffusers(path)
     weights, metadata = read_as_comfyui(path)
@@ -134,7 +134,7 @@ def test_both_heads_take_the_same_vae_from_a_file(tmp_path, form):
 
 @pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="gguf is not installed")
 @pytest.mark.parametrize("carries", [True, False])
-def test_both_heads_take_the_same_configuration_from_a_gguf_file(tmp_path, monkeypatch, carries):
+def test_both_hosts_take_the_same_configuration_from_a_gguf_file(tmp_path, monkeypatch, carries):
     import gguf
 
     folder = tmp_path / "model/transformer"
