@@ -9,14 +9,13 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
-from ptdit_diffusers.core.backbones.dit import DiTParameters
+from ptdit_diffusers.core.backbones.dit_parameters import SIZES, DiTParameters
 from ptdit_diffusers.core.checkpoint_names import ConversionError, check_weights, shapes_of
 from ptdit_diffusers.core.configuration import count, length
 from ptdit_diffusers.core.dit_checkpoints import (
     DIFFUSERS_SIGNATURE,
     KNOWN_HEADS,
     POSITION_TABLE,
-    SIZES,
     check_copies,
     diffusers_sources,
     dit_config,

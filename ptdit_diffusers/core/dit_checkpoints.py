@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones.dit import SIZES, DiTParameters
+from .backbones.dit_parameters import SIZES, DiTParameters
 from .checkpoint_names import ConversionError, Shapes, clean_names, find_weights
 from .configuration import count, length
 

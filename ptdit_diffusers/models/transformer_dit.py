@@ -13,7 +13,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
-from ptdit_diffusers.core.backbones.dit import DiTAttention, DiTBackbone, DiTParameters, check_multiple
+from ptdit_diffusers.core.backbones.dit import DiTAttention, DiTBackbone
+from ptdit_diffusers.core.backbones.dit_parameters import DiTParameters, check_multiple
 from ptdit_diffusers.core.checkpoint_names import LISTED, ConversionError, check_weights
 from ptdit_diffusers.core.dit_checkpoints import dit_config, official_state_dict
 
@@ -111,11 +112,16 @@ class DiT2DModel(
             kwargs: options of `ModelMixin.from_pretrained`.
 
         Raises:
-            ValueError: the position table is another one, or blocks of diffusers' class do not share one embedding.
+            ValueError: it is another model, its position table is another one, or blocks of diffusers' class do not
+                share one embedding.
         """
         places = {name: kwargs[name] for name in CONFIG_PLACES if name in kwargs}
-        if cls.load_config(pretrained_model_name_or_path, **places).get("_class_name") in DIFFUSERS_CLASSES:
+        config = cls.load_config(pretrained_model_name_or_path, **places)
+        of_diffusers = config.get("_class_name") in DIFFUSERS_CLASSES
+        if of_diffusers and config.get("norm_type", "ada_norm_zero") == "ada_norm_zero":  # others are PixArt's
             return cls._from_diffusers(pretrained_model_name_or_path, **kwargs)
+        if config.get("_class_name", cls.__name__) not in [base.__name__ for base in cls.__mro__]:
+            raise ConversionError(f"{pretrained_model_name_or_path} holds a {config['_class_name']}, not a DiT.")
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).restore_positions()
         return loaded

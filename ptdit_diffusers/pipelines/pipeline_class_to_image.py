@@ -87,6 +87,8 @@ class ClassToImagePipeline(PackagePipeline):
         places = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
         given = {name: kwargs[name] for name in places if name in kwargs}
         index = cls.load_config(source, **given)
+        if index.get("_class_name") not in ("DiTPipeline", *(base.__name__ for base in cls.__mro__)):
+            raise ValueError(f"{source} holds a {index.get('_class_name')}, not a class-conditional pipeline.")
         if (index.get("transformer") or (None, None))[1] in DIFFUSERS_CLASSES:
             if "transformer" not in kwargs:
                 given |= {name: kwargs[name] for name in ("variant", "use_safetensors") if name in kwargs}

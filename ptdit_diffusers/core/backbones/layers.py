@@ -35,24 +35,18 @@ def modulated_norm(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tenso
     return torch.addcmul(shift, layer_norm(hidden_states), 1 + scale)
 
 
-class Attention(nn.Module):
-    """Multi-head attention with biases, over all tokens or inside windows.
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention over all tokens or inside windows; subclasses have the layers before and after it.
 
     Args:
-        dim: width D.
-        heads: number of heads; D / heads is the head width.
+        heads: number of heads.
         attention: callable like `scaled_dot_product`.
-        operations, device, dtype: layer classes, and where and in which format weights are made.
     """
 
-    def __init__(self, dim: int, heads: int, attention: Callable, operations: Any, device: Any, dtype: Any):
+    def __init__(self, heads: int, attention: Callable):
         super().__init__()
         self.heads = heads
         self.attention = attention
-        self.to_q = operations.Linear(dim, dim, device=device, dtype=dtype)
-        self.to_k = operations.Linear(dim, dim, device=device, dtype=dtype)
-        self.to_v = operations.Linear(dim, dim, device=device, dtype=dtype)
-        self.to_out = nn.ModuleList([operations.Linear(dim, dim, device=device, dtype=dtype), nn.Dropout(0.0)])
 
     def forward(
         self,
@@ -95,12 +89,42 @@ class Attention(nn.Module):
         else:
             hidden_states = windows.attend(attention, query, key, value)
         hidden_states = hidden_states.flatten(2)  # (B, N, D)
-        return self.to_out[1](self.to_out[0](hidden_states)) if out is None else out(hidden_states)
+        return self.output(hidden_states) if out is None else out(hidden_states)
+
+    def project(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, N, D), keys and values (B, keys, D)."""
+        raise NotImplementedError
+
+    def output(self, hidden_states: Tensor) -> Tensor:
+        """Apply the last layer: (B, N, D)."""
+        raise NotImplementedError
+
+
+class Attention(MultiHeadAttention):
+    """Multi-head attention with one linear layer, with bias, each for queries, keys and values.
+
+    Args:
+        dim: width D.
+        heads: number of heads; D / heads is the head width.
+        attention: callable like `scaled_dot_product`.
+        operations, device, dtype: layer classes, and where and in which format weights are made.
+    """
+
+    def __init__(self, dim: int, heads: int, attention: Callable, operations: Any, device: Any, dtype: Any):
+        super().__init__(heads, attention)
+        self.to_q = operations.Linear(dim, dim, device=device, dtype=dtype)
+        self.to_k = operations.Linear(dim, dim, device=device, dtype=dtype)
+        self.to_v = operations.Linear(dim, dim, device=device, dtype=dtype)
+        self.to_out = nn.ModuleList([operations.Linear(dim, dim, device=device, dtype=dtype), nn.Dropout(0.0)])
 
     def project(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, N, D), keys and values (B, keys, D)."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         return self.to_q(hidden_states), self.to_k(source), self.to_v(source)
+
+    def output(self, hidden_states: Tensor) -> Tensor:
+        """Apply the last layer: (B, N, D)."""
+        return self.to_out[1](self.to_out[0](hidden_states))
 
 
 class GELUProjection(nn.Module):

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from ptdit_diffusers import ClassToImagePipeline, DiT2DModel
 from ptdit_diffusers.conversion.folder import convert
-from ptdit_diffusers.core.backbones.dit import BLOCK_TYPES, grid_positions
+from ptdit_diffusers.core.backbones.dit import grid_positions
+from ptdit_diffusers.core.backbones.dit_parameters import BLOCK_TYPES
 from ptdit_diffusers.core.checkpoint_names import ConversionError
 from tests.ptdit_diffusers import dit_goldens
 from tests.ptdit_diffusers.models.test_transformer_dit import folder_of_diffusers, tiny

@@ -9,7 +9,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from safetensors.torch import save_file
 from torch import nn
 
-from ptdit_diffusers.core.backbones.dit import BLOCK_TYPES
+from ptdit_diffusers.core.backbones.dit_parameters import BLOCK_TYPES
 from ptdit_diffusers.core.checkpoint_names import ConversionError
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from tests.ptdit_diffusers import dit_goldens
@@ -123,6 +123,20 @@ def test_blocks_that_were_trained_apart_are_refused_by_name(tmp_path):
     folder = folder_of_diffusers(tmp_path / "tuned", **{name: changed})
     with pytest.raises(ConversionError, match="tuned: transformer_blocks.1.norm1.*linear_2.bias differs from that of"):
         DiT2DModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "PTDiTTransformer3DModel"},
+        {"_class_name": "PixArtTransformer2DModel"},
+        {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"},
+    ],
+)
+def test_folders_of_other_models_are_refused(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ConversionError, match=f"holds a {config['_class_name']}, not a DiT"):
+        DiT2DModel.from_pretrained(tmp_path)
 
 
 def test_a_folder_with_another_position_table_is_refused(tmp_path):

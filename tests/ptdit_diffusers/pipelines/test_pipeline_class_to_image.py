@@ -283,6 +283,11 @@ def test_a_folder_of_diffusers_gets_the_exact_network_and_the_official_sampler(t
     assert kept.scheduler.config.solver_order == 1 and kept.transformer.dtype == torch.bfloat16
 
 
+def test_pipelines_of_prompts_are_refused():
+    with pytest.raises(ValueError, match="holds a PTDiTPipeline, not a class-conditional pipeline"):
+        ClassToImagePipeline.from_pretrained("shapes-128")
+
+
 def test_the_package_offers_the_parts():
     for name in ("ClassToImagePipeline", "DiT2DModel", "official_scheduler", "respaced_timesteps"):
         assert name in ptdit_diffusers.__all__ and getattr(ptdit_diffusers, name)

@@ -8,13 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ptdit_diffusers.core.backbones.dit import (
-    BLOCK_TYPES,
-    PRESETS,
-    DiTBackbone,
-    DiTParameters,
-    grid_positions,
-)
+from ptdit_diffusers.core.backbones.dit import DiTBackbone, grid_positions
+from ptdit_diffusers.core.backbones.dit_parameters import BLOCK_TYPES, PRESETS, DiTParameters
 from ptdit_diffusers.core.backbones.embeddings import timestep_sinusoid
 from tests.ptdit_diffusers import dit_goldens
 from tests.ptdit_diffusers.dit_goldens import LIMIT
