@@ -1,6 +1,5 @@
 """The base model of a run: its folder, its parts one at a time, and fingerprints that tell models apart."""
 
-import gc
 import hashlib
 import json
 from pathlib import Path
@@ -143,10 +142,3 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision='fp16' does not train on a CPU; nearest: 'bf16'.")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def free_memory() -> None:
-    """Free the memory of parts that are no longer used."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.training_utils import free_memory
 from PIL import ImageOps
 from safetensors import safe_open
 from torch import Tensor
@@ -25,7 +26,7 @@ from torch import Tensor
 from ptdit_diffusers.core.files import file_hash, replace_json
 from ptdit_diffusers.training.latents import to_pixels, write_tensors
 
-from .base import BaseModel, free_memory
+from .base import BaseModel
 from .dataset import Item
 from .media import fit, read_frames
 

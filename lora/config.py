@@ -159,7 +159,7 @@ class LoRASettings:
         """Alpha with its default filled in."""
         return self.alpha or float(self.rank)
 
-    def of_the_loop(self, steps: int) -> LoopSettings:
+    def loop_settings(self, steps: int) -> LoopSettings:
         """Return what the training loop asks for; `steps` depends on the data where `epochs` is set."""
         shared = "output_dir seed batch_size accumulation workers clip log_every checkpoint_every keep".split()
         return LoopSettings(

@@ -63,7 +63,7 @@ class LoRATask(Task):
         self.schedule = named_schedule(settings.schedule, settings.lr, settings.warmup, self.steps)
         logger.info("%s; %d steps", describe_epoch(self.data), self.steps)
 
-    def batches(self, rank: int, processes: int) -> CachedBatches:
+    def batches(self, rank: int) -> CachedBatches:
         return self.data
 
     def optimizers(self) -> list[Optimizer]:

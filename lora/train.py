@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from diffusers.training_utils import free_memory
 
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from ptdit_diffusers.training.processes import check_processes
@@ -21,7 +22,7 @@ from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.trackers import begin_tracking
 
 from .adapter import check_targets
-from .base import BaseModel, choose_dtype, free_memory
+from .base import BaseModel, choose_dtype
 from .config import LoRASettings, check_packages, make_parser, read_settings, refuse_other_settings
 from .export import check_push, push
 from .precompute import fill_cache
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base = BaseModel(settings.base)
         check_before_training(settings, base, accelerator)
         task = LoRATask(settings, base, fill_cache(settings, base, accelerator), accelerator)
-        run = Run(task, settings.of_the_loop(task.steps), accelerator)
+        run = Run(task, settings.loop_settings(task.steps), accelerator)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"lora: {error}\n")
         return 2
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         last = f"go on from {kept[-1].name} with --resume" if kept else "no checkpoint was written yet"
         sys.stderr.write(f"lora: stopped at step {run.step}: {error}; {last}.\n")
         return 1
+    accelerator.end_training()
     if not finished:
         logger.info("go on with --resume")
     free_memory()
@@ -70,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             sys.stderr.write(f"lora: {folder / 'lora'} is finished, but not uploaded: {error}\n")
             return 1
-    accelerator.end_training()
     return 0
 
 

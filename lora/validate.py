@@ -7,13 +7,14 @@ import logging
 from pathlib import Path
 
 import torch
+from diffusers.training_utils import free_memory
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.pipelines.ptdit_text import join_text
 
-from .base import BaseModel, free_memory
+from .base import BaseModel
 from .cache import Cache
 from .config import LoRASettings
 

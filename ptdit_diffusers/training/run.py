@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,7 @@ class Run:
     def train(self) -> bool:
         """Train until the last step, a limit or a stop signal; return whether the last step was reached."""
         settings = self.settings
-        data = self.task.batches(self.accelerator.process_index, self.accelerator.num_processes)
+        data = self.task.batches(self.accelerator.process_index)
         numbers = range(self.step * settings.accumulation, settings.steps * settings.accumulation)
         batches = iter(batch_loader(data, numbers, settings.workers, self.accelerator.device))
         sheet_steps = set(self.task.sheet_steps(settings.steps))
@@ -198,7 +197,7 @@ class Run:
         """Plot the loss curve, and let the task show the averaged weights."""
         if self.accelerator.is_main_process or self.shared:
             folder = self.folder / self.task.sheet_folder
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             if self.accelerator.is_main_process:
                 plot_curve(self.folder / "log.jsonl", self.folder / "loss.png")
             if numbers := self.with_average(partial(self.task.sheet, folder / f"step-{self.step:08d}", self.step)):
@@ -240,21 +239,16 @@ class Run:
 
     def with_average(self, use: Callable[[], Any]) -> Any:
         """Call `use` with the averaged weights in the model, in eval mode, without gradients."""
-        with self.averaged():
-            return self.wrapped.within(use) if self.shared else use()
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Put the averaged weights into the model, in eval mode and without gradients."""
         if self.average:
             self.average.store(self.trained)
             self.average.copy_to(self.trained)
         self.task.model.eval()
         with torch.no_grad():
-            yield
+            result = self.wrapped.within(use) if self.shared else use()
         self.task.model.train()
         if self.average:
             self.average.restore(self.trained)
+        return result
 
     def must_stop(self, stop: dict[str, bool]) -> bool:
         """Return whether a signal came or a limit of this call was reached, on any process."""

@@ -69,7 +69,7 @@ class Task:
     def export(self, folder: Path) -> None:
         """Write the result to `folder` after the last step; called as `sheet` is."""
 
-    def batches(self, rank: int, processes: int) -> Dataset:
+    def batches(self, rank: int) -> Dataset:
         """Return the micro-batches of one process by number."""
         return Batches(self, rank)
 

@@ -1,14 +1,12 @@
 """The backbones that stage "transformer" can train, by name, behind one small interface."""
 
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ptdit_diffusers.core.sampling import choose_windows
-from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 
@@ -49,14 +47,8 @@ class Denoiser(Protocol):
             mask: (B, L), true where there is text.
         """
 
-    def pipeline(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        text_encoder: T5EncoderModel,
-        vae: AutoencoderKLOpenSoraPlan,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-    ) -> DiffusionPipeline:
-        """Return the pipeline of the network and the other components."""
+    def pipeline(self, **components: Any) -> DiffusionPipeline:
+        """Return the pipeline of the network with tokenizer, text_encoder, vae and scheduler."""
 
 
 class PTDiTDenoiser:
@@ -86,14 +78,8 @@ class PTDiTDenoiser:
         windows = choose_windows(self.network, "auto", "auto", *noisy.shape[-2:])
         return self.network.flow(self.network(noisy, text, timestep, mask, **windows).sample)
 
-    def pipeline(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        text_encoder: T5EncoderModel,
-        vae: AutoencoderKLOpenSoraPlan,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-    ) -> PTDiTPipeline:
-        return PTDiTPipeline(tokenizer, text_encoder, vae, self.network, scheduler)
+    def pipeline(self, **components: Any) -> PTDiTPipeline:
+        return PTDiTPipeline(transformer=self.network, **components)
 
 
 DENOISERS = {"ptdit": PTDiTDenoiser}

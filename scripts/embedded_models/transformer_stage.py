@@ -27,6 +27,8 @@ from scripts.embedded_models.latents import EncodedPart, PartSettings
 from scripts.embedded_models.layout_head import LayoutHead
 from scripts.embedded_models.vae_stage import save_sheet
 
+FROZEN = ("tokenizer", "text_encoder", "vae")  # components from the stages before
+
 
 @dataclass(kw_only=True)
 class TransformerDataSettings:
@@ -130,7 +132,7 @@ class TransformerStage(Task):
 
     def pipeline(self) -> DiffusionPipeline:
         """Return the pipeline of the present weights."""
-        return self.denoiser.pipeline(self.tokenizer, self.text_encoder, self.vae, self.scheduler)
+        return self.denoiser.pipeline(**{name: getattr(self, name) for name in (*FROZEN, "scheduler")})
 
     def held_out_loss(self, part: EncodedPart) -> float:
         """Return the mean error of the flow on samples that training never sees, always with the same noise."""
@@ -177,7 +179,7 @@ class TransformerStage(Task):
         So a decoder that was trained further in the meantime stays.
         """
         pipeline = self.pipeline()
-        for name in ("tokenizer", "text_encoder", "vae"):
+        for name in FROZEN:
             if not (folder / name).exists():
                 getattr(self, name).save_pretrained(folder / name)
         self.transformer.register_to_config(_name_or_path="")  # not a folder of this machine
