@@ -11,6 +11,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ptdit_diffusers.core.backbones.proxies import PROXY_MODES, ProxyPlan
 
@@ -25,10 +26,10 @@ PROXY_CHOICES = ("checkpoint", *PROXY_MODES)
 
 
 def network_of(model: Any) -> Any:
-    """The PT-DiT network of a MODEL.
+    """Return the PT-DiT network of a MODEL.
 
     Raises:
-        ValueError: It is another model.
+        ValueError: it is another model.
     """
     image_model = model.model.model_config.unet_config.get("image_model")
     if image_model != IMAGE_MODEL:
@@ -37,11 +38,10 @@ def network_of(model: Any) -> Any:
 
 
 class PTDiTWindowProxy(io.ComfyNode):
-    """Windows and proxies of a model, on a clone."""
+    """Set windows and proxies, on a clone of the model."""
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         windows = [
             integer(f"window_{axis}", 0, 0, 64, f"custom: tokens per window, {axis} (a token is 16 pixels, or one "
                     "latent frame). 0 = as in the checkpoint. Larger windows let a token attend to more tokens and "
@@ -94,7 +94,7 @@ class PTDiTWindowProxy(io.ComfyNode):
                 proxy_frames: int, proxy_height: int, proxy_width: int, proxy_mode: str = "checkpoint",
                 start_percent: float = 0.0, end_percent: float = 1.0, meaning_width: int = 1024,
                 meaning_height: int = 1024) -> Any:  # fmt: skip
-        """Put one more rule on a clone."""
+        """Add one rule to a clone of the model."""
         network = network_of(model)
         check_choice("mode", mode, MODES)
         check_choice("proxy_mode", proxy_mode, PROXY_CHOICES)
@@ -114,11 +114,10 @@ class PTDiTWindowProxy(io.ComfyNode):
 
 
 class PTDiTModelSampling(io.ComfyNode):
-    """The official shift for the size at hand."""
+    """Set the official time shift for a picture size, on a clone of the model."""
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return schema(
             "PTDiTModelSampling",
             "PT-DiT Resolution Shift",
@@ -144,7 +143,7 @@ class PTDiTModelSampling(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, shift: float = 0.0, latent: dict | None = None, round_timestep: bool = False) -> Any:
-        """Patch model_sampling on a clone."""
+        """Patch `model_sampling` on a clone of the model."""
         network_of(model)
         if not shift and latent is None:
             raise ValueError("shift=0 means automatic, which needs a latent; connect one, or set a shift above 0.")
@@ -162,11 +161,10 @@ class PTDiTModelSampling(io.ComfyNode):
 
 
 class PTDiTProxyMap(io.ComfyNode):
-    """What the proxies see, as pictures."""
+    """Show the attention of proxies as pictures."""
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return schema(
             "PTDiTProxyMap",
             "PT-DiT Proxy Map",
@@ -195,8 +193,8 @@ class PTDiTProxyMap(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, positive: list, latent: dict, x: float, y: float, levels: int, blocks: str,
-                frame: int = 0, noise_seed: int = 0, image: torch.Tensor | None = None) -> Any:  # fmt: skip
-        """One forward per noise level, recorded."""
+                frame: int = 0, noise_seed: int = 0, image: Tensor | None = None) -> Any:  # fmt: skip
+        """Record one forward per noise level and draw it."""
         network = network_of(model)
         chosen = chosen_blocks(blocks, len(network.transformer_blocks))
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])[:1]
@@ -206,8 +204,8 @@ class PTDiTProxyMap(io.ComfyNode):
         noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(noise_seed))
         picture = image[:1] if image is not None else torch.full((1, 64, 64, 3), 0.5)
         sheets = []
-        for number_of in range(levels):
-            progress = (number_of + 0.5) / levels
+        for level in range(levels):
+            progress = (level + 0.5) / levels
             recorder = Recorder(chosen)
             record_step(model, positive, samples, noise, noise_seed, progress, recorder)
             plan = plan_of(network, model, samples, progress)
@@ -217,10 +215,10 @@ class PTDiTProxyMap(io.ComfyNode):
 
 
 def chosen_blocks(text: str, count: int) -> set[int]:
-    """Numbers in "0,3,5"; nothing means all.
+    """Return the numbers in a text such as "0,3,5"; an empty text means all.
 
     Raises:
-        ValueError: It is no list of numbers, or a block is not there.
+        ValueError: it is no list of numbers, or there is no such block.
     """
     try:
         numbers = {int(part) for part in text.replace(" ", "").split(",") if part}
@@ -232,8 +230,8 @@ def chosen_blocks(text: str, count: int) -> set[int]:
     return numbers or set(range(count))
 
 
-def plan_of(network: Any, model: Any, samples: torch.Tensor, progress: float) -> ProxyPlan:
-    """Grid, windows and ratio that hold at a time of sampling."""
+def plan_of(network: Any, model: Any, samples: Tensor, progress: float) -> ProxyPlan:
+    """Return the token grid, windows and proxy ratio at `progress` (0 to 1) of the sampling."""
     patch = network.patch_size
     frames, rows, columns = samples.shape[2], -(-samples.shape[3] // patch), -(-samples.shape[4] // patch)
     rules = model.model_options.get("transformer_options", {}).get(SETTINGS, ())
@@ -241,9 +239,9 @@ def plan_of(network: Any, model: Any, samples: torch.Tensor, progress: float) ->
     return ProxyPlan((frames, rows, columns), *window_and_ratio(network, rule, rows * patch, columns * patch))
 
 
-def record_step(model: Any, positive: list, samples: torch.Tensor, noise: torch.Tensor, seed: int, progress: float,
+def record_step(model: Any, positive: list, samples: Tensor, noise: Tensor, seed: int, progress: float,
                 recorder: Recorder) -> None:  # fmt: skip
-    """One step of sampling from a noised latent to nothing, with attention recorded."""
+    """Sample one step, from a noised latent to noise level 0, with attention recorded."""
     clone = model.clone()
     clone.model_options.setdefault("transformer_options", {})["optimized_attention_override"] = recorder
     level = clone.get_model_object("model_sampling").percent_to_sigma(progress)

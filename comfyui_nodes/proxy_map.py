@@ -1,7 +1,6 @@
-"""What proxies see, as a picture: windows, attention among proxies, where injection looks, block by block.
+"""Pictures of a model's attention, block by block: windows, attention among proxies, attention of the injection.
 
-Recording goes through ComfyUI's attention override, so nothing is recorded, or paid for, when no map is asked for.
-Plain torch; it must not know nodes or models.
+Attention is recorded by ComfyUI's attention override, so a model without a map does no extra work.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ptdit_diffusers.core.backbones.proxies import ProxyPlan, proxy_boxes, proxy_positions
 from ptdit_diffusers.core.backbones.windows import Triple, Windows
@@ -17,13 +17,13 @@ from ptdit_diffusers.core.backbones.windows import Triple, Windows
 PANEL = 192  # pixels of the longer side of one map
 GAP = 6
 RAMP = ((0.05, 0.03, 0.20), (0.45, 0.10, 0.43), (0.87, 0.32, 0.23), (0.99, 0.80, 0.25), (1.0, 1.0, 0.85))
-CALLS = ("proxies", "injection")  # the first two attentions of a block
+CALLS = ("proxies", "injection")  # of the attentions of a block, the first two
 
 
 class Recorder:
-    """Keeps attention weights (tokens, keys), means over heads of the first sample, of chosen blocks.
+    """Record attention weights (tokens, keys) of chosen blocks: means over heads, of the first sample.
 
-    Used as ComfyUI's `optimized_attention_override`.
+    It is ComfyUI's `optimized_attention_override`.
 
     Args:
         blocks: numbers of the blocks to record.
@@ -32,10 +32,10 @@ class Recorder:
     def __init__(self, blocks: set[int]):
         self.blocks = blocks
         self.calls: dict[int, int] = {}
-        self.maps: dict[tuple[int, str], torch.Tensor] = {}
+        self.maps: dict[tuple[int, str], Tensor] = {}
 
-    def __call__(self, attention: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int,
-                 *args: Any, **kwargs: Any) -> torch.Tensor:  # fmt: skip
+    def __call__(self, attention: Callable, query: Tensor, key: Tensor, value: Tensor, heads: int,
+                 *args: Any, **kwargs: Any) -> Tensor:  # fmt: skip
         block = (kwargs.get("transformer_options") or {}).get("block_index", -1)
         call = self.calls.get(block, 0)
         self.calls[block] = call + 1
@@ -44,16 +44,16 @@ class Recorder:
         return attention(query, key, value, heads, *args, **kwargs)
 
 
-def attention_weights(query: torch.Tensor, key: torch.Tensor, heads: int) -> torch.Tensor:
-    """Softmax weights (tokens, keys), the mean over heads, of (tokens, D) and (keys, D) without batch."""
+def attention_weights(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """Return softmax weights (tokens, keys), the mean over heads, of queries (tokens, D) and keys (keys, D)."""
     weights = torch.zeros(len(query), len(key), device=query.device)
     for q, k in zip(query.float().chunk(heads, dim=1), key.float().chunk(heads, dim=1), strict=True):
         weights += (q @ k.T * q.shape[1] ** -0.5).softmax(dim=1)
     return weights / heads
 
 
-def proxies_of_tokens(plan: ProxyPlan) -> torch.Tensor:
-    """Number of the proxy (N,) whose set each token belongs to."""
+def proxies_of_tokens(plan: ProxyPlan) -> Tensor:
+    """Return for each token (N,) the index of the proxy to whose set it belongs."""
     index = torch.zeros(1, dtype=torch.long)
     positions = proxy_positions(*plan, torch.device("cpu"))
     counts = [int(torch.unique(start).numel()) for start, _, _ in positions]
@@ -64,8 +64,8 @@ def proxies_of_tokens(plan: ProxyPlan) -> torch.Tensor:
     return index
 
 
-def colours(values: torch.Tensor) -> torch.Tensor:
-    """0..1 (H, W) to colours (H, W, 3) from dark blue over red to light yellow."""
+def colors(values: Tensor) -> Tensor:
+    """Map 0..1 (H, W) to colors (H, W, 3), from dark blue over red to light yellow."""
     ramp = torch.tensor(RAMP)
     place = values.clamp(0, 1) * (len(ramp) - 1)
     low = place.floor().long().clamp(max=len(ramp) - 2)
@@ -73,22 +73,22 @@ def colours(values: torch.Tensor) -> torch.Tensor:
     return ramp[low] * (1 - part) + ramp[low + 1] * part
 
 
-def panel(picture: torch.Tensor, grid: Triple) -> torch.Tensor:
-    """(H, W, 3) resized to a panel of the token grid's shape, nearest neighbour."""
+def panel(picture: Tensor, grid: Triple) -> Tensor:
+    """Resize a picture (H, W, 3) to a panel of the token grid's shape, by nearest neighbor."""
     scale = PANEL / max(grid[1:])
     size = tuple(max(1, round(side * scale)) for side in grid[1:])
     return torch.nn.functional.interpolate(picture.permute(2, 0, 1)[None], size=size)[0].permute(1, 2, 0)
 
 
-def heat(values: torch.Tensor, grid: Triple, frame: int) -> torch.Tensor:
-    """A map over tokens (N,) of one frame, from its smallest to its largest value, as a panel."""
+def heat(values: Tensor, grid: Triple, frame: int) -> Tensor:
+    """Return one frame of a map over tokens (N,) as a panel; colors run from its smallest to its largest value."""
     frame_values = values.reshape(grid)[frame]
     low, high = frame_values.min(), frame_values.max()
-    return panel(colours((frame_values - low) / (high - low).clamp(min=1e-12)), grid)
+    return panel(colors((frame_values - low) / (high - low).clamp(min=1e-12)), grid)
 
 
-def mark(picture: torch.Tensor, grid: Triple, row: int, column: int) -> torch.Tensor:
-    """Draw a frame around one token."""
+def mark(picture: Tensor, grid: Triple, row: int, column: int) -> Tensor:
+    """Return the panel with a green frame around one token."""
     height, width = picture.shape[:2]
     top, bottom = row * height // grid[1], max((row + 1) * height // grid[1], row * height // grid[1] + 3) - 1
     left, right = column * width // grid[2], max((column + 1) * width // grid[2], column * width // grid[2] + 3) - 1
@@ -100,39 +100,37 @@ def mark(picture: torch.Tensor, grid: Triple, row: int, column: int) -> torch.Te
     return picture
 
 
-def lattice(picture: torch.Tensor, grid: Triple, window: Triple) -> torch.Tensor:
-    """A picture (H, W, 3) as a panel with the borders of windows, bright, and of shifted windows, dark."""
+def lattice(picture: Tensor, grid: Triple, window: Triple) -> Tensor:
+    """Return a picture (H, W, 3) as a panel with the borders of windows (bright) and of shifted windows (dark)."""
     picture = panel(picture, grid)
-    for shifted, colour in ((True, (0.15, 0.15, 0.2)), (False, (1.0, 0.85, 0.1))):
+    for shifted, color in ((True, (0.15, 0.15, 0.2)), (False, (1.0, 0.85, 0.1))):
         _, rows, columns = Windows(grid, window, shifted).axes
         for axis, runs in enumerate((rows, columns)):
             size, tokens = picture.shape[axis], grid[1 + axis]
             for run in runs:
                 for start in range(run.start, run.stop, run.length):
-                    picture.select(axis, min(start * size // tokens, size - 1))[:] = torch.tensor(colour)
+                    picture.select(axis, min(start * size // tokens, size - 1))[:] = torch.tensor(color)
     return picture
 
 
-def row_of(panels: list[torch.Tensor]) -> torch.Tensor:
-    """Panels side by side."""
+def row_of(panels: list[Tensor]) -> Tensor:
+    """Join panels side by side."""
     height = panels[0].shape[0]
     gap = torch.ones(height, GAP, 3)
     return torch.cat([part for each in panels for part in (each, gap)][:-1], dim=1)
 
 
-def draw_map(
-    recorder: Recorder, plan: ProxyPlan, picture: torch.Tensor, frame: int, row: int, column: int
-) -> torch.Tensor:
-    """One sheet (H, W, 3): a row for each recorded block, with four panels.
+def draw_map(recorder: Recorder, plan: ProxyPlan, picture: Tensor, frame: int, row: int, column: int) -> Tensor:
+    """Draw one sheet (H, W, 3): a row for each recorded block, with four panels.
 
-    1. the picture with the lattice of windows; 2. how much attention each proxy gets from the other proxies;
-    3. which proxies the marked token's proxy attends to; 4. which proxies the marked token itself looks at in the
+    1. the picture with the borders of windows; 2. how much attention each proxy gets from the other proxies;
+    3. which proxies the marked token's proxy attends to; 4. which proxies the marked token itself attends to in the
     injection. Proxies are shown at their tokens.
 
     Args:
-        recorder: after a forward.
-        plan: of that forward.
-        picture: (H, W, 3) in 0..1 of the frame.
+        recorder: a recorder that was used in a forward.
+        plan: proxies of that forward.
+        picture: (H, W, 3) in 0..1, the frame.
         frame, row, column: the marked token.
     """
     grid = plan.grid

@@ -1,11 +1,9 @@
-"""Noise levels of the official sampler for ComfyUI: the shift for a size, the exact spacing.
-
-The formula is `time_shift` of the pipeline; plain torch, it must not know ComfyUI.
-"""
+"""Noise levels of the official sampler for ComfyUI, and legal sizes."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ptdit_diffusers.core.sampling import time_shift
 
@@ -23,14 +21,14 @@ ASPECTS = {
 
 
 def shift_for(height: int, width: int, frames: int, base_tokens: int, patch: int = 2) -> float:
-    """The official shift for latents of height x width cells and that many latent frames."""
+    """Return the official shift for latents of height x width with `frames` latent frames."""
     return time_shift((height // patch) * (width // patch), base_tokens, 4 * (frames - 1) + 1)
 
 
-def official_sigmas(steps: int, shift: float, denoise: float = 1.0) -> torch.Tensor:
-    """Noise levels (steps + 1,) from 1 to 0: 1 - i / N, shifted by s u / (1 + (s - 1) u).
+def official_sigmas(steps: int, shift: float, denoise: float = 1.0) -> Tensor:
+    """Return noise levels (steps + 1,) from 1 to 0: u = 1 - i / N, shifted to s u / (1 + (s - 1) u).
 
-    With `denoise` below 1 only the last `steps` of N = steps / denoise levels are kept, as ComfyUI does it.
+    With `denoise` below 1 only the last steps + 1 of N = steps / denoise levels are kept, as in ComfyUI.
     """
     if denoise <= 0:
         return torch.zeros(0)
@@ -40,7 +38,7 @@ def official_sigmas(steps: int, shift: float, denoise: float = 1.0) -> torch.Ten
 
 
 def size_for(aspect: str, width: int, height: int, step: int = 16) -> tuple[int, int]:
-    """Width and height in pixels, multiples of `step`; a preset keeps the number of pixels of width x height."""
+    """Return width and height in pixels, multiples of `step`; a preset keeps the number of pixels."""
     ratio = ASPECTS[aspect]
     if ratio is not None:
         side = (width * height / (ratio[0] * ratio[1])) ** 0.5
@@ -49,10 +47,10 @@ def size_for(aspect: str, width: int, height: int, step: int = 16) -> tuple[int,
 
 
 def latent_frames(length: int) -> int:
-    """Latent frames of a clip of `length` frames.
+    """Return the latent frames of a clip of `length` frames.
 
     Raises:
-        ValueError: The number is not 4n + 1; names the nearest ones.
+        ValueError: the number is not 4n + 1; names the nearest ones.
     """
     if length % 4 != 1:
         below = max(1, (length - 1) // 4 * 4 + 1)

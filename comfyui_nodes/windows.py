@@ -1,7 +1,4 @@
-"""Windows and proxies as a user chooses them: presets, rules by step range, and what they cost, in words.
-
-Plain Python; it must not know ComfyUI or tensors.
-"""
+"""Windows and proxies as a user sets them: presets, rules by step range, and a description of what they cost."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ AUTO, CHECKPOINT, FAST, FINE, CUSTOM = MODES
 
 
 class WindowRule(NamedTuple):
-    """One setting of the Window & Proxy node; a zero in a triple means the default of that axis."""
+    """One setting of the Window & Proxy node; 0 in a triple means the default of that axis."""
 
     mode: str = AUTO
     window: Triple = (0, 0, 0)
@@ -26,9 +23,9 @@ class WindowRule(NamedTuple):
 
 
 def rule_for(rules: tuple[tuple, ...], progress: float) -> WindowRule:
-    """The rule in force at `progress` (0 at the first step, 1 at the end); the last one that covers it counts.
+    """Return the rule that applies at `progress` (0 at the first step, 1 at the end): the last one that covers it.
 
-    Rules travel as plain tuples, which two copies of this pack on one server read alike.
+    Rules are stored as plain tuples, which two copies of this pack on one server can both read.
     """
     rules = [WindowRule(*rule) for rule in rules]
     fitting = [rule for rule in rules if rule.start <= progress < rule.end]
@@ -36,11 +33,11 @@ def rule_for(rules: tuple[tuple, ...], progress: float) -> WindowRule:
 
 
 def window_and_ratio(network: Any, rule: WindowRule, height: int, width: int) -> tuple[Triple, Triple]:
-    """Tokens per window and per proxy (frames, rows, columns) for a latent of that size.
+    """Return the tokens per window and per proxy (frames, rows, columns) for a latent size.
 
     Args:
-        network: a backbone; its trained windows and `auto_windows` are read.
-        rule: what the user chose.
+        network: a backbone, for its `trained_windows` and `auto_windows`.
+        rule: the user's setting.
         height, width: latent size, multiples of the patch size.
     """
     if rule.mode == CHECKPOINT:
@@ -57,10 +54,10 @@ def window_and_ratio(network: Any, rule: WindowRule, height: int, width: int) ->
 
 
 def check_custom(window: Triple, proxy: Triple) -> None:
-    """Refuse proxies that are finer than the window in a way that does not divide it.
+    """Check that on each axis proxies divide the window or are multiples of it.
 
     Raises:
-        ValueError: Names the axis, both values and the nearest proxies that are allowed.
+        ValueError: on some axis they are neither; names the axis, both values and the nearest legal ones.
     """
     for axis, length, part in zip(("frames", "height", "width"), window, proxy, strict=True):
         if not length or not part or length % part == 0 or part % length == 0:
@@ -75,7 +72,7 @@ def check_custom(window: Triple, proxy: Triple) -> None:
 
 
 def explain(network: Any, rule: WindowRule, height: int, width: int, frames: int = 1) -> str:
-    """What a rule means for pictures of height x width pixels and that many latent frames, in words."""
+    """Describe what a rule means for pictures of height x width pixels with `frames` latent frames."""
     patch = network.patch_size
     rows, columns = height // 8 // patch, width // 8 // patch
     window, ratio = window_and_ratio(network, rule, rows * patch, columns * patch)

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
@@ -30,7 +30,7 @@ CASES = {
 }
 
 
-def load(case: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and configuration of a case."""
     path = FOLDER / f"dit_{case}.safetensors"
     with safe_open(path, "pt") as file:
@@ -67,6 +67,6 @@ def model(case: str, **options: Any) -> PTDiTTransformer3DModel:
     return transformer.eval()
 
 
-def inputs(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def inputs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Arguments of the forward."""
     return {key.removeprefix("in."): value for key, value in tensors.items() if key.startswith("in.")}

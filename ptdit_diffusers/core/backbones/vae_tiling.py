@@ -21,7 +21,7 @@ class VAETiling:
     """Tile sizes. Each tile has its own GroupNorm statistics, so tiled and untiled results differ a little.
 
     Attributes:
-        size: side of a spatial tile in pixels, a multiple of 64 (neighbours overlap by an eighth of it).
+        size: side of a spatial tile in pixels, a multiple of 64 (neighbors overlap by an eighth of it).
         frames: length of a temporal tile in pixel frames, 4n + 1 and at least 5.
         carry_frames: every layer carries its last input frames into the next temporal tile, which then differs from
             the untiled result by its statistics only. `False` does as the official code: tiles share one frame and

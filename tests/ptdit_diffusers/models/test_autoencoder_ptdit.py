@@ -8,6 +8,7 @@ import torch
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ptdit_diffusers.core.checkpoint_names import official_vae_state_dict
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
@@ -25,7 +26,7 @@ def vae() -> AutoencoderKLOpenSoraPlan:
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, torch.Tensor]:
+def golden() -> dict[str, Tensor]:
     return load_file(GOLDEN / "causalvae.safetensors")
 
 
@@ -37,7 +38,7 @@ def golden_vae(golden) -> AutoencoderKLOpenSoraPlan:
     return vae.requires_grad_(False)
 
 
-def max_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+def max_difference(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape
     return (actual - expected).abs().max().item()
 
@@ -94,8 +95,8 @@ class TestManners:
 
     def test_sampling_repeats_with_a_generator_of_the_same_seed(self, vae):
         latent_dist = vae.encode(torch.randn(1, 3, 1, 16, 16)).latent_dist
-        draws = [latent_dist.sample(torch.Generator().manual_seed(seed)) for seed in (7, 7, 8)]
-        assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+        samples = [latent_dist.sample(torch.Generator().manual_seed(seed)) for seed in (7, 7, 8)]
+        assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
 
     def test_forward_samples_the_posterior_only_when_asked(self, vae):
         image = torch.randn(1, 3, 1, 16, 16)
@@ -168,7 +169,7 @@ class TestSwitches:
 
 
 class TestTraining:
-    def reconstruct(self, vae: AutoencoderKLOpenSoraPlan, video: torch.Tensor) -> dict[str, torch.Tensor]:
+    def reconstruct(self, vae: AutoencoderKLOpenSoraPlan, video: Tensor) -> dict[str, Tensor]:
         vae.zero_grad()
         (vae(video).sample - video).square().mean().backward()
         return {name: parameter.grad for name, parameter in vae.named_parameters() if parameter.grad is not None}
@@ -200,13 +201,13 @@ class TestTraining:
 
     def test_a_few_steps_on_one_picture_lower_the_error(self, vae):
         image = torch.tanh(torch.randn(1, 3, 1, 16, 16))
-        optimiser = torch.optim.Adam(vae.parameters(), lr=1e-2)
+        optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
         losses = []
         for _ in range(30):
             loss = (vae(image).sample - image).square().mean()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < 0.7 * losses[0]
 

@@ -13,6 +13,7 @@ from diffusers import (
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
+from torch import Tensor
 
 from ptdit_diffusers import PTDiTPipeline
 from scripts.benchmarks import caches as measure_caches
@@ -28,7 +29,7 @@ def pipe(tiny_model_folder):
     return pipe
 
 
-def draw(pipe: PTDiTPipeline, counted: torch.nn.Module) -> tuple[torch.Tensor, list[int]]:
+def generate(pipe: PTDiTPipeline, counted: torch.nn.Module) -> tuple[Tensor, list[int]]:
     """Latents of one run, and the batch of each call of the counted layer."""
     batches = []
     handle = counted.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
@@ -66,16 +67,16 @@ CACHES = {
 @torch.no_grad()
 def test_a_cache_skips_steps_and_leaves_nothing_behind(pipe, name):
     counted = pipe.transformer.transformer_blocks[1].attn3.to_q
-    plain, calls = draw(pipe, counted)
+    plain, calls = generate(pipe, counted)
     assert calls == [2] * STEPS
     pipe.transformer.enable_cache(CACHES[name](pipe))
-    cached, calls = draw(pipe, counted)
-    again, _ = draw(pipe, counted)
+    cached, calls = generate(pipe, counted)
+    again, _ = generate(pipe, counted)
     pipe.transformer.disable_cache()
     assert sum(calls) < 2 * STEPS - 2
     assert torch.isfinite(cached).all() and not torch.equal(cached, plain)
     assert torch.equal(again, cached)
-    after, calls = draw(pipe, counted)
+    after, calls = generate(pipe, counted)
     assert calls == [2] * STEPS and torch.equal(after, plain)
 
 

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from tests.ptdit_diffusers.models.test_transformer_ptdit import arguments, tiny
 
 
 @torch.no_grad()
-def relative_error(transformer: nn.Module, reference: torch.Tensor) -> float:
+def relative_error(transformer: nn.Module, reference: Tensor) -> float:
     return float((transformer(**arguments()).sample - reference).norm() / reference.norm())
 
 
@@ -79,7 +79,7 @@ def test_a_block_on_another_device_gets_all_its_inputs_there():
     seen = []
 
     def look(layer, inputs, named):
-        tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
+        tensors = [each for each in inputs if isinstance(each, Tensor)]
         if "windows" in named:
             tensors += [named["windows"].order, named["windows"].inverse]
         seen.extend(tensor.is_meta for tensor in tensors)
@@ -130,7 +130,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.bias = linear.bias
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         return nn.functional.linear(inputs, self.weight.to(inputs.dtype) * self.scale.to(inputs.dtype), self.bias)
 
 

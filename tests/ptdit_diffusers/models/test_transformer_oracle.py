@@ -17,8 +17,8 @@ def linear(state, name, x):
 
 
 def norm(x):
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
 def attend(state, name, x, source, keep, heads=2):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from tests.ptdit_diffusers import goldens
@@ -26,7 +27,7 @@ def tiny(**options) -> PTDiTTransformer3DModel:
     return transformer
 
 
-def arguments(height: int = 16, width: int = 16, frames: int = 1, batch: int = 2) -> dict[str, torch.Tensor]:
+def arguments(height: int = 16, width: int = 16, frames: int = 1, batch: int = 2) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
         "hidden_states": torch.randn(batch, 4, frames, height, width, generator=generator),

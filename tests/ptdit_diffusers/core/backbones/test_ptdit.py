@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from ptdit_diffusers.core.backbones.parameters import PTDiTParameters
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
@@ -12,7 +13,7 @@ from tests.ptdit_diffusers.goldens import CASES, LIMIT
 WITH_ACTIVATIONS = ("i_image_square", "ii_proxy_finer", "iii_video_f8", "viii_single_window", "ix_ratio_one_h")
 
 
-def difference(left: torch.Tensor, right: torch.Tensor) -> float:
+def difference(left: Tensor, right: Tensor) -> float:
     assert left.shape == right.shape
     return (left - right).abs().max().item()
 
@@ -94,7 +95,7 @@ def test_every_sub_step_equals_the_golden(case):
     check("last_block_out", seen["last"][1])
 
 
-def window_major(plan) -> torch.Tensor:
+def window_major(plan) -> Tensor:
     """Raster indices of the proxies in the golden's order: windows, then the strided proxies inside each."""
     sides = [size // length for size, length in zip(plan.grid, plan.window, strict=True)]
     inner = [1, plan.window[1] // plan.ratio[1], plan.window[2] // plan.ratio[2]]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.backbones.vae import CausalConv3d, FrameConv3d, PTDiTVAEBackbone
@@ -31,7 +31,7 @@ class Backbone(PTDiTVAEBackbone):
 class CastingConv3d(nn.Conv3d):
     """A convolution class that owns its weights, like those of other programs: it may never be bypassed."""
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return super().forward(hidden_states)
 
 
@@ -39,7 +39,7 @@ CASTING = SimpleNamespace(Linear=nn.Linear, Conv2d=nn.Conv2d, Conv3d=CastingConv
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, torch.Tensor]:
+def golden() -> dict[str, Tensor]:
     return load_file(GOLDEN / "causalvae.safetensors")
 
 
@@ -72,7 +72,7 @@ def without_norms(**factory) -> Backbone:
     return vae
 
 
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
+def assert_close(actual: Tensor, expected: Tensor, limit: float) -> None:
     assert actual.shape == expected.shape
     difference = (actual - expected).abs().max().item()
     assert difference <= limit, f"max difference {difference:.2e} > {limit:.0e}"
@@ -124,7 +124,7 @@ class TestOfficialSizes:
         assert {parameter.dtype for parameter in vae.parameters()} == {torch.bfloat16}
         assert {parameter.device.type for parameter in vae.parameters()} == {"meta"}
 
-    def test_the_number_of_groups_is_honoured_by_every_norm(self):
+    def test_the_number_of_groups_is_used_by_every_norm(self):
         vae = Backbone(hidden_size=16, num_res_blocks=1, norm_num_groups=8, device="meta")
         norms = [module for module in vae.modules() if isinstance(module, nn.GroupNorm)]
         assert {norm.num_groups for norm in norms} == {8}

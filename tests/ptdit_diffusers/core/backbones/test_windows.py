@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from ptdit_diffusers.core.backbones.embeddings import position_table
 from ptdit_diffusers.core.backbones.layers import Attention, scaled_dot_product
@@ -22,7 +23,7 @@ def labels(size: int, window: int, shifted: bool) -> list[int]:
     return [math.ceil((position + 1 - shift) / window) if position >= shift else 0 for position in range(size)]
 
 
-def window_of_token(grid, window, shifted) -> torch.Tensor:
+def window_of_token(grid, window, shifted) -> Tensor:
     axes = [torch.tensor(labels(size, length, shifted)) for size, length in zip(grid, window, strict=True)]
     f, h, w = (axis.view([-1 if i == j else 1 for j in range(3)]) for i, axis in enumerate(axes))
     return (f * 10000 + h * 100 + w).expand(grid).flatten()
