@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -22,9 +22,9 @@ precision: fp32
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three squares and two wide pictures, captions beside four of them."""
     folder = tmp_path_factory.mktemp("pictures")
-    choice = numpy.random.default_rng(0)
+    choice = np.random.default_rng(0)
     for index, size in enumerate([(64, 64), (80, 80), (64, 64), (96, 48), (100, 50)]):
-        blocks = choice.integers(0, 256, (4, 4, 3), dtype=numpy.uint8)
+        blocks = choice.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(blocks).resize(size, Image.Resampling.BILINEAR).save(folder / f"{index}.png")
         if index != 2:
             (folder / f"{index}.txt").write_text("a red star", encoding="utf-8")

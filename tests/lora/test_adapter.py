@@ -1,4 +1,4 @@
-"""Target layers by name, and folding the scale into the weights of every initialisation."""
+"""Target layers by name, and folding the scale into the weights of every initialization."""
 
 import pytest
 import torch
@@ -22,8 +22,8 @@ def tiny() -> PTDiTTransformer3DModel:
 
 
 def output(model: PTDiTTransformer3DModel) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(1)
-    latents, text = torch.randn(1, 4, 1, 8, 8, generator=draw), torch.randn(1, 3, 8, generator=draw)
+    generator = torch.Generator().manual_seed(1)
+    latents, text = torch.randn(1, 4, 1, 8, 8, generator=generator), torch.randn(1, 3, 8, generator=generator)
     with torch.no_grad():
         return model(latents, text, torch.tensor([500.0]), return_dict=False)[0]
 
@@ -58,9 +58,9 @@ def test_the_folded_file_does_what_the_trained_adapter_does(options, tmp_path):
     model = tiny()
     settings = LoRASettings(output_dir="x", rank=4, targets="attention+ff", **options)
     first = add_adapter(model, settings)
-    draw = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2)
     for parameter in trained_parameters(model).values():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=draw)
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     expected = output(model)
     parameters = {name: value.detach() for name, value in trained_parameters(model).items()}
     weights = folded_weights(model, parameters, first)

@@ -74,8 +74,8 @@ def test_a_missing_base_model_is_named(capsys, tmp_path):
 def test_an_epoch_holds_every_sample_and_two_processes_share_a_batch(cached, base):
     samples = [Sample(str(i), "", "", (1, 64, 64 if i < 5 else 32), False) for i in range(8)]
     plan = Plan(samples, LoRASettings(output_dir="x", repeats=2), 4)
-    seen = [index for number in range(plan.per_epoch) for index in plan.batch(number)]
-    assert plan.per_epoch == 5 and set(seen) == set(range(8)) and len(seen) == 20
+    taken = [index for number in range(plan.per_epoch) for index in plan.batch(number)]
+    assert plan.per_epoch == 5 and set(taken) == set(range(8)) and len(taken) == 20
     assert plan.batch(7) == Plan(samples, LoRASettings(output_dir="x", repeats=2), 4).batch(7)
 
     cache = Cache(cached, base)

@@ -2,7 +2,7 @@
 
 import json
 
-import numpy
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -83,24 +83,24 @@ def test_the_trigger_word_stands_in_front_or_where_it_is_asked_for():
     assert with_trigger("", "zork") == "zork" and with_trigger("a cat", "") == "a cat"
 
 
-def colours(image: Image.Image) -> list[int]:
-    return numpy.asarray(picture_to_rgb(image)).reshape(-1, 3)[0].tolist()
+def first_pixel(image: Image.Image) -> list[int]:
+    return np.asarray(picture_to_rgb(image)).reshape(-1, 3)[0].tolist()
 
 
-def test_transparency_is_laid_on_white():
-    assert colours(Image.new("RGBA", (4, 4), (0, 0, 0, 0))) == [255, 255, 255]
-    assert colours(Image.new("LA", (4, 4), (0, 128))) == [127, 127, 127]
+def test_transparency_becomes_white():
+    assert first_pixel(Image.new("RGBA", (4, 4), (0, 0, 0, 0))) == [255, 255, 255]
+    assert first_pixel(Image.new("LA", (4, 4), (0, 128))) == [127, 127, 127]
 
 
-def test_palettes_cmyk_and_sixteen_bit_greys_keep_their_colours():
-    assert colours(Image.new("RGB", (4, 4), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)) == [
+def test_palettes_cmyk_and_sixteen_bit_grays_keep_their_colors():
+    assert first_pixel(Image.new("RGB", (4, 4), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)) == [
         10,
         200,
         30,
     ]
-    assert colours(Image.new("CMYK", (4, 4), (0, 255, 255, 0))) == [255, 0, 0]
-    assert colours(Image.fromarray(numpy.full((4, 4), 65535, dtype=numpy.uint16))) == [255, 255, 255]
-    assert colours(Image.fromarray(numpy.full((4, 4), 32896, dtype=numpy.uint16))) == [128, 128, 128]
+    assert first_pixel(Image.new("CMYK", (4, 4), (0, 255, 255, 0))) == [255, 0, 0]
+    assert first_pixel(Image.fromarray(np.full((4, 4), 65535, dtype=np.uint16))) == [255, 255, 255]
+    assert first_pixel(Image.fromarray(np.full((4, 4), 32896, dtype=np.uint16))) == [128, 128, 128]
 
 
 def test_the_orientation_of_a_photograph_is_applied(tmp_path):

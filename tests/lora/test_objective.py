@@ -1,4 +1,4 @@
-"""The loss is the one written down, and times, captions and prior pictures enter it as the settings say."""
+"""The loss is the documented one, and times, captions and prior pictures enter it as the settings ask."""
 
 import torch
 
@@ -14,13 +14,13 @@ def test_the_loss_is_the_squared_error_of_x0_minus_noise_on_the_first_half_of_th
     batch = CachedBatches(Cache(cached, base), LoRASettings(output_dir="x", batch_size=2), 0, 1)[0]
     batch["weight"] = torch.tensor([1.0, 3.0])
     transformer = base.load_transformer(torch.float32, "none", torch.device("cpu")).eval()
-    seen = []
+    calls = []
     transformer.register_forward_hook(
-        lambda _, args, options, result: seen.append((options, result[0])), with_kwargs=True
+        lambda _, args, options, result: calls.append((options, result[0])), with_kwargs=True
     )
     with torch.no_grad():
         loss = lora_loss(transformer, batch, torch.float32)
-    ((options, sample),) = seen
+    ((options, sample),) = calls
     time = batch["time"].view(2, 1, 1, 1, 1)
     torch.testing.assert_close(options["hidden_states"], (1 - time) * batch["latents"] + time * batch["noise"])
     torch.testing.assert_close(options["timestep"], batch["time"] * 1000)

@@ -65,18 +65,18 @@ def test_a_run_learns_shows_pictures_and_its_file_loads_everywhere(train, tmp_pa
     pipe = PTDiTPipeline.from_pretrained(tiny_model_folder)
     pipe.set_progress_bar_config(disable=True)
 
-    def draw() -> torch.Tensor:
+    def latents() -> torch.Tensor:
         return pipe("a star", num_inference_steps=2, generator=torch.manual_seed(0), output_type="latent").images
 
-    plain = draw()
+    plain = latents()
     pipe.load_lora_weights(out / "lora", adapter_name="mine")
-    with_file = draw()
+    with_file = latents()
     pipe.fuse_lora()
-    torch.testing.assert_close(draw(), with_file, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(latents(), with_file, atol=1e-4, rtol=1e-3)
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
     pipe.load_lora_weights(load_file(out / "lora/comfyui/out.safetensors"))
-    torch.testing.assert_close(draw(), with_file)
+    torch.testing.assert_close(latents(), with_file)
     assert (with_file - plain).abs().max() > 1e-3
 
 

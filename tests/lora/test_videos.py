@@ -2,7 +2,7 @@
 
 import json
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,10 +15,10 @@ from ptdit_diffusers import PTDiTPipeline
 @pytest.fixture
 def clips(tmp_path):
     """Two clips of six frames and a picture, with captions."""
-    folder, choice = tmp_path / "clips", numpy.random.default_rng(0)
+    folder, choice = tmp_path / "clips", np.random.default_rng(0)
     folder.mkdir()
     for name in ("one.gif", "two.gif", "three.png"):
-        blocks = choice.integers(0, 256, (6, 4, 4, 3), dtype=numpy.uint8)
+        blocks = choice.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
         frames = [Image.fromarray(block).resize((64, 64), Image.Resampling.NEAREST) for block in blocks]
         more = {"save_all": True, "append_images": frames[1:]} if name.endswith("gif") else {}
         frames[0].save(folder / name, **more)
@@ -42,14 +42,14 @@ def test_a_lora_is_trained_on_clips_and_pictures_and_changes_the_clips_of_the_pi
     ]
     assert train([*settings, *shared, *steps, "--accumulation", "1", "--workers", "0", "--warmup", "0"]) == 0
     lines = (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 4 and all(numpy.isfinite(json.loads(line)["loss"]) for line in lines)
+    assert len(lines) == 4 and all(np.isfinite(json.loads(line)["loss"]) for line in lines)
     pipe = PTDiTPipeline.from_pretrained(tiny_model_folder)
     pipe.set_progress_bar_config(disable=True)
 
-    def draw() -> torch.Tensor:
+    def latents() -> torch.Tensor:
         settings = {"num_inference_steps": 2, "generator": torch.manual_seed(0), "output_type": "latent"}
         return pipe("a red star", num_frames=5, **settings).frames
 
-    plain = draw()
+    plain = latents()
     pipe.load_lora_weights(tmp_path / "out" / "lora")
-    assert (draw() - plain).abs().max() > 1e-4
+    assert (latents() - plain).abs().max() > 1e-4

@@ -127,16 +127,16 @@ def test_validation_pictures_say_how_they_were_made(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_of_the_base_model_are_drawn_once_and_trained_on(train, pictures, tmp_path):
+def test_pictures_of_the_base_model_are_generated_once_and_trained_on(train, pictures, tmp_path):
     prompts = tmp_path / "prior.txt"
     prompts.write_text("a red star\na blue ring\n", encoding="utf-8")
     cache = tmp_path / "cache"
     words = ["--data", pictures, "--cache-dir", cache, "--prior-prompts", prompts, "--max-steps", "2"]
     assert train("one", *words, "--prior-weight", "0") == 0
-    drawn = {path.name: path.stat().st_mtime_ns for path in (cache / "prior").iterdir()}
-    assert sorted(drawn) == ["0000.png", "0000.txt", "0001.png", "0001.txt"]
+    made = {path.name: path.stat().st_mtime_ns for path in (cache / "prior").iterdir()}
+    assert sorted(made) == ["0000.png", "0000.txt", "0001.png", "0001.txt"]
     assert train("two", *words, "--prior-weight", "5") == 0
-    assert {path.name: path.stat().st_mtime_ns for path in (cache / "prior").iterdir()} == drawn
+    assert {path.name: path.stat().st_mtime_ns for path in (cache / "prior").iterdir()} == made
     samples = json.loads((cache / "manifest.json").read_text(encoding="utf-8"))["samples"]
     assert [sample["prior"] for sample in samples] == [False] * 5 + [True] * 2
     one, two = ((tmp_path / name / "log.jsonl").read_text() for name in ("one", "two"))
@@ -171,10 +171,10 @@ def test_an_mp4_is_read(tmp_path):
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=8)
         stream.width = stream.height = 64
-        for grey in range(0, 250, 50):
-            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 64), (grey, grey, grey)))
+        for gray in range(0, 250, 50):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 64), (gray, gray, gray)))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     frames = read_frames(Path(tmp_path / "clip.mp4"), 5)
     found = [frame.getpixel((32, 32))[0] for frame in frames]
-    assert all(abs(value - grey) < 8 for value, grey in zip(found, range(0, 250, 50), strict=True))
+    assert all(abs(value - gray) < 8 for value, gray in zip(found, range(0, 250, 50), strict=True))

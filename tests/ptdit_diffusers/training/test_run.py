@@ -92,7 +92,7 @@ def test_processes_that_do_not_know_each_other_are_refused(tiny: Path, tmp_path:
 
 
 @pytest.mark.parametrize("able", [True, False])
-def test_slow_bfloat16_is_said(tiny: Path, monkeypatch, caplog, able: bool) -> None:
+def test_slow_bfloat16_is_reported(tiny: Path, monkeypatch, caplog, able: bool) -> None:
     AcceleratorState._reset_state(True)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": able})
     assert run_script(tiny, "--set", "mixed_precision=bf16") == 0

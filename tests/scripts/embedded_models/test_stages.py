@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -42,7 +42,7 @@ TRANSFORMER = {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers":
 
 
 def run_stages(sections: dict[str, dict], folder: Path) -> Path:
-    """Train every section in `folder`, in order, through the real script; components go to `export` unless said."""
+    """Train every section in `folder`, in order, through the real script; components go to `export` by default."""
     folder.mkdir(exist_ok=True)
     for stage, section in sections.items():
         section.update(
@@ -106,8 +106,8 @@ def test_the_decoder_stage_changes_the_decoder_only(trained):
 
 def test_the_scaling_factor_gives_latents_of_unit_deviation(trained):
     vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
-    generator = numpy.random.default_rng(5)
-    pixels = to_pixels(numpy.stack([render(sample_scene(generator)) for _ in range(32)])[:, None])
+    generator = np.random.default_rng(5)
+    pixels = to_pixels(np.stack([render(sample_scene(generator)) for _ in range(32)])[:, None])
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     assert 0.8 < latents.std() < 1.25
@@ -117,7 +117,7 @@ def test_an_untrained_vae_already_passes_brightness_and_hue():
     torch.manual_seed(0)
     vae = AutoencoderKLOpenSoraPlan(hidden_size=16, num_res_blocks=1, norm_num_groups=1)
     start_as_identity(vae)
-    pixels = to_pixels(render(sample_scene(numpy.random.default_rng(1)))[None, None])
+    pixels = to_pixels(render(sample_scene(np.random.default_rng(1)))[None, None])
     with torch.no_grad():
         output = vae(pixels).sample
     together = torch.stack([output.flatten(), pixels.flatten()])
@@ -132,7 +132,7 @@ def test_training_scenes_are_never_held_out_and_batches_are_repeatable(trained):
     assert not torch.equal(first["noise"], other["noise"])
 
 
-def test_more_noise_is_drawn_where_the_shift_asks_for_it(trained):
+def test_times_are_nearer_to_noise_where_the_shift_asks_for_it(trained):
     def mean_time(base_tokens):
         return stage_in(trained, base_tokens=base_tokens).batch(0, 0, 400)["time"].mean()
 
@@ -147,10 +147,10 @@ def test_layout_targets_name_the_figure_at_each_token_and_where_it_is():
     assert targets[0, 0].tolist() == [0, BACKGROUNDS.index("gray"), 0, 0, 0, 0, 0]  # a corner is background
     star = targets[3, 4]  # the token that the star is centred on; it hides the circle
     assert star[0] == 1 + SHAPES.index("star") and star[1] == BACKGROUNDS.index("white")
-    assert numpy.allclose(star[2:], [0, 0, 0.8, 0, 1], atol=1e-6)  # a quarter of the way to its next equal look
+    assert np.allclose(star[2:], [0, 0, 0.8, 0, 1], atol=1e-6)  # a quarter of the way to its next equal look
     circle = targets[4, 1]
     assert circle[0] == 1 + SHAPES.index("circle")
-    assert numpy.allclose(circle[2:], [2.5, -0.5, 3.04, 1, 0], atol=1e-6)  # right, up, radius in tokens, no angle
+    assert np.allclose(circle[2:], [2.5, -0.5, 3.04, 1, 0], atol=1e-6)  # right, up, radius in tokens, no angle
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -161,8 +161,8 @@ def test_figures_that_look_the_same_have_the_same_layout_and_others_do_not(shape
 
     for angle in range(0, 360, 6):
         (first, targets), (other, turned) = look(3.0), look(3.0 + angle)
-        same = numpy.abs(first - other).mean() < 0.25
-        assert same == numpy.allclose(targets, turned, atol=1e-4), f"{shape} turned by {angle} degrees"
+        same = np.abs(first - other).mean() < 0.25
+        assert same == np.allclose(targets, turned, atol=1e-4), f"{shape} turned by {angle} degrees"
 
 
 def test_going_on_from_a_transformer_keeps_its_weights_and_the_layout_head_is_not_exported(trained):
@@ -261,21 +261,21 @@ def test_pictures_and_clips_come_out_of_one_folder(with_clips):
 
 
 @pytest.mark.slow
-def test_the_held_out_loss_is_of_held_out_things_and_says_how_good_the_weights_are(with_clips):
+def test_the_held_out_loss_is_of_held_out_samples_and_grows_with_the_error(with_clips):
     stage = stage_of_clips(with_clips)
-    part, seen = stage.parts[0], []
-    part.data_set = replace(part.data_set, describe=lambda clip, rng: seen.append(clip) or ("", ""))
+    part, described = stage.parts[0], []
+    part.data_set = replace(part.data_set, describe=lambda clip, rng: described.append(clip) or ("", ""))
     with torch.no_grad():
         losses = [stage.held_out_loss(part), stage.held_out_loss(part)]
         stage.transformer.proj_out.bias += 3
         losses.append(stage.held_out_loss(part))
     assert losses[0] == losses[1] and losses[2] > losses[0] + 3
-    assert len(seen) == encoded.HELD_OUT and all(map(is_held_out_clip, seen))
+    assert len(described) == encoded.HELD_OUT and all(map(is_held_out_clip, described))
 
 
 def test_moving_kernels_to_the_newest_frame_keeps_pictures_and_reads_clips_frame_by_frame(trained):
     vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae").double()
-    clip = render_clip(sample_clip(numpy.random.default_rng(2)), 32)
+    clip = render_clip(sample_clip(np.random.default_rng(2)), 32)
     pixels = to_pixels(clip[None]).double()
     with torch.no_grad():
         before = vae(pixels[:, :, :1]).sample
@@ -319,12 +319,12 @@ def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_cl
     part.data_set = replace(
         part.data_set, describe=lambda clip, rng: described.append(clip) or ("", part.data_set.rare_phrase)
     )
-    latents, _, layouts = part.random_batch(numpy.random.default_rng(0), 200, 0.0)
+    latents, _, layouts = part.random_batch(np.random.default_rng(0), 200, 0.0)
     assert layouts.shape == (200, 5 * 2 * 2, 7)
     forward = [part.sample(index) for index in range(4)]
     backwards = 0
     for row, clip in enumerate(described):
-        index = next(i for i, thing in enumerate(forward) if clip in (thing, thing.reversed()))
+        index = next(i for i, sample in enumerate(forward) if clip in (sample, sample.reversed()))
         turned = clip != forward[index]
         backwards += turned
         expected = part.latents[index].float()
@@ -333,12 +333,12 @@ def test_half_of_the_clips_are_taken_backwards_but_none_that_is_held_out(with_cl
     assert 40 < backwards < 140
 
 
-def test_figures_that_may_be_said_to_cross_are_said_to_more_often_than_by_chance():
-    world, rng = find_data_set("clips"), numpy.random.default_rng(0)
-    clips = [clip for clip in (world.sample(rng) for _ in range(2000)) if clip.crossing]
+def test_captions_of_training_name_crossing_more_often_than_by_chance():
+    data_set, rng = find_data_set("clips"), np.random.default_rng(0)
+    clips = [clip for clip in (data_set.sample(rng) for _ in range(2000)) if clip.crossing]
     clips = [clip for clip in clips if clip.actors[0].motion in ("left", "right")]
-    captions = {"by chance": [world.describe(clip, rng)[0] for clip in clips]}
-    captions["in training"] = [world.caption_for_training(clip, rng) for clip in clips]
+    captions = {"by chance": [data_set.describe(clip, rng)[0] for clip in clips]}
+    captions["in training"] = [data_set.caption_for_training(clip, rng) for clip in clips]
     crossing = {
         name: sum(read_clip_prompt(text).figures[0].motion == "cross" for text in texts) / len(clips)
         for name, texts in captions.items()
@@ -353,8 +353,8 @@ def test_what_is_easy_is_taken_seldom(with_clips):
     part.data_set = replace(part.data_set, training_chance=lambda clip: 0.25 if clip.crossing else 1.0)
     seldom = [part.sample(index).crossing for index in range(400)]
     part.data_set = replace(part.data_set, training_chance=None)
-    drawn = [part.sample(index).crossing for index in range(400)]
-    assert sum(crossing) > 1.3 * sum(drawn) > 2.6 * sum(seldom) > 0
+    all_equal = [part.sample(index).crossing for index in range(400)]
+    assert sum(crossing) > 1.3 * sum(all_equal) > 2.6 * sum(seldom) > 0
 
 
 def test_clips_are_encoded_from_the_frames_that_the_encoder_reads(with_clips):
@@ -384,7 +384,7 @@ def test_latents_are_encoded_once_and_more_samples_add_files(trained, monkeypatc
 
 def test_frames_of_a_clip_are_read_as_pictures(trained):
     vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
-    pixels = to_pixels(numpy.stack([render_clip(sample_clip(numpy.random.default_rng(i)), 32) for i in range(2)]))
+    pixels = to_pixels(np.stack([render_clip(sample_clip(np.random.default_rng(i)), 32) for i in range(2)]))
     with torch.no_grad():
         latents = encode_frames(vae, pixels, 4).mode()
         assert latents.shape == (2, 4, 5, 4, 4)
@@ -396,7 +396,7 @@ def test_frames_of_a_clip_are_read_as_pictures(trained):
 
 
 @pytest.mark.slow
-def test_views_go_on_from_clips_and_are_drawn_by_the_pipeline(with_clips):
+def test_views_go_on_from_clips_and_are_generated_by_the_pipeline(with_clips):
     folder, before = with_clips / "views", with_clips / "export"
     export = str(folder / "export")
     parts = [
@@ -437,12 +437,12 @@ def test_views_are_encoded_one_by_one_and_never_turned_round(trained):
     vae = AutoencoderKLOpenSoraPlan.from_pretrained(trained / "export" / "vae")
     settings = PartSettings(world="views", size=48, length=4, samples=2)
     part = encoded.EncodedPart(settings, 0, vae, trained / "views", base_tokens=9)
-    assert part.pipeline_arguments == {"num_views": 4} and part.log_shift == pytest.approx(numpy.log(2))
+    assert part.pipeline_arguments == {"num_views": 4} and part.log_shift == pytest.approx(np.log(2))
     pixels = to_pixels(render_views(part.sample(1), 4, 48)[:, None])  # four pictures
     with torch.no_grad():
         alone = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     assert torch.allclose(part.latents[1].float(), alone.squeeze(2).transpose(0, 1), atol=5e-3)
-    latents, _, layouts = part.random_batch(numpy.random.default_rng(0), 20, 0.0)
+    latents, _, layouts = part.random_batch(np.random.default_rng(0), 20, 0.0)
     assert all(any(torch.equal(row, stored.float()) for stored in part.latents) for row in latents)
     assert layouts.shape == (20, 4 * 3 * 3, 5)
 
@@ -452,14 +452,14 @@ def test_the_layout_of_views_names_solids_and_turns():
     targets = views_layout(SolidObject((part,), "", "", 15.0, "gray"), 12, 4).reshape(4, 12, 12, 5)
     assert targets[0, 0, 0, :2].tolist() == [0, BACKGROUNDS.index("gray")]  # a corner is background
     assert (targets[:, 6, 5:7, 0] == 1 + FORMS.index("ball")).all()
-    seen = [set(view[view[..., 0] > 0][:, 1].astype(int)) for view in targets]
-    assert seen[2] == {BACKGROUNDS.index("red")} and BACKGROUNDS.index("white") in seen[0]  # the back has no stripe
+    colors = [set(view[view[..., 0] > 0][:, 1].astype(int)) for view in targets]
+    assert colors[2] == {BACKGROUNDS.index("red")} and BACKGROUNDS.index("white") in colors[0]  # no stripe behind
     cosines, sines = targets[:, 6, 6, 2], targets[:, 6, 6, 3]
-    assert numpy.allclose(cosines, [1, 0, -1, 0], atol=1e-6) and numpy.allclose(sines, [0, 1, 0, -1], atol=1e-6)
-    assert numpy.allclose(targets[..., 4], 0.5)
+    assert np.allclose(cosines, [1, 0, -1, 0], atol=1e-6) and np.allclose(sines, [0, 1, 0, -1], atol=1e-6)
+    assert np.allclose(targets[..., 4], 0.5)
 
 
-def test_worlds_are_picked_by_their_shares():
+def test_data_sets_are_picked_by_their_shares():
     shares = {"views": 0.25, "clips": 0.5, "pictures": 0.25}
     picked = [pick_data_set(shares, roll) for roll in (0.0, 0.24, 0.26, 0.74, 0.76, 0.999)]
     assert picked == ["views", "views", "clips", "clips", "pictures", "pictures"]

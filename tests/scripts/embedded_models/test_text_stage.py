@@ -11,7 +11,7 @@ from scripts.embedded_models import text_stage
 
 
 def tiny_stage(folder: Path, **data) -> text_stage.TextStage:
-    """A stage of a small model, with 40 scenes unless said."""
+    """A stage of a small model, with 40 scenes by default."""
     settings = text_stage.TextStageSettings(
         output_dir=str(folder),
         seed=3,
