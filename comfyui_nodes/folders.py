@@ -26,6 +26,7 @@ from .text import folder_clip, t5_config
 from .vae import PTDiTVAE, preview_factors
 
 EMBEDDED = " (comes with the nodes)"
+FIRST = "shapes-128"
 WEIGHT_DTYPES = {
     "default": None,
     "fp16": torch.float16,
@@ -44,6 +45,16 @@ def is_model_folder(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(index, dict) and index.get("_class_name") == "PTDiTPipeline"
+
+
+def makes_videos(folder: Path) -> bool:
+    """Return whether the transformer of the folder was trained on several frames."""
+    return folder_config(folder).get("sample_frames", 1) > 1
+
+
+def default_folder(names: list[str]) -> str:
+    """Return the folder to start with: the embedded model of pictures, which suits the other nodes' defaults."""
+    return next((name for name in names if name == FIRST + EMBEDDED), names[0])
 
 
 def model_folders() -> dict[str, Path]:
@@ -118,13 +129,13 @@ def load_folder_model(path: str, weight_dtype: str, config: dict[str, Any], disa
     return model
 
 
-def load_folder_vae(folder: Path) -> PTDiTVAE | None:
-    """Load the VAE of the folder, or return None if it has none."""
+def load_folder_vae(folder: Path, pictures: bool = True) -> PTDiTVAE | None:
+    """Load the VAE of the folder, or return None if it has none; `pictures` as in `PTDiTVAE`."""
     config = folder / "vae/config.json"
     if not config.is_file():
         return None
     parameters = VAEParameters.from_config(read_json(config))
-    return PTDiTVAE(read_component(folder / "vae"), parameters, name=f"{folder.name}/vae")
+    return PTDiTVAE(read_component(folder / "vae"), parameters, pictures, name=f"{folder.name}/vae")
 
 
 def load_folder_clip(folder: Path) -> comfy.sd.CLIP | None:

@@ -1,4 +1,4 @@
-"""Registration with ComfyUI's loaders: a model class, detection before the stock one, names of LoRA keys.
+"""Registration with ComfyUI's loaders: a model class, detection before the stock one, LoRA keys, a checkpoint's VAE.
 
 Nothing else of ComfyUI is patched; ComfyUI-GGUF's list of architectures gets our name. Each wrapper calls the original
 function, has a mark and is applied once, so other packs can wrap, too.
@@ -14,10 +14,12 @@ from typing import Any
 
 import comfy.lora
 import comfy.model_detection
+import comfy.sd
 import comfy.supported_models
 
 from ptdit_diffusers.core.configuration import loaded_transformer_config
 
+from .checkpoints import with_own_vae
 from .native import IMAGE_MODEL, PTDiTConfig
 
 MARK = "_ptdit_wrapper"
@@ -94,6 +96,7 @@ def register() -> None:
         models.append(PTDiTConfig)
     wrap_once(comfy.model_detection, "detect_unet_config", with_detection)
     wrap_once(comfy.lora, "model_lora_keys_unet", with_lora_names)
+    wrap_once(comfy.sd, "load_state_dict_guess_config", with_own_vae)
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and allow_gguf not in server.on_prompt_handlers:
         server.add_on_prompt_handler(allow_gguf)

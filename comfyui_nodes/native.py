@@ -29,6 +29,8 @@ from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, official_transf
 from ptdit_diffusers.core.configuration import SAMPLING_FIELDS, pack_config
 from ptdit_diffusers.core.sampling import time_shift
 
+from .effects import log_lines
+from .text import saved_clip_target
 from .windows import WindowRule, rule_for, window_and_ratio
 
 SETTINGS, ROUNDING = "ptdit", "ptdit_round_timestep"  # our keys in transformer_options
@@ -88,7 +90,11 @@ class PTDiTNetwork(PTDiTBackbone):
         transformer_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return the velocity noise - x0; `x` is (B, C, F, height, width) of any size, `timestep` (B,) in 0..1000."""
+        """Return the velocity noise - x0; `timestep` is (B,) in 0..1000.
+
+        `x` is (B, C, F, height, width) of any size, or (B, C, height, width) for pictures. Models of pictures get the
+        latter, which stock nodes can crop, flip and mask.
+        """
         options = {} if transformer_options is None else transformer_options
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
@@ -106,6 +112,9 @@ class PTDiTNetwork(PTDiTBackbone):
         windows: tuple = (),
         **unused: Any,
     ) -> Tensor:
+        picture = x.ndim == 4
+        if picture:
+            x = x.unsqueeze(2)
         frames, height, width = x.shape[2:]
         latents = pad_to_patch_size(x, (1, self.patch_size, self.patch_size))
         rule = WindowRule(*windows)
@@ -130,7 +139,8 @@ class PTDiTNetwork(PTDiTBackbone):
             generator=[torch.Generator().manual_seed(round(float(timestep[0]) * 1000))] if mode == "random" else None,
         )
         self.current.options = {}
-        return self.flow(sample)[:, :, :frames, :height, :width].to(sample.dtype)  # ComfyUI itself makes it float32
+        velocity = self.flow(sample)[:, :, :frames, :height, :width].to(sample.dtype)  # ComfyUI makes it float32
+        return velocity.squeeze(2) if picture else velocity
 
     def size_conditions(self, latents: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return pixel size (B, 2) and aspect ratio (B, 1) for networks with additional conditions, else None."""
@@ -172,6 +182,7 @@ class PTDiTModel(comfy.model_base.BaseModel):
 
     def __init__(self, model_config: Any, model_type: Any = comfy.model_base.ModelType.FLOW, device: Any = None):
         super().__init__(model_config, model_type, device=device, unet_model=PTDiTNetwork)
+        self.logged_run: Any = None  # sigmas of the sampling run whose log lines are written
 
     def _apply_model(
         self,
@@ -187,7 +198,17 @@ class PTDiTModel(comfy.model_base.BaseModel):
         rules = options.get(SETTINGS)
         if rules:  # an explicit argument, so that torch.compile guards on it
             kwargs["windows"] = tuple(rule_for(rules, self.progress(t)))
+        self.log_once(options, control, x)
         return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def log_once(self, options: dict[str, Any], control: Any, x: Tensor) -> None:
+        """Log what cannot act on this model, once in a sampling run."""
+        run = options.get("sample_sigmas")
+        if run is None or run is self.logged_run or torch.compiler.is_compiling():
+            return
+        self.logged_run = run
+        for line in log_lines(control, options, x.shape, len(self.diffusion_model.transformer_blocks)):
+            logging.warning("PT-DiT: %s", line)
 
     def progress(self, sigma: Tensor) -> float:
         """Return the share of the sampling time, 0 to 1, that has passed at a noise level.
@@ -207,8 +228,9 @@ class PTDiTModel(comfy.model_base.BaseModel):
         network, noise = self.diffusion_model, kwargs.get("noise")
         if noise is not None and noise.ndim == 5 and noise.shape[2] > 1 and network.sample_frames == 1:
             raise ValueError(
-                f"this PT-DiT makes single pictures (1 latent frame); the latent has {noise.shape[2]}. Set length to "
-                "1, or for several pictures use batch_size (loading pictures: 'batch of pictures' in Load PT-DiT VAE)."
+                f"this PT-DiT makes single pictures (1 latent frame); the latent has {noise.shape[2]}. In the empty "
+                "latent node set length to 1 and views to 0; for several pictures raise batch_size. If the latent "
+                "comes from VAE Encode, switch video off in Load PT-DiT VAE."
             )
         conditions = super().extra_conds(**kwargs)
         text, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
@@ -226,16 +248,21 @@ class PTDiTModel(comfy.model_base.BaseModel):
 
 
 class PTDiTLatent(comfy.latent_formats.LatentFormat):
-    """Latents (B, 4, F, height / 8, width / 8) of the causal video VAE; a picture is one frame."""
+    """Latents of the causal video VAE: (B, 4, F, height / 8, width / 8), or without F for models of pictures."""
 
     latent_channels = 4
-    latent_dimensions = 3
     spacial_downscale_ratio = 8
     temporal_downscale_ratio = 4
-    taesd_decoder_name = None  # small decoders for pictures cannot read five axes
+    taesd_decoder_name = None  # there is no small decoder for this VAE
 
-    def __init__(self, scale_factor: float = VAEParameters.scaling_factor, rgb: list[list[float]] | None = None):
+    def __init__(
+        self,
+        scale_factor: float = VAEParameters.scaling_factor,
+        rgb: list[list[float]] | None = None,
+        pictures: bool = False,
+    ):
         self.scale_factor = scale_factor
+        self.latent_dimensions = 2 if pictures else 3
         if rgb is None:  # the official VAE was trained from Stable Diffusion's
             self.latent_rgb_factors = comfy.latent_formats.SD15().latent_rgb_factors
         else:  # four rows of factors, then the bias
@@ -258,7 +285,7 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
         super().__init__({name: value for name, value in unet_config.items() if name not in SAMPLING_FIELDS})
         config = self.unet_config
         self.extras = extras
-        self.latent_format = PTDiTLatent(extras["latent_scale"], extras["latent_rgb"])
+        self.latent_format = PTDiTLatent(extras["latent_scale"], extras["latent_rgb"], config["sample_frames"] == 1)
         tokens = config["num_windows"] * config["window_size"][1] * config["window_size"][2]
         self.sampling_settings["shift"] = time_shift(tokens, extras["base_tokens"])  # of the trained size
         dim = config["num_attention_heads"] * config["attention_head_dim"]
@@ -277,9 +304,9 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
         return official_transformer_state_dict(state_dict)
 
     def process_vae_state_dict(self, state_dict: dict) -> dict:
-        """Drop a checkpoint's VAE: ComfyUI cannot build it there, and with it the model would not load either."""
+        """Drop a VAE that is not the causal one, which `checkpoints` loads: with another the model would not load."""
         if state_dict:
-            logging.warning("PT-DiT: a checkpoint's VAE is not loaded; use Load PT-DiT VAE or PT-DiT Folder Loader.")
+            logging.warning("PT-DiT: the checkpoint's VAE is not PT-DiT's and not loaded; use Load PT-DiT VAE.")
         return {}
 
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
@@ -293,8 +320,7 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
         prefix = f"{self.text_encoder_key_prefix[0]}t5xxl.transformer."
         norm = (state_dict or {}).get(f"{prefix}encoder.final_layer_norm.weight")
         if norm is not None and len(norm) != T5_XXL_WIDTH:
-            logging.warning("PT-DiT: a checkpoint's text encoder is not T5-XXL and not loaded; use its own loader.")
-            return None
+            return saved_clip_target(state_dict, self.text_encoder_key_prefix[0])
         found = comfy.text_encoders.sd3_clip.t5_xxl_detect(state_dict or {}, prefix)
         pixart = comfy.text_encoders.pixart_t5
         return comfy.supported_models_base.ClipTarget(pixart.PixArtTokenizer, pixart.pixart_te(**found))

@@ -11,9 +11,11 @@ from comfy_api.latest import io
 
 from .folders import (
     WEIGHT_DTYPES,
+    default_folder,
     load_folder_clip,
     load_folder_model,
     load_folder_vae,
+    makes_videos,
     model_folders,
     named_folder,
     network_config,
@@ -22,6 +24,7 @@ from .schema import check_choice, choice, fit, schema, switch
 from .vae import DTYPES, load_vae
 
 VAE_DTYPES = ("auto", *DTYPES)
+ENCODE_AS = AUTO, PICTURES, VIDEO = ("auto", "pictures", "video")
 
 
 def newest(folder: Path) -> float:
@@ -40,6 +43,7 @@ class PTDiTFolderLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Return the schema of inputs and outputs."""
+        folders = list(model_folders())
         return schema(
             "PTDiTFolderLoader",
             "PT-DiT Folder Loader",
@@ -50,15 +54,25 @@ class PTDiTFolderLoader(io.ComfyNode):
             [
                 choice(
                     "folder",
-                    list(model_folders()),
+                    folders,
                     "The folders found: with the nodes, in models/diffusers, and in the Hub's cache. Nothing is "
                     "downloaded.",
+                    **({"default": default_folder(folders)} if folders else {}),
                 ),
                 choice(
                     "weight_dtype",
                     list(WEIGHT_DTYPES),
                     "Number format of the network's weights. fp8 needs half the memory of 16 bit and costs some "
                     "quality; 'fast' also multiplies in fp8 on GPUs that can.",
+                    optional=True,
+                    advanced=True,
+                ),
+                choice(
+                    "encode_as",
+                    list(ENCODE_AS),
+                    "How VAE Encode reads a batch of images. pictures: one by one. video: as the 4n + 1 frames of one "
+                    "video. auto: video if the model was trained on several frames.",
+                    optional=True,
                     advanced=True,
                 ),
             ],
@@ -67,21 +81,23 @@ class PTDiTFolderLoader(io.ComfyNode):
                 fit(io.Clip.Output, display_name="clip", tooltip="The folder's T5 text encoder, for text nodes."),
                 fit(io.Vae.Output, display_name="vae", tooltip="The folder's VAE, for VAE Decode and Encode."),
             ],
-            search_aliases=["diffusers", "load checkpoint", "shapes-128"],
+            search_aliases=["diffusers", "load checkpoint", "load model", "shapes-128", "clips-128", "views-96"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, weight_dtype: str) -> Any:
+    def fingerprint_inputs(cls, folder: str, weight_dtype: str = "default", encode_as: str = AUTO) -> Any:
         """Return a value that changes when a file below the folder changes."""
         found = model_folders().get(folder)
-        return (folder, weight_dtype, newest(found) if found else 0.0)
+        return (folder, weight_dtype, encode_as, newest(found) if found else 0.0)
 
     @classmethod
-    def execute(cls, folder: str, weight_dtype: str = "default") -> Any:
+    def execute(cls, folder: str, weight_dtype: str = "default", encode_as: str = AUTO) -> Any:
         """Load the three components."""
         check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
+        check_choice("encode_as", encode_as, ENCODE_AS)
         path = named_folder(folder)
-        vae = load_folder_vae(path)
+        video = makes_videos(path) if encode_as == AUTO else encode_as == VIDEO
+        vae = load_folder_vae(path, pictures=not video)
         model = load_folder_model(str(path), weight_dtype, network_config(path, vae))
         return io.NodeOutput(model, load_folder_clip(path), vae)
 
@@ -105,6 +121,7 @@ class PTDiTVAELoader(io.ComfyNode):
                     list(VAE_DTYPES),
                     "Number format of the VAE. auto: ComfyUI chooses for the device. fp32 needs twice the memory of "
                     "16 bit.",
+                    optional=True,
                     advanced=True,
                 ),
                 switch(
@@ -112,6 +129,7 @@ class PTDiTVAELoader(io.ComfyNode):
                     False,
                     "How VAE Encode reads a batch of images. Off: as single pictures. On: as the 4n + 1 frames of "
                     "one video.",
+                    optional=True,
                 ),
             ],
             [
@@ -121,7 +139,7 @@ class PTDiTVAELoader(io.ComfyNode):
                     tooltip="For VAE Decode and VAE Encode. Compresses 8x in space and 4x in time.",
                 )
             ],
-            search_aliases=["open-sora-plan", "causal vae", "video vae"],
+            search_aliases=["open-sora-plan", "causal vae", "video vae", "load vae"],
         )
 
     @classmethod

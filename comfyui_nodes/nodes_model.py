@@ -16,9 +16,9 @@ from torch import Tensor
 from ptdit_diffusers.core.backbones.proxies import PROXY_MODES, ProxyPlan
 
 from .native import IMAGE_MODEL, ROUNDING, SETTINGS
-from .nodes_sample import automatic_shift
+from .nodes_sample import automatic_shift, own_size
 from .proxy_map import Recorder, draw_map
-from .schema import check_choice, choice, fit, integer, number, schema, switch
+from .schema import check_choice, choice, fit, integer, number, schema, show, switch
 from .windows import CUSTOM, MODES, WindowRule, check_custom, explain, rule_for, window_and_ratio
 
 AXES = ("frames", "height", "width")
@@ -45,13 +45,13 @@ class PTDiTWindowProxy(io.ComfyNode):
         windows = [
             integer(f"window_{axis}", 0, 0, 64, f"custom: tokens per window, {axis} (a token is 16 pixels, or one "
                     "latent frame). 0 = as in the checkpoint. Larger windows let a token attend to more tokens and "
-                    "cost more.")
+                    "cost more.", optional=True)
             for axis in AXES
         ]  # fmt: skip
         proxies = [
             integer(f"proxy_{axis}", 0, 0, 64, f"custom: tokens per proxy token, {axis}. 0 = one proxy token per "
                     "window. Smaller numbers give more proxy tokens, a finer global view and more work. Must "
-                    "divide the window or be a multiple of it.")
+                    "divide the window or be a multiple of it.", optional=True)
             for axis in AXES
         ]  # fmt: skip
         return schema(
@@ -70,16 +70,15 @@ class PTDiTWindowProxy(io.ComfyNode):
                 *proxies,
                 choice("proxy_mode", list(PROXY_CHOICES), "How a proxy token is made from its tokens: their mean (as "
                        "in the released weights), one at random (chosen again in each step and block), or the "
-                       "first."),
+                       "first.", optional=True),
                 number("start_percent", 0.0, 0.0, 1.0, "Position in the sampling schedule (0 to 1) at which this "
-                       "setting begins.",
-                       advanced=True),
+                       "setting begins.", optional=True, advanced=True),
                 number("end_percent", 1.0, 0.0, 1.0, "Position in the sampling schedule (0 to 1) at which this "
-                       "setting ends.", advanced=True),
-                integer("meaning_width", 1024, 16, 8192, "Width in pixels for which `meaning` is computed.", step=16,
-                        advanced=True),
-                integer("meaning_height", 1024, 16, 8192, "Height in pixels for which `meaning` is computed.", step=16,
-                        advanced=True),
+                       "setting ends.", optional=True, advanced=True),
+                integer("meaning_width", 0, 0, 8192, "Width in pixels for which `meaning` is computed. 0 = the "
+                        "model's own size.", step=16, optional=True, advanced=True),
+                integer("meaning_height", 0, 0, 8192, "Height in pixels for which `meaning` is computed. 0 = the "
+                        "model's own size.", step=16, optional=True, advanced=True),
             ],
             [
                 fit(io.Model.Output, display_name="model", tooltip="A copy of the model with this setting."),
@@ -87,13 +86,14 @@ class PTDiTWindowProxy(io.ComfyNode):
                     "attention cost relative to full attention."),
             ],
             search_aliases=["window", "proxy ratio", "sparse attention"],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model: Any, mode: str, window_frames: int, window_height: int, window_width: int,
-                proxy_frames: int, proxy_height: int, proxy_width: int, proxy_mode: str = "checkpoint",
-                start_percent: float = 0.0, end_percent: float = 1.0, meaning_width: int = 1024,
-                meaning_height: int = 1024) -> Any:  # fmt: skip
+    def execute(cls, model: Any, mode: str, window_frames: int = 0, window_height: int = 0, window_width: int = 0,
+                proxy_frames: int = 0, proxy_height: int = 0, proxy_width: int = 0, proxy_mode: str = "checkpoint",
+                start_percent: float = 0.0, end_percent: float = 1.0, meaning_width: int = 0,
+                meaning_height: int = 0) -> Any:  # fmt: skip
         """Add one rule to a clone of the model."""
         network = network_of(model)
         check_choice("mode", mode, MODES)
@@ -110,7 +110,10 @@ class PTDiTWindowProxy(io.ComfyNode):
         clone = model.clone()
         options = clone.model_options.setdefault("transformer_options", {})
         options[SETTINGS] = (*options.get(SETTINGS, ()), tuple(rule))
-        return io.NodeOutput(clone, explain(network, rule, meaning_height, meaning_width))
+        side = own_size(model)
+        meaning = explain(network, rule, meaning_height or side, meaning_width or side, network.sample_frames)
+        show(cls, meaning)
+        return io.NodeOutput(clone, meaning)
 
 
 class PTDiTModelSampling(io.ComfyNode):
@@ -177,13 +180,15 @@ class PTDiTProxyMap(io.ComfyNode):
                 fit(io.Model.Input, "model", tooltip="A PT-DiT model, also with Window & Proxy settings."),
                 fit(io.Conditioning.Input, "positive", tooltip="The encoded prompt."),
                 fit(io.Latent.Input, "latent", tooltip="A finished latent, from a sampler or VAE Encode."),
-                number("x", 0.5, 0.0, 1.0, "Position of the marked token, from left (0) to right (1)."),
-                number("y", 0.5, 0.0, 1.0, "Position of the marked token, from top (0) to bottom (1)."),
-                integer("levels", 3, 1, 20, "Number of noise levels, from early to late; one picture each."),
-                fit(io.String.Input, "blocks", default="", tooltip="Blocks to show, for example 0,3,5; empty = all."),
-                integer("frame", 0, 0, 1024, "Number of the latent frame to show.", advanced=True),
-                integer("noise_seed", 0, 0, 2**63 - 1, "Seed of the noise that is added to the latent.", advanced=True,
-                        control_after_generate=True),
+                number("x", 0.5, 0.0, 1.0, "Position of the marked token, from left (0) to right (1).", optional=True),
+                number("y", 0.5, 0.0, 1.0, "Position of the marked token, from top (0) to bottom (1).", optional=True),
+                integer("levels", 3, 1, 20, "Number of noise levels, from early to late; one picture each.",
+                        optional=True),
+                fit(io.String.Input, "blocks", default="", optional=True, tooltip="Blocks to show, for example 0,3,5; "
+                    "empty = all."),
+                integer("frame", 0, 0, 1024, "Number of the latent frame to show.", optional=True, advanced=True),
+                integer("noise_seed", 0, 0, 2**63 - 1, "Seed of the noise that is added to the latent.", optional=True,
+                        advanced=True, control_after_generate=True),
                 fit(io.Image.Input, "image", optional=True, tooltip="The decoded picture, on which the windows are "
                     "drawn."),
             ],
@@ -192,8 +197,9 @@ class PTDiTProxyMap(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model: Any, positive: list, latent: dict, x: float, y: float, levels: int, blocks: str,
-                frame: int = 0, noise_seed: int = 0, image: Tensor | None = None) -> Any:  # fmt: skip
+    def execute(cls, model: Any, positive: list, latent: dict, x: float = 0.5, y: float = 0.5, levels: int = 3,
+                blocks: str = "", frame: int = 0, noise_seed: int = 0,
+                image: Tensor | None = None) -> Any:  # fmt: skip
         """Record one forward per noise level and draw it."""
         network = network_of(model)
         chosen = chosen_blocks(blocks, len(network.transformer_blocks))

@@ -9,8 +9,9 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from .sampling import ASPECTS, latent_frames, official_sigmas, shift_for, size_for
-from .schema import check_choice, choice, fit, integer, number, schema, switch
+from .native import IMAGE_MODEL
+from .sampling import ASPECTS, latent_shape, official_sigmas, shift_for, size_for
+from .schema import check_choice, choice, fit, integer, number, schema, show, switch
 from .text import MAX_TOKENS, encode_prompt
 
 
@@ -42,12 +43,14 @@ class PTDiTTextEncode(io.ComfyNode):
                     True,
                     "On: brackets are plain text, as in the official pipeline. Off: (word:1.2) gives a word more "
                     "weight.",
+                    optional=True,
                 ),
                 switch(
                     "cleaning",
                     False,
                     "On: clean the prompt like the training captions, as the official pipeline does for positive "
                     "prompts. This deletes Chinese text, web addresses, brackets and long numbers.",
+                    optional=True,
                 ),
             ],
             [
@@ -55,6 +58,7 @@ class PTDiTTextEncode(io.ComfyNode):
                 fit(io.String.Output, display_name="notes", tooltip="Number of tokens, what was cut, unknown words."),
             ],
             search_aliases=["prompt", "clip text encode", "t5"],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -65,6 +69,7 @@ class PTDiTTextEncode(io.ComfyNode):
                 "there is no text encoder: load T5-XXL with CLIPLoader (type pixart), or a folder that has one."
             )
         conditioning, notes = encode_prompt(clip, text, literal, cleaning)
+        show(cls, notes)
         if ";" in notes:
             logging.warning("PT-DiT Text Encode: %s", notes)
         return io.NodeOutput(conditioning, notes)
@@ -83,36 +88,50 @@ class PTDiTEmptyLatent(io.ComfyNode):
             "Creates empty latents of a legal size for pictures, videos of 4n + 1 frames, or views of one object. "
             "Connect latent_image of a sampler. For views, put PT-DiT Views to Batch after the sampler.",
             [
-                integer("width", 1024, 16, 8192, "Width in pixels, rounded to a multiple of 16.", step=16),
-                integer("height", 1024, 16, 8192, "Height in pixels, rounded to a multiple of 16.", step=16),
+                integer("width", 0, 0, 8192, "Width in pixels, rounded to a multiple of 16. 0 = the model's own size.",
+                        step=16),
+                integer("height", 0, 0, 8192, "Height in pixels, rounded to a multiple of 16. 0 = the model's own "
+                        "size.", step=16),
                 choice("aspect", list(ASPECTS), "A preset sets the ratio width:height and keeps the number of pixels "
-                       "of width x height. custom uses width and height as they are."),
+                       "of width x height. custom uses width and height as they are.", optional=True),
                 integer("length", 1, 1, 1025, "Number of frames: 1 = picture, 4n + 1 = video. Needs a model trained "
-                        "on video.",
-                        step=4),
+                        "on video.", step=4, optional=True),
                 integer("views", 0, 0, 256, "Number of views of one object from all around; each view is a latent "
-                        "frame. 0 = use length. Needs a model trained on views.", advanced=True),
-                integer("batch_size", 1, 1, 4096, "Number of pictures or videos made at once."),
+                        "frame. 0 = use length. Needs a model trained on views.", advanced=True, optional=True),
+                integer("batch_size", 1, 1, 4096, "Number of pictures or videos made at once.", optional=True),
+                fit(io.Model.Input, "model", optional=True, tooltip="A PT-DiT model, for a width or height of 0."),
             ],
             [
-                fit(io.Latent.Output, display_name="latent", tooltip="(batch, 4, frames, height / 8, width / 8)"),
+                fit(io.Latent.Output, display_name="latent", tooltip="Pictures (batch, 4, height / 8, width / 8); "
+                    "videos and views have their frames after the 4."),
                 fit(io.Int.Output, display_name="width_px", tooltip="Width in pixels after rounding."),
                 fit(io.Int.Output, display_name="height_px", tooltip="Height in pixels after rounding."),
             ],
-            search_aliases=["empty latent image", "resolution", "aspect ratio"],
+            search_aliases=["empty latent image", "empty latent video", "resolution", "aspect ratio", "image size"],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, width: int, height: int, aspect: str, length: int = 1, views: int = 0, batch_size: int = 1
+        cls,
+        width: int,
+        height: int,
+        aspect: str = "custom",
+        length: int = 1,
+        views: int = 0,
+        batch_size: int = 1,
+        model: Any = None,
     ) -> Any:
-        """Zeros of that size."""
+        """Return zeros of that size."""
         check_choice("aspect", aspect, ASPECTS)
+        if not (width and height):
+            side = own_size(model)
+            width, height = width or side, height or side
         width, height = size_for(aspect, width, height)
-        frames = views or latent_frames(length)
-        device = comfy.model_management.intermediate_device()
-        samples = torch.zeros(batch_size, 4, frames, height // 8, width // 8, device=device)
-        latent = {"samples": samples, "downscale_ratio_spacial": 8, "downscale_ratio_temporal": 4}
+        shape = latent_shape(width, height, length, views, batch_size)
+        samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+        latent = {"samples": samples, "downscale_ratio_spacial": 8}
+        if samples.ndim == 5:
+            latent["downscale_ratio_temporal"] = 4
         return io.NodeOutput(latent, width, height)
 
 
@@ -133,9 +152,9 @@ class PTDiTScheduler(io.ComfyNode):
                 fit(io.Latent.Input, "latent", tooltip="Its size determines the shift."),
                 integer("steps", 30, 1, 1000, "Number of sampling steps."),
                 number("shift", 0.0, 0.0, 100.0, "0 = official: sqrt(width * height / 512^2 * frame factor). A higher "
-                       "value spends more steps at high noise."),
+                       "value spends more steps at high noise.", optional=True),
                 number("denoise", 1.0, 0.0, 1.0, "1 = start from pure noise. A lower value keeps more of the latent "
-                       "(image to image)."),
+                       "(image to image).", optional=True),
             ],
             [
                 fit(io.Sigmas.Output, display_name="sigmas", tooltip="steps + 1 noise levels from 1 to 0."),
@@ -150,6 +169,20 @@ class PTDiTScheduler(io.ComfyNode):
         """Noise levels for the latent's size."""
         used = shift or automatic_shift(model, latent)
         return io.NodeOutput(official_sigmas(steps, used, denoise), used)
+
+
+def own_size(model: Any) -> int:
+    """Return the side in pixels of the pictures that a model was trained for.
+
+    Raises:
+        ValueError: There is no model, or it is no PT-DiT.
+    """
+    config = model.model.model_config.unet_config if model is not None else {}
+    if config.get("image_model") != IMAGE_MODEL:
+        raise ValueError(
+            "a width or height of 0 means the model's own size: connect a PT-DiT to the input model, or set both."
+        )
+    return 8 * config["sample_size"]
 
 
 def automatic_shift(model: Any, latent: dict) -> float:

@@ -28,7 +28,7 @@ class PTDiTViewsToBatch(io.ComfyNode):
             [fit(io.Latent.Input, "latent", tooltip="From a sampler. Its size comes from PT-DiT Empty Latent with "
                  "views.")],
             [
-                fit(io.Latent.Output, display_name="latent", tooltip="(objects * views, 4, 1, height / 8, width / 8)"),
+                fit(io.Latent.Output, display_name="latent", tooltip="(objects * views, 4, height / 8, width / 8)"),
                 fit(io.Int.Output, display_name="views", tooltip="Number of views of each object. View i is seen from "
                     "azimuth i * 360 / views degrees."),
             ],
@@ -37,7 +37,7 @@ class PTDiTViewsToBatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict) -> Any:
-        """(B, C, V, h, w) to (B * V, C, 1, h, w); a noise mask or batch numbers no longer fit and are left out."""
+        """(B, C, V, h, w) to (B * V, C, h, w); a noise mask or batch numbers no longer fit and are left out."""
         samples = latent["samples"]
         if samples.ndim != 5:
             raise ValueError(
@@ -46,7 +46,7 @@ class PTDiTViewsToBatch(io.ComfyNode):
             )
         views = samples.shape[2]
         kept = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}
-        pictures = samples.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+        pictures = samples.transpose(1, 2).flatten(0, 1)
         return io.NodeOutput({**kept, "samples": pictures}, views)
 
 
@@ -63,9 +63,10 @@ class PTDiTContactSheet(io.ComfyNode):
             "Puts pictures (views of an object, frames of a video) side by side on one sheet, row by row.",
             [
                 fit(io.Image.Input, "images", tooltip="A batch of pictures, for example from VAE Decode."),
-                integer("columns", 0, 0, 1024, "Pictures per row; 0 = a sheet that is as square as possible."),
+                integer("columns", 0, 0, 1024, "Pictures per row; 0 = a sheet that is as square as possible.",
+                        optional=True),
                 integer("per_sheet", 0, 0, 4096, "Pictures per sheet. For one sheet per object, connect `views` of "
-                        "PT-DiT Views to Batch. 0 = all."),
+                        "PT-DiT Views to Batch. 0 = all.", optional=True),
             ],
             [fit(io.Image.Output, display_name="sheets", tooltip="One picture per sheet; empty cells are white.")],
             search_aliases=["grid", "montage", "multi-view"],

@@ -56,3 +56,14 @@ def latent_frames(length: int) -> int:
         below = max(1, (length - 1) // 4 * 4 + 1)
         raise ValueError(f"length={length} is not 4n + 1 (1, 5, 9, ...); nearest: {below} or {below + 4}.")
     return (length - 1) // 4 + 1
+
+
+def latent_shape(width: int, height: int, length: int, views: int, batch_size: int) -> tuple[int, ...]:
+    """Return the shape of an empty latent: four axes for pictures, frames before rows for videos and views.
+
+    Raises:
+        ValueError: As in `latent_frames`.
+    """
+    frames = views or latent_frames(length)
+    axis = (frames,) if views or frames > 1 else ()
+    return batch_size, 4, *axis, height // 8, width // 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -64,3 +65,11 @@ def check_choice(name: str, value: str, options: Iterable[str]) -> None:
     """
     if value not in options:
         raise ValueError(f"{name}={value!r} is not in the list; choose one of {', '.join(options)}.")
+
+
+def show(node: Any, text: str) -> None:
+    """Show text on the node that runs, where this ComfyUI can; the node's schema must ask for its number."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    number = getattr(getattr(node, "hidden", None), "unique_id", None)
+    if number is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, number)

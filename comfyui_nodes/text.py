@@ -1,11 +1,12 @@
 """Text for PT-DiT: a T5 of any size from a model folder, literal prompts, the 200-token limit.
 
-Encoding is ComfyUI's own T5; only tokenising and cutting are here.
+Encoding is ComfyUI's own T5; only tokenizing and cutting are here.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,29 @@ import comfy.text_encoders.pixart_t5
 import torch
 
 from ptdit_diffusers.core.captions import clean_caption
+from ptdit_diffusers.core.configuration import pack_config
 
+SAVED_TOKENIZER = "ptdit_tokenizer"  # a uint8 tensor among the weights of a saved text encoder: JSON
 MAX_TOKENS = 200  # that the official model was trained with, end token included
 T5_SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size")
 ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 
 
 class FileTokenizer:
-    """A `tokenizer.json` with the few methods that ComfyUI asks of a tokeniser."""
+    """The text of a `tokenizer.json` with the few methods that ComfyUI asks of a tokenizer."""
 
-    def __init__(self, path: str):
+    def __init__(self, text: str):
         from tokenizers import Tokenizer
 
-        self.tokenizer = Tokenizer.from_file(path)
+        self.tokenizer = Tokenizer.from_str(text)
         self.tokenizer.no_truncation()  # `cut_tokens` cuts, and says what
         self.tokenizer.no_padding()
         self.unknown = self.tokenizer.token_to_id("<unk>")
 
     @classmethod
-    def from_pretrained(cls, path: str, **_: Any) -> FileTokenizer:
-        """What ComfyUI calls to build it."""
-        return cls(path)
+    def from_pretrained(cls, text: str, **_: Any) -> FileTokenizer:
+        """Build it from the text of the file, as ComfyUI builds its own from a path."""
+        return cls(text)
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": self.tokenizer.encode(text).ids}
@@ -50,16 +53,19 @@ class FileTokenizer:
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
 
-def tokenizer_class(path: Path, width: int) -> type:
-    """ComfyUI's tokeniser wrapper around a `tokenizer.json`, unpadded like the one for PixArt."""
+def tokenizer_class(text: str, config: dict[str, Any]) -> type:
+    """Return ComfyUI's wrapper around the text of a `tokenizer.json`, unpadded like the one for PixArt.
+
+    It is saved with the encoder, together with the encoder's `config`.
+    """
 
     class FolderTokenizer(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None):
             super().__init__(
-                str(path),
+                text,
                 embedding_directory=embedding_directory,
                 pad_with_end=False,
-                embedding_size=width,
+                embedding_size=config["d_model"],
                 embedding_key="t5xxl",
                 tokenizer_class=FileTokenizer,
                 has_start_token=False,
@@ -68,6 +74,9 @@ def tokenizer_class(path: Path, width: int) -> type:
                 min_length=1,
                 tokenizer_data=tokenizer_data or {},
             )
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {SAVED_TOKENIZER: pack_config({"tokenizer": text, "config": config})}
 
     class FolderTokenizers(comfy.sd1_clip.SD1Tokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None):
@@ -100,18 +109,39 @@ def t5_config(path: Path) -> dict[str, Any]:
     return {**sizes, "dense_act_fn": ACTIVATIONS[activation], "is_gated_act": gated}
 
 
+def clip_target(config: dict[str, Any], dtype: torch.dtype, tokenizer: str | None) -> Any:
+    """Return what ComfyUI builds a CLIP from: a T5 of these sizes; `tokenizer` is its file's text, None for T5's."""
+    pixart = comfy.text_encoders.pixart_t5
+    given_dtype = dtype
+
+    def build(device: Any = "cpu", dtype: Any = None, model_options: dict | None = None) -> Any:
+        options = {**(model_options or {}), "t5xxl_model_config": config}
+        return pixart.PixArtT5XXL(device=device, dtype=given_dtype, model_options=options)
+
+    tokens = pixart.PixArtTokenizer if tokenizer is None else tokenizer_class(tokenizer, config)
+    return comfy.supported_models_base.ClipTarget(tokens, build)
+
+
+def saved_clip_target(state_dict: dict[str, torch.Tensor], prefix: str) -> Any:
+    """Return the target of a small T5 that ComfyUI saved in a whole checkpoint, None if its tokenizer is missing."""
+    if prefix + SAVED_TOKENIZER not in state_dict:
+        logging.warning("PT-DiT: the checkpoint's text encoder has no tokenizer, so it is not loaded.")
+        return None
+    saved = json.loads(bytes(state_dict[prefix + SAVED_TOKENIZER].to("cpu", torch.uint8).tolist()))
+    weight = next(value for name, value in state_dict.items() if name.startswith(f"{prefix}t5xxl.transformer."))
+    return clip_target(saved["config"], weight.dtype, saved["tokenizer"])
+
+
 def folder_clip(config: dict[str, Any], weights: dict[str, torch.Tensor], tokenizer: Path | None) -> comfy.sd.CLIP:
-    """A ComfyUI CLIP of a T5 folder; without `tokenizer` the stock T5 tokeniser is used.
+    """A ComfyUI CLIP of a T5 folder; without `tokenizer` the stock T5 tokenizer is used.
 
     Raises:
         ValueError: Weights are missing.
     """
-    pixart = comfy.text_encoders.pixart_t5
-    tokens = pixart.PixArtTokenizer if tokenizer is None else tokenizer_class(tokenizer, config["d_model"])
-    options = {"t5xxl_model_config": config, "dtype": next(iter(weights.values())).dtype}
+    text = None if tokenizer is None else tokenizer.read_text(encoding="utf-8")
+    dtype = next(iter(weights.values())).dtype
     size = sum(weight.numel() for weight in weights.values())
-    target = comfy.supported_models_base.ClipTarget(tokens, pixart.PixArtT5XXL)
-    clip = comfy.sd.CLIP(target, parameters=size, model_options=options)
+    clip = comfy.sd.CLIP(clip_target(config, dtype, text), parameters=size, model_options={"dtype": dtype})
     if "shared.weight" not in weights and "encoder.embed_tokens.weight" in weights:
         weights = {**weights, "shared.weight": weights["encoder.embed_tokens.weight"]}
     missing, _ = clip.load_sd(weights)
@@ -120,9 +150,23 @@ def folder_clip(config: dict[str, Any], weights: dict[str, torch.Tensor], tokeni
     return clip
 
 
-def prepare_text(text: str, cleaning: bool) -> str:
-    """A prompt as the official pipeline gives it to the tokeniser: cleaned, or only lower-cased and stripped."""
-    return clean_caption(text) if cleaning else text.lower().strip()
+def prepare_text(text: str, cleaning: bool, literal: bool = True) -> str:
+    """Return a prompt as the official pipeline gives it to the tokenizer: cleaned, or only lower-cased and stripped.
+
+    Where brackets weigh words, they stay, and what is between them is cleaned.
+    """
+    if not cleaning:
+        return text.lower().strip()
+    if literal:
+        return clean_caption(text)
+    parts = ((clean_caption(part), weight) for part, weight in weighted_parts(text))
+    return " ".join(part if weight == 1 else f"({part}:{weight:.4g})" for part, weight in parts if part)
+
+
+def weighted_parts(text: str) -> list[tuple[str, float]]:
+    """Return the parts of a prompt with the weights that ComfyUI's brackets give them."""
+    parts = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
+    return [(comfy.sd1_clip.unescape_important(part), weight) for part, weight in parts]
 
 
 def cut_tokens(tokens: list[list[tuple]], limit: int) -> tuple[list[list[tuple]], list]:
@@ -141,7 +185,7 @@ def cut_tokens(tokens: list[list[tuple]], limit: int) -> tuple[list[list[tuple]]
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
-    """Words of which a folder's tokeniser makes its unknown token."""
+    """Words of which a folder's tokenizer makes its unknown token."""
     if not isinstance(tokenizer, FileTokenizer) or tokenizer.unknown is None:
         return []
     return [word for word in text.split() if tokenizer.unknown in tokenizer(word)["input_ids"]]
@@ -155,7 +199,8 @@ def encode_prompt(clip: comfy.sd.CLIP, text: str, literal: bool, cleaning: bool)
         literal: brackets are text; else `(word:1.2)` weighs words.
         cleaning: clean like the training captions.
     """
-    prepared = prepare_text(text, cleaning)
+    prepared = prepare_text(text, cleaning, literal)
+    words = prepared if literal else " ".join(part for part, _ in weighted_parts(prepared))
     rows = clip.tokenize(prepared, **({"disable_weights": True} if literal else {}))
     notes = []
     for name, tokens in rows.items():
@@ -164,7 +209,7 @@ def encode_prompt(clip: comfy.sd.CLIP, text: str, literal: bool, cleaning: bool)
         if lost:
             words = tokenizer.decode(lost) if tokenizer is not None else f"{len(lost)} tokens"
             notes.append(f"the model reads {MAX_TOKENS} tokens; this part is not used: {words!r}")
-        unknown = unknown_words(tokenizer, prepared)
+        unknown = unknown_words(tokenizer, words)
         if unknown:
             notes.append(f"the text encoder does not know {', '.join(map(repr, unknown))}")
     count = sum(len(row) for row in next(iter(rows.values())))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from torch import Tensor
 from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.backbones.vae import SPATIAL_RATIO, TEMPORAL_RATIO, PTDiTVAEBackbone
 from ptdit_diffusers.core.checkpoint_names import (
+    PACKED_CONFIG,
     check_weights,
     find_weights,
     kind_of,
     official_vae_state_dict,
     shapes_of,
 )
-from ptdit_diffusers.core.configuration import loaded_vae_config
+from ptdit_diffusers.core.configuration import loaded_vae_config, pack_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -127,12 +129,30 @@ class PTDiTVAE(comfy.sd.VAE):
             self.model_size()
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Decode as ComfyUI does; a latent with four axes, which came from no sampler, is a batch of pictures."""
-        return super().decode(as_clips(samples_in), *args, **kwargs)
+        """Decode as ComfyUI does, to (B, F, H, W, C); a latent with four axes is pictures and gives (B, H, W, C)."""
+        pixels = super().decode(as_clips(samples_in), *args, **kwargs)
+        return pixels.squeeze(1) if samples_in.ndim == 4 else pixels
 
     def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Decode in tiles as ComfyUI does; four axes are a batch of pictures."""
-        return super().decode_tiled(as_clips(samples), *args, **kwargs)
+        """Decode in tiles; axes as in `decode`."""
+        pixels = super().decode_tiled(as_clips(samples), *args, **kwargs)
+        return pixels.squeeze(1) if samples.ndim == 4 else pixels
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """Encode as ComfyUI does: pictures (B, H, W, C) to latents with four axes, videos to five."""
+        return self.as_given(super().encode(pixel_samples), pixel_samples)
+
+    def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Encode in tiles; axes as in `encode`."""
+        return self.as_given(super().encode_tiled(pixel_samples, *args, **kwargs), pixel_samples)
+
+    def get_sd(self) -> dict[str, Tensor]:
+        """Return what ComfyUI saves: the weights, and the sizes that they do not show."""
+        return {**super().get_sd(), PACKED_CONFIG: pack_config(asdict(self.parameters))}
+
+    def as_given(self, latents: Tensor, pixels: Tensor) -> Tensor:
+        """Return latents (B, z, 1, h, w) of pictures without the axis of frames, others unchanged."""
+        return latents.squeeze(2) if self.not_video and pixels.ndim == 4 else latents
 
     def describe(self, parameters: VAEParameters, pictures: bool) -> None:
         """Set all attributes that ComfyUI's own methods read from a VAE."""
@@ -190,8 +210,8 @@ def preview_factors(vae: PTDiTVAE, scale: float) -> list[list[float]]:
     """
     levels = torch.tensor([0.0, 0.5, 1.0])
     colors = torch.cartesian_prod(levels, levels, levels)  # (27, 3)
-    pictures = colors[:, None, None].expand(-1, 32, 32, -1).unsqueeze(1)  # (27, frame, H, W, 3)
-    latents = torch.cat([vae.encode(picture) for picture in pictures]).float()  # (27, z, 1, 4, 4)
-    points = latents[:, :, 0, 1:3, 1:3].mean((-1, -2)) * scale
+    pictures = colors[:, None, None].expand(-1, 32, 32, -1)  # (27, H, W, 3)
+    latents = torch.cat([vae.encode(picture) for picture in pictures.split(1)]).float()  # (27, z, 4, 4), or a frame
+    points = latents[..., 1:3, 1:3].mean((-1, -2)).flatten(1) * scale
     points = torch.cat([points, torch.ones(len(points), 1)], dim=1).to("cpu")
     return torch.linalg.lstsq(points, colors * 2 - 1).solution.tolist()

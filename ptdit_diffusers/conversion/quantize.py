@@ -18,8 +18,16 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from transformers import T5EncoderModel
 from transformers import TorchAoConfig as TextTorchAoConfig
 
-from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check_weights, clean_names, shapes_of
-from ptdit_diffusers.core.configuration import GGUF_CONFIG, carried_config
+from ptdit_diffusers.core.checkpoint_names import (
+    PACKED_CONFIG,
+    ConversionError,
+    Shapes,
+    check_weights,
+    clean_names,
+    is_transformer,
+    shapes_of,
+)
+from ptdit_diffusers.core.configuration import GGUF_CONFIG, carried_config, folder_config, pack_config
 from ptdit_diffusers.core.files import read_json
 
 from ..models.transformer_dit import DiT2DModel
@@ -265,6 +273,9 @@ def write_gguf(
         describe_t5(writer, read_config(model / component))
     else:
         writer.add_string(GGUF_CONFIG, (model / component / "config.json").read_text(encoding="utf-8"))
+        if is_transformer(weights.facts):  # once more as a tensor, since ComfyUI-GGUF passes on nothing else
+            packed = pack_config(folder_config(model)).float().numpy()
+            writer.add_tensor(PACKED_CONFIG, packed, raw_dtype=gguf.GGMLQuantizationType.F32)
     for name, tensor in weights.stream(planned):
         kind = gguf.GGMLQuantizationType[gguf_kind(form, planned[name])]
         if kind is gguf.GGMLQuantizationType.Q4_K:
@@ -283,7 +294,11 @@ def read_gguf(path: Path) -> tuple[Shapes, dict[str, Any]]:
     import gguf
 
     reader = gguf.GGUFReader(path)
-    shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+    shapes = {
+        tensor.name: tuple(int(size) for size in reversed(tensor.shape))
+        for tensor in reader.tensors
+        if tensor.name != PACKED_CONFIG
+    }
     fields = {GGUF_CONFIG: reader.fields[GGUF_CONFIG].contents()} if GGUF_CONFIG in reader.fields else {}
     return {clean: shapes[name] for clean, name in clean_names(shapes).items()}, carried_config({}, fields)
 

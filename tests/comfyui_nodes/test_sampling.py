@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from comfyui_nodes.sampling import latent_frames, official_sigmas, shift_for, size_for
+from comfyui_nodes.sampling import latent_frames, latent_shape, official_sigmas, shift_for, size_for
 
 
 @pytest.mark.parametrize("latent, shift", [((64, 64, 1), 1), ((128, 128, 1), 2), ((64, 64, 5), 5**0.5)])
@@ -33,3 +33,9 @@ def test_frames_that_no_clip_has_are_refused():
     assert [latent_frames(length) for length in (1, 5, 17)] == [1, 2, 5]
     with pytest.raises(ValueError, match="length=24 is not 4n \\+ 1.*nearest: 21 or 25"):
         latent_frames(24)
+
+
+def test_pictures_have_four_axes_and_videos_and_views_five():
+    assert latent_shape(128, 96, length=1, views=0, batch_size=3) == (3, 4, 12, 16)
+    assert latent_shape(128, 96, length=17, views=0, batch_size=1) == (1, 4, 5, 12, 16)
+    assert latent_shape(96, 96, length=1, views=1, batch_size=2) == (2, 4, 1, 12, 12)

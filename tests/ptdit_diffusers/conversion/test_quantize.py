@@ -15,7 +15,9 @@ from ptdit_diffusers.cli import main
 from ptdit_diffusers.conversion import quantize as module
 from ptdit_diffusers.conversion.q4_k import quantize_q4_k
 from ptdit_diffusers.conversion.quantize import load_in_fp8, quantize, store_in_fp8
-from ptdit_diffusers.core.checkpoint_names import ConversionError
+from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, ConversionError
+from ptdit_diffusers.core.configuration import folder_config, loaded_transformer_config, pack_config
+from ptdit_diffusers.core.embedded import embedded_model_path
 from tests.conftest import word_tokenizer
 
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
@@ -192,9 +194,25 @@ def test_q4_k_of_equal_numbers_is_that_number(value):
 
 
 @needs_gguf
+def test_a_gguf_file_has_its_configuration_also_as_a_tensor_for_readers_that_pass_on_nothing_else(tmp_path):
+    import gguf
+
+    folder = embedded_model_path("shapes-128")
+    quantize(folder, tmp_path / "out", "q8_0", components=("transformer",))
+    reader = gguf.GGUFReader(tmp_path / "out/transformer-q8_0.gguf")
+    shapes = {tensor.name: torch.empty([int(size) for size in reversed(tensor.shape)]) for tensor in reader.tensors}
+    (packed,) = (tensor.data for tensor in reader.tensors if tensor.name == PACKED_CONFIG)
+    config = loaded_transformer_config(shapes | {PACKED_CONFIG: torch.from_numpy(packed.copy())})
+    assert (config["num_attention_heads"], config["num_windows"]) == (3, 16)
+    expected = folder_config(folder)
+    assert (config["latent_scale"], config["base_tokens"]) == (expected["latent_scale"], expected["base_tokens"])
+
+
+@needs_gguf
 def test_a_gguf_file_without_our_configuration_is_known_by_its_shapes(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "GGUF_CONFIG", "ptdit.other")
+        patch.setattr(module, "pack_config", lambda config: pack_config({}))
         quantize(model, tmp_path / "out", "q8_0", components=("transformer",))
     transformer = PTDiTTransformer3DModel.from_single_file(
         tmp_path / "out" / "transformer-q8_0.gguf", num_attention_heads=4, window_size=(1, 2, 2)
