@@ -104,8 +104,8 @@ def test_a_saved_checkpoint_loads_again_as_model_text_encoder_and_vae(server):
         loader = saved if checkpoint else g("PTDiTFolderLoader", folder=EMBEDDED)
         positive, negative = (g("CLIPTextEncode", clip=output(loader, 1), text=text) for text in ("a red circle", ""))
         latent = g("PTDiTEmptyLatent", width=0, height=0, model=loader)
-        latent = g("KSampler", model=loader, positive=positive, negative=negative, latent_image=latent, seed=0, steps=3,
-                   cfg=4.0, sampler_name="euler", scheduler="simple", denoise=1.0)  # fmt: skip
+        latent = g("KSampler", model=loader, positive=positive, negative=negative, latent_image=latent, seed=0,
+                   steps=3, cfg=4.0, sampler_name="euler", scheduler="simple", denoise=1.0)  # fmt: skip
         g("SaveImage", images=g("VAEDecode", samples=latent, vae=output(loader, 2)), filename_prefix="whole")
         result = server.queue(g)
         assert result["ok"], result["message"]
