@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ptdit_diffusers.core.backbones.proxies import PROXY_MODES, ProxyPlan
 
+from .labels import labeled
 from .native import IMAGE_MODEL, ROUNDING, SETTINGS
 from .nodes_sample import automatic_shift, own_size
-from .proxy_map import Recorder, draw_map
+from .proxy_map import GAP, Recorder, draw_map
 from .schema import check_choice, choice, fit, integer, number, schema, show, switch
 from .windows import CUSTOM, MODES, WindowRule, check_custom, explain, rule_for, window_and_ratio
 
@@ -216,7 +217,8 @@ class PTDiTProxyMap(io.ComfyNode):
             record_step(model, positive, samples, noise, noise_seed, progress, recorder)
             plan = plan_of(network, model, samples, progress)
             row, column = (int(min(share * size, size - 1)) for share, size in zip((y, x), plan.grid[1:], strict=True))
-            sheets.append(draw_map(recorder, plan, picture[0, ..., :3].cpu(), frame, row, column))
+            sheet = draw_map(recorder, plan, picture[0, ..., :3].cpu(), frame, row, column)
+            sheets.append(labeled(sheet, sorted(chosen), level_at(model, progress), GAP))
         return io.NodeOutput(torch.stack(sheets))
 
 
@@ -245,13 +247,17 @@ def plan_of(network: Any, model: Any, samples: Tensor, progress: float) -> Proxy
     return ProxyPlan((frames, rows, columns), *window_and_ratio(network, rule, rows * patch, columns * patch))
 
 
+def level_at(model: Any, progress: float) -> float:
+    """Return the noise level, 0 to 1, after that share of the sampling time."""
+    return float(model.get_model_object("model_sampling").percent_to_sigma(progress))
+
+
 def record_step(model: Any, positive: list, samples: Tensor, noise: Tensor, seed: int, progress: float,
                 recorder: Recorder) -> None:  # fmt: skip
     """Sample one step, from a noised latent to noise level 0, with attention recorded."""
     clone = model.clone()
     clone.model_options.setdefault("transformer_options", {})["optimized_attention_override"] = recorder
-    level = clone.get_model_object("model_sampling").percent_to_sigma(progress)
-    sigmas = torch.tensor([float(level), 0.0])
+    sigmas = torch.tensor([level_at(clone, progress), 0.0])
     guider = comfy.samplers.CFGGuider(clone)
     guider.set_conds(positive, positive)
     guider.set_cfg(1.0)

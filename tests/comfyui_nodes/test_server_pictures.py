@@ -66,7 +66,7 @@ GRAPHS = {
     "area": (conditioned("ConditioningSetArea", width=64, height=64, x=16, y=16), (1, 4, 16, 20)),
     "mask": (conditioned("ConditioningSetMask", set_cond_area="default"), (1, 4, 16, 20)),
     "bounds of a mask": (conditioned("ConditioningSetMask", set_cond_area="mask bounds"), (1, 4, 16, 20)),
-    "crop": (changed("LatentCrop", width=64, height=48, x=32, y=32), (1, 4, 6, 8)),
+    "crop": (changed("LatentCrop", width=72, height=64, x=32, y=32), (1, 4, 8, 9)),
     "rotate": (changed("LatentRotate", rotation="90 degrees"), (1, 4, 20, 16)),
     "upscale": (
         changed("LatentUpscale", upscale_method="nearest-exact", width=256, height=192, crop="disabled"),
@@ -162,7 +162,6 @@ def test_the_log_names_patches_that_cannot_act_once_in_a_run(server):
     loader = g("PTDiTFolderLoader", folder=EMBEDDED)
     patched = g("HyperTile", model=loader, tile_size=256, swap_size=2, max_depth=0, scale_depth=False)
     patched = g("PerturbedAttentionGuidance", model=patched, scale=0.0)
-    patched = g("SelfAttentionGuidance", model=patched, scale=0.0, blur_sigma=2.0)
     patched = g("TomePatchModel", model=patched, ratio=0.3)
     g("SaveLatent", samples=drawn(g, loader, model=patched), filename_prefix="patched")
     before = len(server.text())
