@@ -116,6 +116,7 @@ MAY_IMPORT = {
         "comfyui_nodes.",
     ),
     "comfyui_nodes/library.py": (),
+    "comfyui_nodes/labels.py": ("torch", "numpy", "PIL"),  # it draws text; ComfyUI itself requires both
     "lora/": (
         "torch",
         "numpy",
