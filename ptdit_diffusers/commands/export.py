@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .models import DEFAULT_MODEL, download, find_model, silence_libraries
+from .models import DEFAULT_MODEL, HUB_ID, download, find_model, silence_libraries
 from .terminal import UserError, errors_of_writing, first_line, interrupt_ends_at_once, say, say_warnings
 
 SAMPLE_PROMPTS = {  # of models that come with the package
@@ -74,7 +74,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def check_push(arguments: argparse.Namespace) -> None:
-    """Refuse options that need --push without it, and those that exclude each other."""
+    """Refuse a name that the Hub cannot have, options that need --push, and those that exclude each other."""
+    name = arguments.push
+    if name is not None and (not HUB_ID.fullmatch(name) or ".." in name or "--" in name):
+        raise UserError(f"--push {name!r} is no name of a repository; give OWNER/NAME, for example me/my-model")
     options = {"--branch": arguments.branch, "--pull-request": arguments.pull_request, "--private": arguments.private}
     given = [name for name, value in options.items() if value]
     if given and arguments.push is None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
-from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_plan, encode, load, load_rest
-from .models import DEFAULT_MODEL, check_class, check_vocabulary, download, find_model, is_class_model
+from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_parts, check_plan, encode, load, load_rest
+from .models import DEFAULT_MODEL, check_class, check_length, check_words, download, find_model, is_class_model
 from .outputs import ANIMATED, DEFAULTS, IMAGE, VIDEO, VIEWS, check_targets, output_files, save
 from .terminal import (
     SIZE_STEP,
@@ -140,6 +140,7 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     if folder is None:
         folder = download(arguments.model)
         check_subject(folder, arguments)
+    check_parts(folder)
     dtype = choose_dtype(arguments.dtype, device.name, folder)
     memory = "".join(f", {name}: {getattr(arguments, name)}" for name in ("offload", "quantize")
                      if getattr(arguments, name))  # fmt: skip
@@ -179,7 +180,8 @@ def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
     if not of_classes:
         if arguments.class_name is not None:
             raise UserError(f"--model {arguments.model} reads prompts, not classes; give a prompt in place of --class")
-        check_vocabulary(folder, arguments.prompt, arguments.negative_prompt)
+        check_words(folder, arguments.prompt, arguments.negative_prompt)
+        check_length(folder, arguments.num_frames, arguments.num_views)
         return
     if arguments.class_name is None:
         raise UserError(f"--model {arguments.model} generates images of classes; give --class in place of the prompt")

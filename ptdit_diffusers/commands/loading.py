@@ -43,6 +43,17 @@ def check_plan(offload: str | None, quantize: str | None, device: str) -> None:
         raise UserError("--quantize int8 needs the package torchao: python -m pip install torchao")
 
 
+def check_parts(folder: Path) -> None:
+    """Refuse a model folder whose parts do not fit their weights or each other, before any of them is loaded."""
+    load_pipeline_class(folder)  # it silences the libraries
+    from ..pipelines.model_folders import check_folder
+
+    try:
+        check_folder(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
+
+
 def encode(plan: Plan, prompt: str, negative_prompt: str, guided: bool) -> dict[str, Any]:
     """Encode the prompt and free the text encoder.
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "shapes-128"
 CLASS_PIPELINE = "ClassToImagePipeline"
+EMBEDDED = {"clips": "clips-128", "views": "views-96"}  # data set -> a model of it
+TOKENIZER = Path("tokenizer/tokenizer.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -146,26 +148,22 @@ def load_pipeline_class(folder: Path) -> "type[PTDiTPipeline | ClassToImagePipel
     return ClassToImagePipeline if is_class_model(folder) else PTDiTPipeline
 
 
-def check_vocabulary(folder: Path, prompt: str, negative_prompt: str) -> None:
-    """Refuse words that are not in a model's word list, and name the nearest that are.
+def check_words(folder: Path, prompt: str, negative_prompt: str) -> None:
+    """Refuse words that are not in a model's word list, and name the nearest that are; then what it was never taught.
 
     A model whose tokenizer splits words into pieces can read every word, so there is nothing to check.
     """
-    path = folder / "tokenizer" / "tokenizer.json"
-    try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as a tokenizer: {first_line(error)}") from error
-    if model.get("type") != "WordLevel":
+    model = read_word_list(folder)
+    if model is None:
         return
     from tokenizers import Tokenizer
 
     from ptdit_diffusers.core.captions import prepare_prompts
+    from ptdit_diffusers.core.vocabulary import refusal
 
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     unknown: dict[str, None] = {}  # a dict keeps the order in which the words come
+    refusals = []
     for text, clean in ((prompt, True), (negative_prompt, False)):
         prepared = prepare_prompts([text], clean=clean)[0]
         encoding = tokenizer.encode(prepared, add_special_tokens=False)
@@ -174,10 +172,43 @@ def check_vocabulary(folder: Path, prompt: str, negative_prompt: str) -> None:
         for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
             if token == model["unk_token"]:
                 unknown[prepared[start:end]] = None
+        refusals.append(refusal(model["vocab"], prepared, negative=not clean))
     if unknown:
         known = [word for word in model["vocab"] if word.isalpha()]
         words = "; ".join(f"{word!r} (nearest: {', '.join(nearest_words(word, known))})" for word in unknown)
         raise UserError(f"this model does not know {words}")
+    for message in filter(None, refusals):
+        raise UserError(message)
+
+
+def check_length(folder: Path, num_frames: int, num_views: int | None) -> None:
+    """Refuse views of an embedded model of clips or pictures, and videos of one of views or pictures."""
+    from ptdit_diffusers.core.vocabulary import MAKES, data_set_of
+
+    kind = data_set_of((read_word_list(folder) or {"vocab": ()})["vocab"])
+    for name, wanted, fits in (("--num-frames", num_frames > 1, "clips"), ("--num-views", num_views, "views")):
+        if kind and wanted and kind != fits:
+            raise UserError(f"{name} does not fit this model: it makes {MAKES[kind]}; use --model {EMBEDDED[fits]}")
+
+
+def read_word_list(folder: Path) -> dict | None:
+    """Return the `model` of a tokenizer with one token per word, or None for a tokenizer of another kind.
+
+    Raises:
+        UserError: The file is no tokenizer.
+    """
+    path = folder / TOKENIZER
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        if model.get("type") != "WordLevel":
+            return None
+        return {"vocab": dict(model["vocab"]), "unk_token": model["unk_token"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a tokenizer: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def nearest_words(word: str, known: list[str]) -> list[str]:

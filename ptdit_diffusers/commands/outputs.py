@@ -46,6 +46,10 @@ def output_files(output: Path, count: int, kind: str = IMAGE) -> list[Path]:
         UserError: A file of that ending cannot hold this kind of result, or a package is missing to write it.
     """
     ending = output.suffix.lower()
+    if output.name.lower() in (".png", *ANIMATED):
+        raise UserError(
+            f"--output {output} has no name before the ending; nearest: {output.with_name('ptdit' + output.name)}"
+        )
     if ending not in ENDINGS[kind]:
         near = difflib.get_close_matches(ending, ENDINGS[kind], n=1) if ending else []
         raise UserError(f"--output {output} {RULES[kind]}" + (f"; nearest: {near[0]}" if near else ""))

@@ -1,6 +1,7 @@
 """What the subcommands share: messages, errors, and types of arguments. It imports neither torch nor diffusers."""
 
 import argparse
+import difflib
 import logging
 import math
 import os
@@ -22,19 +23,38 @@ class UserError(Exception):
 
 
 class LineParser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake in one line, without the usage text."""
+    """An argument parser that reports a mistake in one line, without the usage text, and names the nearest option."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, and refuse here what is left over, since only this parser knows the options of its subcommand."""
+        namespace, extras = super().parse_known_args(args, namespace)
+        if extras:
+            near = difflib.get_close_matches(extras[0].partition("=")[0], self._option_string_actions, n=1)
+            self.error(f"unrecognized arguments: {' '.join(extras)}" + (f"; nearest: {near[0]}" if near else ""))
+        return namespace, extras
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def say(text: str, error: bool = False) -> None:
-    """Write one line: results to stdout, errors and warnings to stderr, in the encoding of the terminal."""
+    """Write one line: results to stdout, errors and warnings to stderr, in the encoding of the terminal.
+
+    A stream that is closed or full stops no work: what it would have shown is dropped.
+    """
     stream = sys.stderr if error else sys.stdout
+    if stream is None:  # closed by the shell
+        return
     encoding = stream.encoding or "utf-8"
     line = " ".join(text.split("\n"))
-    stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    stream.flush()
+    try:
+        stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
+    except OSError as problem:
+        with open(os.devnull, "w") as nowhere:  # what is buffered goes there, and all that follows
+            os.dup2(nowhere.fileno(), stream.fileno())
+        if not error and not isinstance(problem, BrokenPipeError):
+            say(f"warning: messages cannot be written to stdout: {problem.strerror}", error=True)
 
 
 def say_warnings() -> None:
@@ -109,7 +129,8 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {rule}") from None
         if math.isnan(value) or not least <= value <= most or value == math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not {rule}; nearest: {most if value > most else least}")
+            nearest = "" if value == most else f"; nearest: {most if value > most else least}"
+            raise argparse.ArgumentTypeError(f"{text} is not {rule}{nearest}")
         return value
 
     return parse

@@ -42,6 +42,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResidualBlock", "FrameAttention"]
+    _group_offload_block_modules = ["encoder", "decoder", "quant_conv", "post_quant_conv"]
 
     @register_to_config
     def __init__(

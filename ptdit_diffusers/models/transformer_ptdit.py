@@ -208,8 +208,19 @@ class PTDiTTransformer3DModel(
                 )
         if self.additional_conditions and (resolution is None or aspect_ratio is None):
             raise ValueError("this model needs `resolution` (B, 2) and `aspect_ratio` (B, 1); got None.")
+        if self.transformer_blocks[0].fused and _comes_alone(self.transformer_blocks[0].attn2.to_q):
+            raise ValueError(
+                "fused linear layers read each other's weights, which are not there when layers are offloaded one by "
+                'one: call unfuse_linear_layers(), or offload by blocks or whole models (offload_type="block_level").'
+            )
         if torch.is_grad_enabled() and self.transformer_blocks[0].fused:
             raise ValueError(
                 "fused linear layers are for inference: call the model under torch.no_grad(), or "
                 "unfuse_linear_layers() first."
             )
+
+
+def _comes_alone(layer: torch.nn.Module) -> bool:
+    """Whether offloading by accelerate or diffusers brings the weights of a layer only for its own forward."""
+    hooks = getattr(layer, "_diffusers_hook", None)
+    return hasattr(layer, "_hf_hook") or (hooks is not None and hooks.get_hook("group_offloading") is not None)

@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline
 
 from ptdit_diffusers.core.embedded import resolve_model
 
+from .model_folders import check_folder
 from .ptdit_remote import copy_code
 
 
@@ -32,8 +33,12 @@ class PackagePipeline(DiffusionPipeline):
 
         Raises:
             ValueError: Neither a folder, nor of the form owner/name, nor a known short name; the message lists those.
+                Or the parts of a local folder do not fit their weights or each other.
         """
-        return super().from_pretrained(resolve_model(pretrained_model_name_or_path), **kwargs)
+        source = resolve_model(pretrained_model_name_or_path)
+        if (Path(source) / "model_index.json").is_file() and not kwargs.get("variant"):
+            check_folder(Path(source), without=kwargs)
+        return super().from_pretrained(source, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save all components; a pipeline whose code came from the Hub takes that code along.
@@ -41,6 +46,17 @@ class PackagePipeline(DiffusionPipeline):
         Args:
             save_directory: Folder to write to.
             kwargs: Options of `DiffusionPipeline.save_pretrained`.
+
+        Raises:
+            ValueError: A component has a LoRA.
         """
+        adapters = {name: list(getattr(part, "peft_config", {})) for name, part in self.components.items()}
+        for name, loaded in adapters.items():
+            if loaded:
+                raise ValueError(
+                    f"the {name} has the LoRA {', '.join(loaded)}, whose layers a saved pipeline cannot load: call "
+                    "fuse_lora() and unload_lora_weights() first to keep it in the weights, or unload_lora_weights() "
+                    "alone to save the pipeline without it."
+                )
         super().save_pretrained(save_directory, **kwargs)
         copy_code(type(self), save_directory)

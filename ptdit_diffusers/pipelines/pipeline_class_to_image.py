@@ -26,6 +26,7 @@ from .ptdit_checks import (
     check_batch,
     check_callback_inputs,
     check_count,
+    check_generator,
     check_output_type,
     check_size,
     require_finite,
@@ -225,7 +226,7 @@ class ClassToImagePipeline(PackagePipeline):
         Raises:
             RuntimeError: Latents or pixels hold NaN or infinite values.
         """
-        require_finite(latents, "latents", self.transformer.dtype)
+        require_finite(latents, "latents", self.transformer)
         if output_type == "latent":
             return latents
         latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
@@ -234,7 +235,7 @@ class ClassToImagePipeline(PackagePipeline):
             pixels = self.vae.decode(latents[:, :, None], return_dict=False)[0][:, :, 0].float()
         else:
             pixels = self.vae.decode(latents, return_dict=False)[0].float()
-        require_finite(pixels, "decoded pixels", self.vae.dtype)
+        require_finite(pixels, "decoded pixels", self.vae)
         warn_of_black(pixels, self.vae.dtype)
         return self.image_processor.postprocess(pixels, output_type)
 
@@ -303,6 +304,7 @@ class ClassToImagePipeline(PackagePipeline):
             ValueError: Something does not fit; names the value, the rule and the nearest legal values.
         """
         check_count("num_inference_steps", num_inference_steps)
+        check_generator(generator)
         check_callback_inputs(callback_inputs, self._callback_tensor_inputs)
         if isinstance(generator, list):
             check_batch("generator", len(generator), shape[0], "one generator")

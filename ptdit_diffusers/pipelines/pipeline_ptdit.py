@@ -119,7 +119,7 @@ class PTDiTPipeline(PTDiTPipelineBase):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, clean_caption=clean_caption,
             max_sequence_length=max_sequence_length, window_size=window_size, proxy_ratio=proxy_ratio,
         )  # fmt: skip
-        return self.generate(request)
+        return self.run(request)
 
     def generate(self, request: GenerationRequest) -> PTDiTPipelineOutput | tuple:
         """Run the steps of a call: check, encode the prompts, sample noise, denoise it, decode the latents."""

@@ -97,7 +97,7 @@ class PTDiTImg2ImgPipeline(ImageInputMixin, PTDiTPipelineBase):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, clean_caption=clean_caption,
             max_sequence_length=max_sequence_length, window_size=window_size, proxy_ratio=proxy_ratio,
         )  # fmt: skip
-        return self.generate(request)
+        return self.run(request)
 
     def generate(self, request: ImageRequest) -> PTDiTPipelineOutput | tuple:
         """Run the steps of a call; the loop begins later than for text to image, with the image mixed with noise."""

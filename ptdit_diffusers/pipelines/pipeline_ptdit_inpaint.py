@@ -110,7 +110,7 @@ class PTDiTInpaintPipeline(MaskInputMixin, PTDiTPipelineBase):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs, clean_caption=clean_caption,
             max_sequence_length=max_sequence_length, window_size=window_size, proxy_ratio=proxy_ratio,
         )  # fmt: skip
-        return self.generate(request)
+        return self.run(request)
 
     def generate(self, request: InpaintRequest) -> PTDiTPipelineOutput | tuple:
         """Run the steps of a call; other than for image to image, the loop keeps what the mask leaves out."""

@@ -25,6 +25,7 @@ from .ptdit_denoising import DenoisingMixin, Tensors
 from .ptdit_latents import LatentsMixin
 from .ptdit_lora import PTDiTLoraLoaderMixin
 from .ptdit_request import GenerationRequest
+from .ptdit_schedulers import exclusive
 from .ptdit_text import TEXT_TENSORS, TextMixin, join_text
 
 
@@ -73,6 +74,22 @@ class PTDiTPipelineBase(PackagePipeline, ChecksMixin, TextMixin, LatentsMixin, D
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
+
+    def run(self, request: GenerationRequest) -> PTDiTPipelineOutput | tuple:
+        """Run a call, unless another one with the same scheduler is not finished."""
+        with exclusive(self.scheduler):
+            return self.generate(request)
+
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Offload in groups, as in diffusers. T5 gets one embedding layer in place of two with the same weights.
+
+        Groups are offloaded one after the other: that of the second layer would keep what the first one left.
+        """
+        encoder = getattr(self.text_encoder, "encoder", None)
+        if getattr(encoder, "embed_tokens", None) is not None and hasattr(self.text_encoder, "shared"):
+            if encoder.embed_tokens.weight is self.text_encoder.shared.weight:
+                encoder.embed_tokens = self.text_encoder.shared
+        super().enable_group_offload(*args, **kwargs)
 
     def begin(self, request: GenerationRequest) -> None:
         """Check a request, fill in its sizes, and note what a callback may ask for or change during the call."""

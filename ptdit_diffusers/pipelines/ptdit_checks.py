@@ -1,7 +1,9 @@
 """Checks of the arguments of a call. Each error names the value given, the rule and the nearest legal value."""
 
+import math
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,6 +14,10 @@ from ptdit_diffusers.core.backbones.windows import legal_triple
 from .ptdit_request import GenerationRequest
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+COUNTS = (  # arguments of a call that are integers, or None
+    *("height", "width", "num_frames", "num_views"),
+    *("num_inference_steps", "num_images_per_prompt", "max_sequence_length"),
+)
 
 
 class ChecksMixin:
@@ -26,9 +32,15 @@ class ChecksMixin:
         Raises:
             ValueError: An argument is not legal; the message names the nearest legal values.
         """
+        for name in COUNTS:
+            setattr(call, name, plain_integer(getattr(call, name)))
+        for name in ("window_size", "proxy_ratio"):
+            if isinstance(getattr(call, name), (tuple, list)):
+                setattr(call, name, tuple(map(plain_integer, getattr(call, name))))
         check_count("num_inference_steps", call.num_inference_steps)
         check_levels(call.sigmas, call.timesteps)
         check_count("max_sequence_length", call.max_sequence_length)
+        check_guidance(getattr(call, "guidance_scale", 1.0), getattr(call, "guidance_rescale", 0.0))
         check_windows("window_size", call.window_size)
         check_windows("proxy_ratio", call.proxy_ratio)
         call.height, call.width = self.fill_size(call.height, call.width)
@@ -81,6 +93,7 @@ class ChecksMixin:
         check_size("num_frames", num_frames, self.vae_scale_factor_temporal, 1, "frames that the VAE packs into one")
         check_count("num_images_per_prompt", num_images_per_prompt)
         samples = prompts * num_images_per_prompt
+        check_generator(generator)
         if isinstance(generator, list):
             check_batch("generator", len(generator), samples, "one generator")
         expected = self.latent_shape(samples, height, width, num_frames)
@@ -95,10 +108,8 @@ class ChecksMixin:
 
 def check_size(name: str, value: Any, multiple: int, offset: int, reason: str) -> None:
     """Raise unless `value` is a positive integer of the form multiple * n + offset (offset 0 or 1)."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        nearest = (
-            max(1, round(value / multiple)) * multiple + offset if isinstance(value, float) else multiple + offset
-        )
+    if not is_integer(value):
+        nearest = max(1, nearest_integer(value, multiple) // multiple) * multiple + offset
         raise ValueError(f"{name}={value!r} must be an integer; nearest legal value: {nearest}.")
     if value >= 1 and value % multiple == offset:
         return
@@ -110,9 +121,47 @@ def check_size(name: str, value: Any, multiple: int, offset: int, reason: str) -
 
 def check_count(name: str, value: Any) -> None:
     """Raise unless `value` is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        nearest = max(1, round(value)) if isinstance(value, float) and value == value else 1
-        raise ValueError(f"{name}={value!r} must be an integer of at least 1; nearest: {nearest}.")
+    if not is_integer(value) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1; nearest: {nearest_integer(value, 1)}.")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, also one of numpy, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def plain_integer(value: Any) -> Any:
+    """Return an integer of numpy as one of Python, and anything else unchanged."""
+    return int(value) if is_integer(value) else value
+
+
+def nearest_integer(value: Any, least: int) -> int:
+    """Return the integer of at least `least` that is nearest to a finite number; `least` for anything else."""
+    return max(least, round(value)) if isinstance(value, float) and math.isfinite(value) else least
+
+
+def check_guidance(scale: Any, rescale: Any) -> None:
+    """Raise unless the guidance scale is a finite number of at least 0, and `guidance_rescale` one from 0 to 1."""
+    for name, value, most in (("guidance_scale", scale, math.inf), ("guidance_rescale", rescale, 1.0)):
+        try:
+            legal = math.isfinite(value) and 0 <= value <= most
+        except (TypeError, ValueError):
+            legal = False
+        if not legal:
+            rule = "a finite number of at least 0" if most == math.inf else "a number from 0 to 1"
+            nearest = most if isinstance(value, (int, float)) and most < value else 0.0
+            raise ValueError(f"{name}={value!r} must be {rule}; nearest: {nearest}.")
+
+
+def check_generator(generator: Any) -> None:
+    """Raise unless it is None, a `torch.Generator` or a list of them."""
+    for one in generator if isinstance(generator, (list, tuple)) else [generator]:
+        if one is not None and not isinstance(one, torch.Generator):
+            seed = one if is_integer(one) else 0
+            raise ValueError(
+                f"generator={one!r} must be a torch.Generator or a list of them, one for each sample: "
+                f"torch.Generator().manual_seed({seed})."
+            )
 
 
 def check_views(num_views: Any, num_frames: Any) -> None:
@@ -124,8 +173,8 @@ def check_views(num_views: Any, num_frames: Any) -> None:
             f"num_views={num_views!r} and num_frames={num_frames!r} were both given: views are the frames of an "
             "object that stands still; pass only one of them."
         )
-    if not isinstance(num_views, int) or isinstance(num_views, bool) or num_views < 2:
-        nearest = max(2, round(num_views)) if isinstance(num_views, float) and num_views == num_views else 2
+    if not is_integer(num_views) or num_views < 2:
+        nearest = nearest_integer(num_views, 2)
         raise ValueError(
             f"num_views={num_views!r} must be an integer of at least 2 (one view is an image: leave num_views out); "
             f"nearest: {nearest}."
@@ -233,20 +282,35 @@ def warn_of_images_only(latent_frames: int, sample_frames: int) -> None:
         )
 
 
-def require_finite(tensor: Tensor, what: str, dtype: torch.dtype) -> None:
+def require_finite(tensor: Tensor, what: str, network: torch.nn.Module) -> None:
     """Raise `RuntimeError` if a result of the networks holds NaN or infinity; it would become a black image.
 
     Args:
         tensor: (B, ...).
         what: Which result this is, for the message.
-        dtype: What the network that made it computes in.
+        network: What made it.
     """
     broken = (~torch.isfinite(tensor)).flatten(1).any(dim=1)
-    if broken.any():
+    if not broken.any():
+        return
+    found = f"the {what} of {int(broken.sum())} of {len(broken)} results hold NaN or infinite values"
+    damaged = first_broken_weight(network)
+    if damaged:
         raise RuntimeError(
-            f"the {what} of {int(broken.sum())} of {len(broken)} results hold NaN or infinite values "
-            f"(computed in {dtype}); load the pipeline with dtype torch.bfloat16 or torch.float32."
+            f"{found}, because the weights of {type(network).__name__} do, first {damaged}: the file is damaged, or "
+            "was saved so; fetch or convert it again."
         )
+    raise RuntimeError(
+        f"{found} (computed in {network.dtype}); load the pipeline with dtype torch.bfloat16 or torch.float32."
+    )
+
+
+def first_broken_weight(network: torch.nn.Module) -> str | None:
+    """Return the name of the first weight with NaN or infinite values, among those that are in memory."""
+    for name, weight in network.named_parameters():
+        if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(weight.detach().float()).all():
+            return name
+    return None
 
 
 def warn_of_black(pixels: Tensor, dtype: torch.dtype) -> None:

@@ -16,13 +16,13 @@ from ptdit_diffusers.core.sampling import (
     choose_windows,
     proxy_generators,
     size_conditions,
-    static_shift,
     time_shift,
     unshift,
 )
 
 from .ptdit_checks import check_steps
 from .ptdit_request import GenerationRequest
+from .ptdit_schedulers import check_noise_levels, check_own_shift, check_scheduler, own_shift, step_randomness
 
 Tensors = dict[str, Tensor | None]  # by name: the latents, the text, and what else a callback may see and change
 
@@ -78,15 +78,19 @@ class DenoisingMixin:
         Raises:
             ValueError: The scheduler does not take such levels or times, or no step remains.
         """
+        check_scheduler(self.scheduler)
         config, accepted = self.scheduler.config, inspect.signature(self.scheduler.set_timesteps).parameters
         shift = {}
         if config.get("use_dynamic_shifting", False):
             token = self.vae_scale_factor_spatial * self.transformer.config.patch_size
             tokens, base = (height // token) * (width // token), config.get("base_image_seq_len", 256)
             ratio = time_shift(tokens, base, num_frames, self.vae_scale_factor_temporal)
-            shift["mu"] = 0.0 if timesteps is not None else math.log(ratio)
+            if "mu" in accepted:
+                shift["mu"] = 0.0 if timesteps is not None else math.log(ratio)
+            else:
+                check_own_shift(self.scheduler, ratio)
         if timesteps is not None:  # a scheduler shifts its levels but not given times, so both are made to agree
-            fixed = 1.0 if shift else static_shift(config)
+            fixed = 1.0 if shift else own_shift(self.scheduler)
             sigmas = [unshift(time / config.num_train_timesteps, fixed) for time in timesteps]
         if "sigmas" in accepted:
             if sigmas is None:
@@ -100,6 +104,7 @@ class DenoisingMixin:
             )
         else:
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device, **shift)
+        check_noise_levels(self.scheduler)
         steps = num_inference_steps if sigmas is None else len(sigmas)
         self._first_step = check_steps(steps, strength) * self.scheduler.order
         self.scheduler.set_begin_index(self._first_step)
@@ -175,13 +180,15 @@ class DenoisingMixin:
         """
         options = self.network_options(call, tensors["latents"].shape)
         texts = self.guidance_texts(tensors)
+        random = step_randomness(self.scheduler, call.generator)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 if self.interrupt:
                     break
                 self._current_timestep = timestep
                 flow = self.guided_flow(tensors["latents"], texts, step, options)
-                tensors["latents"] = self.scheduler.step(flow, timestep, tensors["latents"], return_dict=False)[0]
+                stepped = self.scheduler.step(flow, timestep, tensors["latents"], return_dict=False, **random)
+                tensors["latents"] = stepped[0]
                 if after_step is not None:
                     tensors["latents"] = after_step(tensors, self.noise_level(step + 1))
                 if callback is not None:

@@ -6,14 +6,18 @@ Shapes: B samples, n images that were given, C latent channels, H W latent size;
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from .ptdit_checks import check_image_count
+from .ptdit_checks import check_image_count, is_integer, nearest_integer
 from .ptdit_request import ImageRequest, InpaintRequest
 
+SLACK = 0.05  # by which floats may leave their range, as after resizing
+ROUNDING = 1e-3  # below 0: still an image from 0 to 1, and not one from -1 to 1
+WHITE = 128  # of 255
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
@@ -56,6 +60,9 @@ class ImageInputMixin:
         if images is None or (isinstance(images, list) and not images):
             raise ValueError(f"`{name}` is missing; pass an image or a list of images.")
         mode = "default" if crop is None else "fill"
+        mask = processor is not self.image_processor
+        many = isinstance(images, (list, tuple))
+        images = [readable(name, image, mask) for image in images] if many else readable(name, images, mask)
         try:
             tensor = processor.preprocess(images, request.height, request.width, mode, crop).float()
         except (ValueError, TypeError, RuntimeError) as problem:
@@ -64,6 +71,12 @@ class ImageInputMixin:
                 f"`{name}` of type {kind} cannot be read; pass PIL images, arrays (height, width, channels) or "
                 f"tensors (channels, height, width): {problem}"
             ) from problem
+        if tensor.shape[1] not in (1, 1 if mask else 3):
+            raise ValueError(
+                f"`{name}` has {tensor.shape[1]} channels; pass {1 if mask else 3}: arrays (height, width, channels), "
+                "tensors (channels, height, width), without alpha."
+            )
+        tensor = tensor if mask else tensor.expand(-1, 3, -1, -1)
         check_image_count(name, len(tensor), request.samples // request.num_images_per_prompt, request.samples)
         return tensor.repeat_interleave(request.samples // len(tensor), dim=0)
 
@@ -96,6 +109,7 @@ class MaskInputMixin(ImageInputMixin):
                 f'output_type="pil"; got {type(request.image).__name__}, {type(request.mask_image).__name__} and '
                 f"{request.output_type!r}."
             )
+        check_crop(request.image, request.mask_image, request.padding_mask_crop)
         return self.mask_processor.get_crop_region(
             request.mask_image, request.width, request.height, pad=request.padding_mask_crop
         )
@@ -120,3 +134,76 @@ class MaskInputMixin(ImageInputMixin):
     def paste(self, request: InpaintRequest, images: list[PIL.Image.Image], crop: Box) -> list[PIL.Image.Image]:
         """Return the original image with the masked part of each of these at its place in `crop`."""
         return [self.image_processor.apply_overlay(request.mask_image, request.image, image, crop) for image in images]
+
+
+def readable(name: str, image: Any, mask: bool) -> Any:
+    """Return an image or mask so that diffusers reads it right: floats from 0 to 1 (or -1 to 1), or 8 bits of PIL.
+
+    Args:
+        name: Of the argument, for messages.
+        image: A PIL image, an array or a tensor; anything else is returned as it is.
+        mask: It is a mask: integers of 0 and 1 mean black and white there.
+
+    Raises:
+        ValueError: Its mode, type or values have no one meaning.
+    """
+    if isinstance(image, PIL.Image.Image):
+        return _readable_pil(name, image)
+    if isinstance(image, np.ndarray) and image.dtype.kind in "biuf":
+        kind, least, most = image.dtype.kind, image.min(initial=0), image.max(initial=0)
+    elif isinstance(image, Tensor) and not image.is_complex() and image.numel():
+        kind = "b" if image.dtype == torch.bool else "f" if image.is_floating_point() else "i"
+        least, most = (float(image.float().min()), float(image.float().max()))
+    else:
+        return image
+    floats = image.astype(np.float32) if isinstance(image, np.ndarray) else image.float()
+    if kind == "b":
+        return floats
+    if kind == "f":
+        lowest = 0 if mask else -1
+        if not lowest - SLACK <= least <= most <= 1 + SLACK:
+            raise ValueError(
+                f"`{name}` holds values from {least:.4g} to {most:.4g}; floats must be from 0 to 1"
+                f"{'' if mask else ' (or -1 to 1)'}: divide pixels by 255."
+            )
+        return image.clip(min=0) if -ROUNDING < least < 0 else image
+    eight_bits = image.dtype in (np.uint8, torch.uint8)
+    if mask and least >= 0 and most <= 1:
+        return floats
+    if least < 0 or most > 255 or (not eight_bits and most <= 1):
+        raise ValueError(
+            f"`{name}` of {image.dtype} holds values from {least} to {most}; pass bytes from 0 to 255, or floats from "
+            "0 to 1."
+        )
+    return floats / 255
+
+
+def _readable_pil(name: str, image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode[0] in "IF":
+        raise ValueError(
+            f"`{name}` has mode {image.mode}, whose white is not known; pass 8 bits, for example "
+            "Image.fromarray((array / array.max() * 255).astype('uint8'))."
+        )
+    if image.has_transparency_data:
+        least, _ = image.convert("RGBA").getchannel("A").getextrema()
+        if least < 255:
+            raise ValueError(
+                f"`{name}` is transparent in places; put it on a background, for example "
+                "Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA')).convert('RGB')."
+            )
+        return image.convert("RGB")
+    return image
+
+
+def check_crop(image: PIL.Image.Image, mask: PIL.Image.Image, padding: Any) -> None:
+    """Raise unless a mask has white pixels, is as large as its image, and the padding is an integer of at least 0."""
+    if not is_integer(padding) or padding < 0:
+        raise ValueError(
+            f"padding_mask_crop={padding!r} must be an integer of at least 0; nearest: {nearest_integer(padding, 0)}."
+        )
+    if image.size != mask.size:
+        raise ValueError(
+            f"`image` has size {image.size} and `mask_image` {mask.size}; padding_mask_crop needs one size."
+        )
+    if _readable_pil("mask_image", mask).convert("L").getextrema()[1] < WHITE:
+        raise ValueError("`mask_image` has no white pixels, so padding_mask_crop has nothing to cut out.")

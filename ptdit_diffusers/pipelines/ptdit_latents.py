@@ -116,7 +116,7 @@ class LatentsMixin:
         Raises:
             RuntimeError: Latents or pixels hold NaN or infinite values.
         """
-        require_finite(latents, "latents", self.transformer.dtype)
+        require_finite(latents, "latents", self.transformer)
         if output_type == "latent":
             return latents
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
@@ -126,7 +126,7 @@ class LatentsMixin:
         with nullcontext() if single else self._decoding_bar(runs):
             decoded = [self.vae.decode(part, return_dict=False)[0].float() for part in parts]
         video = decoded[0] if len(decoded) == 1 else torch.cat(decoded, dim=2)
-        require_finite(video, "decoded pixels", self.vae.dtype)
+        require_finite(video, "decoded pixels", self.vae)
         warn_of_black(video, self.vae.dtype)
         if single:
             return self.video_processor.postprocess(video[:, :, 0], output_type)

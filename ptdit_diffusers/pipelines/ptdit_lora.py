@@ -13,6 +13,7 @@ OUR_PREFIX = "transformer."
 DOTTED_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", OUR_PREFIX)  # stripped in turn
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya's kind: dots of the module became underscores
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+CASTING = "layerwise_casting"  # diffusers' name of the hook
 SHOWN = 3  # keys named in a message
 
 
@@ -65,6 +66,11 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         """
         if not _names_no_layer(state_dict):
             check_lora(state_dict, transformer)
+        if any(layer.get_hook(CASTING) for layer in _hooked(transformer)):
+            raise ValueError(
+                "enable_layerwise_casting() was called before: it would store the LoRA in the small format, too, "
+                "which cannot be scaled. Load the LoRA first, and call enable_layerwise_casting() afterwards."
+            )
         super().load_lora_into_transformer(state_dict, transformer, **kwargs)
 
 
@@ -82,11 +88,12 @@ def convert_foreign_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         key = re.sub(r"\.lora_([AB])\.(?!weight$|bias$)[^.]+\.", r".lora_\1.", key)  # peft's adapter name
         key = key.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
         renamed[OUR_PREFIX + _module_and_rest(key, flat)] = value
-    if not any(key.endswith(DOWN) for key in renamed):
+    if not any(key.endswith((DOWN, UP)) for key in renamed):
         raise ValueError(
             f"this is not a LoRA: of its {len(weights)} keys, none ends with lora_A.weight or lora_down.weight "
             f"(first keys: {_first(weights)})."
         )
+    check_forms(list(renamed))
     for key in [key for key in renamed if key.endswith(".alpha")]:
         module = key.removesuffix(".alpha")
         alpha = renamed.pop(key)
@@ -97,6 +104,19 @@ def convert_foreign_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         rank, up = renamed[module + DOWN].shape[0], renamed[module + UP]
         renamed[module + UP] = (up.float() * (float(alpha) / rank)).to(up.dtype)
     return renamed
+
+
+def check_forms(keys: list[str]) -> None:
+    """Raise ValueError unless every key belongs to a LoRA; names the first that do not.
+
+    Other trainers also save whole differences of weights (`diff`, `diff_b`), which are no LoRA.
+    """
+    wrong = [f"{key} (no part of a LoRA)" for key in keys if ".lora_" not in key and not key.endswith(".alpha")]
+    if wrong:
+        raise ValueError(
+            f"this file is not only a LoRA: {len(wrong)} of {len(keys)} keys cannot be used, first "
+            f"{'; '.join(wrong[:SHOWN])}."
+        )
 
 
 def _names_no_layer(source: Any) -> bool:
@@ -151,6 +171,10 @@ def check_lora(weights: dict[str, Tensor], transformer: PTDiTTransformer3DModel)
             f"this LoRA is for another model: {len(wrong)} of {len(weights)} keys do not fit, first "
             f"{'; '.join(wrong[:SHOWN])}."
         )
+    for one, other in ((DOWN, UP), (UP, DOWN)):
+        halves = [key for key in weights if key.endswith(one) and key.removesuffix(one) + other not in weights]
+        if halves:
+            raise ValueError(f"this LoRA is not complete: {_first(halves)} without {other[1:]}.")
 
 
 def expand_block_scales(
@@ -185,6 +209,11 @@ def _scale_of_each(layers: list[str], scales: dict[str, float], modules: dict, b
         above = [name for name in scales if f"{layer}.".startswith(f"{name}.")]
         expanded[layer] = scales[max(above, key=len)] if above else 1.0
     return expanded
+
+
+def _hooked(model: torch.nn.Module) -> list[Any]:
+    """Return diffusers' registries of hooks of all layers that have one."""
+    return [layer._diffusers_hook for layer in model.modules() if hasattr(layer, "_diffusers_hook")]
 
 
 def _first(keys: Any) -> str:

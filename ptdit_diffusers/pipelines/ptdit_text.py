@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ptdit_diffusers.core.captions import prepare_prompts
+from ptdit_diffusers.core.vocabulary import refusal
 
 from .ptdit_checks import require_finite
 from .ptdit_request import GenerationRequest
@@ -97,10 +98,11 @@ class TextMixin:
                 f"`{name}` cannot be encoded: this pipeline was loaded without text encoder or tokenizer; "
                 f"pass `{name}_embeds`" + (" or guidance_scale=1." if name == "negative_prompt" else ".")
             )
+        warn_about_untaught_words(self.tokenizer, prompts, negative=name == "negative_prompt")
         ids, mask = tokenize(self.tokenizer, prompts, max_sequence_length)
         ids, mask = ids.to(device), mask.to(device)
         embeds = self.text_encoder(ids, attention_mask=mask)[0]
-        require_finite(embeds, f"{name} embeddings", self.text_encoder.dtype)
+        require_finite(embeds, f"{name} embeddings", self.text_encoder)
         return embeds, mask.bool()
 
 
@@ -154,6 +156,15 @@ def warn_about_unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: list[s
             continue
         words = [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
         warnings.warn(f"the text encoder does not know {', '.join(map(repr, words or [prompt]))}", stacklevel=2)
+
+
+def warn_about_untaught_words(tokenizer: PreTrainedTokenizerBase, prompts: list[str], negative: bool) -> None:
+    """Warn once for each prompt with words that an embedded model reads but was never taught."""
+    vocabulary = tokenizer.get_vocab()
+    for prompt in dict.fromkeys(prompts):
+        message = refusal(vocabulary, prompt, negative)
+        if message:
+            warnings.warn(message, stacklevel=2)
 
 
 def join_text(embeds: list[Tensor], masks: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:

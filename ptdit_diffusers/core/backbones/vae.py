@@ -239,11 +239,6 @@ class _Checkpointed(nn.Module):
             return self._gradient_checkpointing_func(block, hidden_states)
         return block(hidden_states)
 
-    def _run_all(self, blocks: nn.ModuleList, hidden_states: Tensor) -> Tensor:
-        for block in blocks:
-            hidden_states = self._run(block, hidden_states)
-        return hidden_states
-
 
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
@@ -258,8 +253,11 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(hidden_states)))
 
 
-class Level(nn.Module):
-    """Residual blocks of one resolution; the encoder or decoder sets `upsample` or `downsample`."""
+class Level(_Checkpointed):
+    """Residual blocks of one resolution, then `downsample` or `upsample`, which the encoder or decoder sets.
+
+    Offloading brings the weights of a level when its forward is called, so nothing may call its layers one by one.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, num_blocks: int, causal: bool, norm_num_groups: int, **factory: Any
@@ -269,6 +267,17 @@ class Level(nn.Module):
         self.block = nn.ModuleList(
             ResidualBlock(widths[i], out_channels, causal, norm_num_groups, **factory) for i in range(num_blocks)
         )
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+    def forward(self, hidden_states: Tensor, videos: tuple[int, int] | None = None) -> Tensor:
+        """Apply the layers; with `videos` (B, T), frames (B T, C, H, W) become (B, C, T, H, W) after the blocks."""
+        for block in self.block:
+            hidden_states = self._run(block, hidden_states)
+        if videos is not None:
+            hidden_states = hidden_states.unflatten(0, videos).transpose(1, 2)
+        resample = self.downsample or self.upsample
+        return hidden_states if resample is None else self._run(resample, hidden_states)
 
 
 class Encoder(_Checkpointed):
@@ -292,14 +301,10 @@ class Encoder(_Checkpointed):
     def forward(self, pixels: Tensor) -> Tensor:
         batch, _, frames = pixels.shape[:3]
         hidden_states = self.conv_in(pixels.transpose(1, 2).flatten(0, 1))  # (B T, C, H, W)
-        hidden_states = self._run_all(self.down[0].block, hidden_states)
-        hidden_states = self.down[0].downsample(hidden_states)  # (B T, C, H/2, W/2)
-        hidden_states = self._run_all(self.down[1].block, hidden_states)
-        hidden_states = hidden_states.unflatten(0, (batch, frames)).transpose(1, 2)  # (B, C, T, H/2, W/2)
-        hidden_states = self.down[1].downsample(hidden_states)  # (B, C, (T-1)/2 + 1, H/4, W/4)
-        hidden_states = self._run_all(self.down[2].block, hidden_states)
-        hidden_states = self.down[2].downsample(hidden_states)  # (B, C, (T-1)/4 + 1, H/8, W/8)
-        hidden_states = self._run_all(self.down[3].block, hidden_states)
+        hidden_states = self.down[0](hidden_states)  # (B T, C, H/2, W/2)
+        hidden_states = self.down[1](hidden_states, (batch, frames))  # (B, C, (T-1)/2 + 1, H/4, W/4)
+        hidden_states = self.down[2](hidden_states)  # (B, C, (T-1)/4 + 1, H/8, W/8)
+        hidden_states = self.down[3](hidden_states)
         hidden_states = self._run(self.mid, hidden_states)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
@@ -325,9 +330,7 @@ class Decoder(_Checkpointed):
     def forward(self, latents: Tensor) -> Tensor:
         hidden_states = self._run(self.mid, self.conv_in(latents))
         for level in reversed(self.up):  # levels are numbered by resolution: 3 is the smallest and runs first
-            hidden_states = self._run_all(level.block, hidden_states)
-            if level is not self.up[0]:
-                hidden_states = self._run(level.upsample, hidden_states)
+            hidden_states = level(hidden_states)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 

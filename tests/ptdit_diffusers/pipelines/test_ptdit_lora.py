@@ -192,3 +192,26 @@ def test_a_file_without_a_lora_is_an_error_and_names_its_keys(pipe, tmp_path):
 def test_a_dictionary_that_names_no_layer_changes_nothing_as_in_diffusers(pipe):
     pipe.load_lora_weights({"lora_foo": torch.tensor(2.0)})
     assert pipe.get_list_adapters() == {}
+
+
+@pytest.mark.parametrize("kind", ["diff", "diff_b", "half"])
+def test_a_file_that_holds_more_or_less_than_pairs_is_refused_and_the_key_is_named(pipe, lora, kind):
+    key = next(key for key in lora if key.endswith("lora_A.weight"))
+    module = key.removesuffix("lora_A.weight")
+    weights = {key: lora[key]} if kind == "half" else {**lora, module + kind: torch.zeros(48)}
+    with pytest.raises(ValueError, match=module.replace(".", r"\.")):
+        pipe.load_lora_weights(weights)
+
+
+def test_a_lora_onto_weights_in_8_bits_is_refused_with_the_remedy(pipe, lora):
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    with pytest.raises(ValueError, match="Load the LoRA first"):
+        pipe.load_lora_weights(lora)
+
+
+def test_a_pipeline_with_a_lora_is_not_saved_as_one_that_cannot_be_loaded(pipe, lora, tmp_path):
+    pipe.load_lora_weights(lora)
+    with pytest.raises(ValueError, match="unload_lora_weights"):
+        pipe.save_pretrained(tmp_path)
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path)
