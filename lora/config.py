@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ptdit_diffusers.training.optimizers import OPTIMIZERS
+from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.schedules import SCHEDULES
 from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
 from ptdit_diffusers.training.trackers import TRACKERS
@@ -106,7 +107,7 @@ class LoRASettings:
     checkpoint_every: int = setting(250, "steps; 0 = only at the end")
     keep: int = setting(2, "checkpoints kept")
     validation_every: int = setting(0, "steps between validation pictures; 0 = off")
-    validation_prompts: tuple[str, ...] = setting((), "prompts of pictures at 0, 25, 50, 100 %% of the steps")
+    validation_prompts: tuple[str, ...] = setting((), "prompts of pictures at 0, 25, 50 and 100 %% of the steps")
     validation_steps: int = setting(30, "denoising steps of validation pictures")
     validation_guidance: float = setting(4.0, "guidance of validation pictures")
     validation_seed: int = setting(0, "picture i has the seed validation_seed + i")
@@ -238,8 +239,7 @@ def check_packages(settings: LoRASettings) -> None:
         if getattr(settings, name) == value and importlib.util.find_spec(package) is None:
             other = LoRASettings.__dataclass_fields__[name].default
             raise ValueError(f"{name}={value!r} needs {package}: pip install {package}; or use {other!r}.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("training needs matplotlib: pip install 'ptdit-diffusers[train]'.")
+    require_matplotlib()
 
 
 def refuse_other_settings(saved: dict[str, Any], settings: LoRASettings) -> None:

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 
 from ptdit_diffusers.training.checkpoint import checkpoints
 from ptdit_diffusers.training.processes import check_processes, multiplies_bf16
+from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.settings import load_settings
 from scripts.embedded_models.text_stage import TextStage
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     kind = STAGES[flags.stage]
     try:
+        require_matplotlib()
         settings = load_settings(flags.config, flags.stage, kind.settings_type, overrides(flags))
         if flags.export_only and not checkpoints(Path(settings.output_dir)):
             raise ValueError(f"--export-only: {settings.output_dir} has no checkpoint.")

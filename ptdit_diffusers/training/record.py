@@ -39,6 +39,12 @@ def append_log(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def require_matplotlib() -> None:
+    """Raise ValueError where matplotlib is missing; without this check a run would end at its first plot."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("training needs matplotlib: pip install 'ptdit-diffusers[train]'.")
+
+
 def plot_curve(log: Path, picture: Path) -> None:
     """Plot the loss against the step (log scale), and the learning rate below it; nothing for an empty log."""
     lines = [line for line in read_log(log) if "loss" in line]

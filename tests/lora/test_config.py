@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora.config import make_parser, read_settings
+from lora.config import check_packages, make_parser, read_settings
 
 
 def read(*flags: str):
@@ -50,3 +50,9 @@ def test_every_preset_can_be_read_by_path_and_by_name(name, tmp_path, monkeypatc
 def test_a_config_that_is_neither_a_file_nor_a_preset_is_refused():
     with pytest.raises(ValueError, match="config '48gb' is neither a file nor a preset; presets: 12gb, 24gb"):
         read("--config", "48gb")
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else name)
+    with pytest.raises(ValueError, match=r"training needs matplotlib: pip install 'ptdit-diffusers\[train\]'"):
+        check_packages(read())
