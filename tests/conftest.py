@@ -1,5 +1,6 @@
 """What tests of several modules share: the environment, worker processes, fixtures. All run offline, on the CPU."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -14,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, w
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: threads slow small tensors and other workers
 multiprocessing.set_forkserver_preload(list(LIBRARIES))
+gc.disable()  # until all tests are collected: what the imports make stays
 
 TINY_WORDS = (
     "a an the above below inside left right of two small large red green blue purple yellow white black circle square "
@@ -25,6 +27,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Share many tests between processes; a few tests, which are named, are faster in one."""
     few = all("::" in name or name.endswith(".py") for name in config.args)
     return 0 if few else min(os.cpu_count() or 1, 4)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the objects of the libraries, which are millions, out of every later garbage collection."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ What needs a real interpreter: `-c`, the start-up of a command, and variables th
 imported (HF_HOME, HF_ENDPOINT, ...).
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -130,6 +131,7 @@ def run_ranks(words: Sequence[object], count: int, **variables: str) -> list[Com
 
 def _run_module(line: list[str], folder: Path, environment: dict[str, str], output: str) -> None:
     """Do in a fork what an interpreter does with this command line."""
+    gc.freeze()
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
