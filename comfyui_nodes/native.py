@@ -198,16 +198,16 @@ class PTDiTModel(comfy.model_base.BaseModel):
         rules = options.get(SETTINGS)
         if rules:  # an explicit argument, so that torch.compile guards on it
             kwargs["windows"] = tuple(rule_for(rules, self.progress(t)))
-        self.log_once(options, control, x)
+        self.log_once(options, control)
         return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-    def log_once(self, options: dict[str, Any], control: Any, x: Tensor) -> None:
+    def log_once(self, options: dict[str, Any], control: Any) -> None:
         """Log what cannot act on this model, once in a sampling run."""
         run = options.get("sample_sigmas")
         if run is None or run is self.logged_run or torch.compiler.is_compiling():
             return
         self.logged_run = run
-        for line in log_lines(control, options, x.shape, len(self.diffusion_model.transformer_blocks)):
+        for line in log_lines(control, options, len(self.diffusion_model.transformer_blocks)):
             logging.warning("PT-DiT: %s", line)
 
     def progress(self, sigma: Tensor) -> float:

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from comfyui_nodes.effects import coarse_cache, log_lines, without_effect
+from comfyui_nodes.effects import eager_cache, log_lines, without_effect
 
 PATCH = object()
 
 
 def test_a_bare_model_and_replaced_blocks_give_no_line():
     options = {"patches": {}, "patches_replace": {"dit": {("double_block", 5): PATCH, ("single_block", 0): PATCH}}}
-    assert log_lines(None, options, (1, 4, 16, 16), blocks=6) == []
+    assert log_lines(None, options, blocks=6) == []
 
 
 @pytest.mark.parametrize(
@@ -29,12 +29,12 @@ def test_patches_that_the_network_never_reads_are_named(options, name):
 
 
 def test_a_control_network_is_named():
-    (line,) = log_lines({"input": []}, {}, (1, 4, 16, 16), blocks=6)
+    (line,) = log_lines({"input": []}, {}, blocks=6)
     assert line.startswith("a ControlNet or T2I adapter is connected") and "changes nothing" in line
 
 
-@pytest.mark.parametrize("shape, warns", [((1, 4, 16, 16), True), ((1, 4, 1, 48, 64), True), ((1, 4, 128, 64), False)])
-def test_a_cache_that_compares_few_cells_is_said(shape, warns):
-    options = {"easycache": SimpleNamespace(subsample_factor=8)}
-    assert (coarse_cache(options, shape) is not None) == warns
-    assert coarse_cache({}, shape) is None
+@pytest.mark.parametrize("threshold, warns", [(0.2, True), (0.05, False)])
+def test_a_cache_that_leaves_out_many_steps_is_said(threshold, warns):
+    line = eager_cache({"easycache": SimpleNamespace(reuse_threshold=threshold)})
+    assert (line is not None and "reuse_threshold 0.2" in line) == warns
+    assert eager_cache({}) is None

@@ -169,6 +169,22 @@ def test_the_log_names_patches_that_cannot_act_once_in_a_run(server):
     assert server.text()[before:].count("patches for layers that it does not have") == 1
 
 
+@pytest.mark.parametrize("threshold, warns", [(0.05, False), (0.2, True)])
+def test_easycache_makes_a_right_picture_or_the_log_warns(server, threshold, warns):
+    g = Graph()
+    loader = g("PTDiTFolderLoader", folder=EMBEDDED)
+    cached = g(
+        "EasyCache", model=loader, reuse_threshold=threshold, start_percent=0.15, end_percent=0.95, verbose=False
+    )
+    size = g("PTDiTEmptyLatent", width=128, height=128)
+    latent = drawn(g, loader, model=cached, latent=size, steps=30)
+    g("SaveImage", images=g("VAEDecode", samples=latent, vae=output(loader, 2)), filename_prefix="cached")
+    before = len(server.text())
+    (picture,) = server.files(run(server, g))
+    assert ("may leave out so many steps" in server.text()[before:]) == warns
+    assert warns or wrong_in(picture, PROMPT) == ()
+
+
 def test_weights_of_words_are_no_unknown_words_and_stay_when_the_prompt_is_cleaned(server):
     g = Graph()
     clip, shown = output(g("PTDiTFolderLoader", folder=EMBEDDED), 1), {}
