@@ -21,6 +21,7 @@ from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, is_transformer
 from ptdit_diffusers.core.configuration import folder_config, pack_config
 from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
 from ptdit_diffusers.core.files import read_json, shard_files
+from ptdit_diffusers.core.vocabulary import data_set_of
 
 from .text import folder_clip, t5_config
 from .vae import PTDiTVAE, preview_factors
@@ -48,8 +49,12 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def makes_videos(folder: Path) -> bool:
-    """Return whether the transformer of the folder was trained on several frames."""
-    return folder_config(folder).get("sample_frames", 1) > 1
+    """Return whether the model of the folder was trained on several frames that are no views of an object."""
+    if folder_config(folder).get("sample_frames", 1) == 1:
+        return False
+    tokenizer = folder / "tokenizer/tokenizer.json"
+    words = read_json(tokenizer).get("model", {}).get("vocab", ()) if tokenizer.is_file() else ()
+    return not isinstance(words, dict) or data_set_of(words) != "views"
 
 
 def default_folder(names: list[str]) -> str:

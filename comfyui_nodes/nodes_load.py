@@ -71,7 +71,7 @@ class PTDiTFolderLoader(io.ComfyNode):
                     "encode_as",
                     list(ENCODE_AS),
                     "How VAE Encode reads a batch of images. pictures: one by one. video: as the 4n + 1 frames of one "
-                    "video. auto: video if the model was trained on several frames.",
+                    "video. auto: video if the model makes clips.",
                     optional=True,
                     advanced=True,
                 ),

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from .native import IMAGE_MODEL
 from .sampling import ASPECTS, latent_shape, official_sigmas, shift_for, size_for
 from .schema import check_choice, choice, fit, integer, number, schema, show, switch
-from .text import MAX_TOKENS, encode_prompt
+from .text import MAX_TOKENS, NOT_USED, encode_prompt
 
 
 class PTDiTTextEncode(io.ComfyNode):
@@ -70,7 +70,7 @@ class PTDiTTextEncode(io.ComfyNode):
             )
         conditioning, notes = encode_prompt(clip, text, literal, cleaning)
         show(cls, notes)
-        if ";" in notes:
+        if NOT_USED in notes:  # other notes are logged by the tokenizer, for stock nodes, too
             logging.warning("PT-DiT Text Encode: %s", notes)
         return io.NodeOutput(conditioning, notes)
 

@@ -18,9 +18,11 @@ import torch
 
 from ptdit_diffusers.core.captions import clean_caption
 from ptdit_diffusers.core.configuration import pack_config
+from ptdit_diffusers.core.vocabulary import refusal
 
 SAVED_TOKENIZER = "ptdit_tokenizer"  # a uint8 tensor among the weights of a saved text encoder: JSON
 MAX_TOKENS = 200  # that the official model was trained with, end token included
+NOT_USED = "this part is not used"
 T5_SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size")
 ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 
@@ -74,6 +76,12 @@ def tokenizer_class(text: str, config: dict[str, Any]) -> type:
                 min_length=1,
                 tokenizer_data=tokenizer_data or {},
             )
+
+        def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> list:
+            plain = text if kwargs.get("disable_weights") else without_weights(text)
+            for line in cannot_make(self.tokenizer, plain):
+                logging.warning("PT-DiT: %s", line)
+            return super().tokenize_with_weights(text, *args, **kwargs)
 
         def state_dict(self) -> dict[str, torch.Tensor]:
             return {SAVED_TOKENIZER: pack_config({"tokenizer": text, "config": config})}
@@ -191,6 +199,19 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
     return [word for word in text.split() if tokenizer.unknown in tokenizer(word)["input_ids"]]
 
 
+def cannot_make(tokenizer: Any, text: str) -> list[str]:
+    """Return in words what a folder's small model does not know of a prompt, and what it was never taught."""
+    unknown = unknown_words(tokenizer, text)
+    lines = [f"the text encoder does not know {', '.join(map(repr, unknown))}"] if unknown else []
+    untaught = refusal(tokenizer.get_vocab(), text, negative=True) if isinstance(tokenizer, FileTokenizer) else None
+    return [*lines, untaught] if untaught else lines
+
+
+def without_weights(text: str) -> str:
+    """Return a prompt without the brackets and numbers that weigh its words."""
+    return " ".join(part for part, _ in weighted_parts(text))
+
+
 def encode_prompt(clip: comfy.sd.CLIP, text: str, literal: bool, cleaning: bool) -> tuple[list, str]:
     """CONDITIONING of a prompt, and what was done to it in words.
 
@@ -200,7 +221,6 @@ def encode_prompt(clip: comfy.sd.CLIP, text: str, literal: bool, cleaning: bool)
         cleaning: clean like the training captions.
     """
     prepared = prepare_text(text, cleaning, literal)
-    words = prepared if literal else " ".join(part for part, _ in weighted_parts(prepared))
     rows = clip.tokenize(prepared, **({"disable_weights": True} if literal else {}))
     notes = []
     for name, tokens in rows.items():
@@ -208,10 +228,8 @@ def encode_prompt(clip: comfy.sd.CLIP, text: str, literal: bool, cleaning: bool)
         tokenizer = getattr(getattr(clip.tokenizer, clip.tokenizer.clip, None), "tokenizer", None)
         if lost:
             words = tokenizer.decode(lost) if tokenizer is not None else f"{len(lost)} tokens"
-            notes.append(f"the model reads {MAX_TOKENS} tokens; this part is not used: {words!r}")
-        unknown = unknown_words(tokenizer, words)
-        if unknown:
-            notes.append(f"the text encoder does not know {', '.join(map(repr, unknown))}")
+            notes.append(f"the model reads {MAX_TOKENS} tokens; {NOT_USED}: {words!r}")
+        notes += cannot_make(tokenizer, prepared if literal else without_weights(prepared))
     count = sum(len(row) for row in next(iter(rows.values())))
     notes.insert(0, f"{count} of {MAX_TOKENS} tokens: {prepared!r}")
     return clip.encode_from_tokens_scheduled(rows), "; ".join(notes)

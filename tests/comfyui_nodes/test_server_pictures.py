@@ -125,10 +125,17 @@ def test_a_flipped_latent_is_a_flipped_picture(server):
     assert abs(after - before[::-1]).mean() < 0.5 * abs(after - before).mean()
 
 
-@pytest.mark.parametrize("encode_as, shape", [("auto", (1, 4, 5, 16, 16)), ("pictures", (17, 4, 16, 16))])
-def test_the_frames_of_a_clip_are_encoded_as_one_video(server, encode_as, shape):
+@pytest.mark.parametrize(
+    "folder, encode_as, shape",
+    [
+        (CLIPS, "auto", (1, 4, 5, 16, 16)),
+        (CLIPS, "pictures", (17, 4, 16, 16)),
+        (CLIPS.replace("clips-128", "views-96"), "auto", (17, 4, 16, 16)),
+    ],
+)
+def test_the_frames_of_a_clip_are_encoded_as_one_video_and_views_one_by_one(server, folder, encode_as, shape):
     g = Graph()
-    vae = output(g("PTDiTFolderLoader", folder=CLIPS, encode_as=encode_as), 2)
+    vae = output(g("PTDiTFolderLoader", folder=folder, encode_as=encode_as), 2)
     frames = g("EmptyImage", width=128, height=128, batch_size=17, color=0xFF)
     g("SaveLatent", samples=g("VAEEncode", pixels=frames, vae=vae), filename_prefix="clip")
     (latent,) = finite_latents(server, run(server, g))
@@ -195,6 +202,20 @@ def test_weights_of_words_are_no_unknown_words_and_stay_when_the_prompt_is_clean
     for node in shown.values():
         (notes,) = result["outputs"][node]["text"]
         assert "a (blue:1.5) square" in notes and "does not know" not in notes
+
+
+def test_words_that_the_model_was_never_taught_are_said_for_the_stock_text_node_and_ours(server):
+    g = Graph()
+    clip = output(g("PTDiTFolderLoader", folder=EMBEDDED), 1)
+    stock = g("CLIPTextEncode", clip=clip, text="six red dragons")
+    ours = g("PTDiTTextEncode", clip=clip, text="six blue circles")
+    shown = g("PreviewAny", source=output(ours, 1))
+    g("SaveLatent", samples=g("ProbeText", conditioning=stock), filename_prefix="text")
+    before = len(server.text())
+    (notes,) = run(server, g)["outputs"][shown[0]]["text"]
+    log = server.text()[before:]
+    assert "was not taught 'six'" in notes and log.count("was not taught 'six'") == 2
+    assert "does not know 'dragons'" in log
 
 
 def test_the_meaning_of_a_setting_counts_the_frames_of_the_model(server):
