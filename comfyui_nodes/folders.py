@@ -19,8 +19,10 @@ from torch import Tensor
 from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, is_transformer
 from ptdit_diffusers.core.configuration import folder_config, pack_config
+from ptdit_diffusers.core.documents import read_json
 from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
-from ptdit_diffusers.core.files import read_json, shard_files
+from ptdit_diffusers.core.files import shard_files
+from ptdit_diffusers.core.folder_files import read_index
 from ptdit_diffusers.core.vocabulary import data_set_of
 
 from .text import folder_clip, t5_config
@@ -42,10 +44,9 @@ WEIGHT_DTYPES = {
 def is_model_folder(folder: Path) -> bool:
     """Return whether a folder holds a PT-DiT in diffusers' layout."""
     try:
-        index = read_json(folder / "model_index.json")
+        return read_index(folder)["_class_name"] == "PTDiTPipeline"
     except (OSError, ValueError):
         return False
-    return isinstance(index, dict) and index.get("_class_name") == "PTDiTPipeline"
 
 
 def makes_videos(folder: Path) -> bool:

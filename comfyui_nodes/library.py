@@ -29,5 +29,5 @@ def load_library() -> None:
     elif importlib.util.find_spec(NAME) is None:
         raise ImportError(
             f"PT-DiT nodes: the folder {folder} is missing and {NAME} is not installed. "
-            f"Link the folder comfyui_nodes of a full clone, or pip install {NAME.replace('_', '-')}."
+            f"Link the folder comfyui_nodes of a full clone of the repository, or pip install that clone."
         )

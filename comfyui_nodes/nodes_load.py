@@ -9,6 +9,8 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ptdit_diffusers.core.headers import check_layers
+
 from .folders import (
     WEIGHT_DTYPES,
     default_folder,
@@ -96,6 +98,7 @@ class PTDiTFolderLoader(io.ComfyNode):
         check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         check_choice("encode_as", encode_as, ENCODE_AS)
         path = named_folder(folder)
+        check_layers(path)
         video = makes_videos(path) if encode_as == AUTO else encode_as == VIDEO
         vae = load_folder_vae(path, pictures=not video)
         model = load_folder_model(str(path), weight_dtype, network_config(path, vae))

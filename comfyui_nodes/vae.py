@@ -24,6 +24,7 @@ from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.backbones.vae import SPATIAL_RATIO, TEMPORAL_RATIO, PTDiTVAEBackbone
 from ptdit_diffusers.core.checkpoint_names import (
     PACKED_CONFIG,
+    check_tensors,
     check_weights,
     find_weights,
     kind_of,
@@ -50,6 +51,7 @@ def read_vae(path: Path) -> tuple[dict[str, Tensor], VAEParameters]:
     except Exception as error:
         raise ValueError(f"{path.name} cannot be read as weights: {str(error).splitlines()[0]}") from error
     tensors = find_weights(content)[1] if isinstance(content, Mapping) else {}
+    check_tensors(path.name, tensors)
     config = loaded_vae_config(tensors, metadata)
     if config is None:
         kind = kind_of(tensors) or "of another kind"
@@ -108,9 +110,10 @@ class PTDiTVAE(comfy.sd.VAE):
         dtype: torch.dtype | None = None,
         name: str = "the VAE",
     ):
-        self.first_stage_model = PTDiTAutoencoder(parameters).eval()
-        expected = shapes_of(self.first_stage_model.state_dict())
+        with torch.device("meta"):  # no memory before the weights are known to fit
+            expected = shapes_of(PTDiTAutoencoder(parameters).state_dict())
         check_weights(name, "the causal VAE of Open-Sora-Plan", expected, shapes_of(weights))
+        self.first_stage_model = PTDiTAutoencoder(parameters).eval()
         self.describe(parameters, pictures)
         management = comfy.model_management
         self.device = management.vae_device()

@@ -36,9 +36,9 @@ PACKAGES = {  # (setting, value) -> what must be installed for it
 }
 # May change when a run is resumed; everything else decides what comes out.
 FREE = (
-    "output_dir data cache_dir rebuild_cache max_steps stop_after max_minutes workers log_every checkpoint_every keep "
-    "validation_every validation_prompts validation_steps validation_guidance validation_seed report_to push_to_hub "
-    "resume compile"
+    "output_dir data outside_files cache_dir rebuild_cache max_steps stop_after max_minutes workers log_every "
+    "checkpoint_every keep validation_every validation_prompts validation_steps validation_guidance "
+    "validation_seed report_to push_to_hub resume compile"
 ).split()
 
 
@@ -57,6 +57,7 @@ class LoRASettings:
     output_dir: str = setting("", "folder of the run: checkpoints, log, pictures and the finished LoRA")
     cache_dir: str = setting("", "folder of the cached latents and embeddings (default: OUTPUT_DIR/cache)")
     rebuild_cache: bool = setting(False, "replace a cache that was made by another model or for another size")
+    outside_files: bool = setting(False, "take also files that a table or link in `data` names outside of its folder")
     default_caption: str = setting("", "caption of files that have none; the log names their number")
     trigger: str = setting("", "word put before every caption, or in place of [trigger] in it")
     resolution: int = setting(0, "pixels: pictures get about resolution^2 of them; 0 = the model's own size")

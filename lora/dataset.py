@@ -4,16 +4,19 @@ Pictures are read only for their size. Sizes are height x width in pixels.
 """
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ptdit_diffusers.core.documents import parse_json
+from ptdit_diffusers.core.folder_files import inside
+
 from .media import PICTURES, VIDEOS, UnreadableError, size_of
 
 CAPTION_KEYS = ("text", "caption", "prompt")
+LONGEST_CAPTION = 20_000  # characters; a text encoder reads 200 tokens
 FILE_KEYS = ("file_name", "file", "image", "path")
 
 
@@ -45,7 +48,12 @@ class Findings:
 
 
 def find_items(
-    source: str, default_caption: str, trigger: str, num_frames: int, sizes: list[tuple[int, int]]
+    source: str,
+    default_caption: str,
+    trigger: str,
+    num_frames: int,
+    sizes: list[tuple[int, int]],
+    outside_files: bool = False,
 ) -> Findings:
     """Read every file of a data set and choose its bucket.
 
@@ -55,14 +63,17 @@ def find_items(
         trigger: Word before every caption, or in place of [trigger] in it.
         num_frames: Frames taken from each video.
         sizes: Legal (height, width), from `bucket_sizes`.
+        outside_files: Take also what a table or a link names outside of the folder.
 
     Raises:
         ValueError: There is no such folder, a metadata file is broken, or nothing is left to train on.
     """
     items, skipped, bare, enlarged = [], [], 0, 0
+    place = Path(source)
+    home = place.parent if place.is_file() else place
     for path, caption, problem in _listed(source):
         try:
-            if problem:
+            if problem := problem or _objection(path, caption, None if outside_files else home):
                 raise UnreadableError(problem)
             frames = num_frames if path.suffix.lower() in VIDEOS else 1
             width, height = size_of(path, frames)
@@ -78,6 +89,18 @@ def find_items(
         reasons = "; ".join(f"{name} {reason}" for name, reason in skipped[:5]) or "it holds no pictures or videos"
         raise ValueError(f"data {source!r} has nothing to train on: {reasons}.")
     return Findings(items, skipped, bare, enlarged)
+
+
+def _objection(path: Path, caption: str, home: Path | None) -> str:
+    """Return why a file is not read ("" = it is): no ordinary file, a giant caption, not in the folder `home`."""
+    if not path.is_file():
+        return "is not an ordinary file"
+    if len(caption) > LONGEST_CAPTION:
+        return f"has a caption of {len(caption)} characters; at most {LONGEST_CAPTION} are read"
+    for each in (path, path.with_suffix(".txt")) if home else ():
+        if each.is_file() and not inside(each, home):
+            return f"lies outside of the data folder ({each.name}); --outside-files takes it"
+    return ""
 
 
 def with_trigger(caption: str, trigger: str) -> str:
@@ -120,12 +143,14 @@ def _from_table(table: Path) -> Iterator[tuple[Path, str, str]]:
         if table.suffix == ".csv":
             rows = list(csv.DictReader(text.splitlines()))
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{table} cannot be read: {error}.") from error
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{table}, entry {number}: it is a {type(row).__name__}, not an object with names.")
         name = next((row[key] for key in FILE_KEYS if row.get(key)), None)
-        if name is None:
+        if not isinstance(name, str) or "\0" in name:
             raise ValueError(f"{table}, entry {number}: no file name; give one of {', '.join(FILE_KEYS)}.")
         caption = next((row[key] for key in CAPTION_KEYS if row.get(key)), "")
         path = table.parent / name

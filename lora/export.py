@@ -1,11 +1,13 @@
 """The result: the LoRA for diffusers, the LoRA for ComfyUI, settings, a model card, and the upload.
 
-Files are written to a temporary folder, which is renamed when all of them are there.
+Files are written to a temporary folder, which is renamed when all of them are there. What is uploaded names no path.
 """
 
 import dataclasses
 import json
+import re
 import shutil
+import uuid
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ptdit_diffusers.core.folder_files import first_foreign, new_folder
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.checkpoint import whole
 from ptdit_diffusers.training.record import versions
@@ -24,6 +27,11 @@ from .config import LoRASettings
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI_PREFIX = "diffusion_model."
+OUR_FILES = re.compile(
+    r"pytorch_lora_weights\.safetensors|comfyui/[^/]+\.safetensors|(sheet|loss)\.png|settings\.json|README\.md"
+)
+LOCAL = ("output_dir", "cache_dir", "prior_prompts")  # settings that are folders or files of this machine
+HUB_ID = re.compile(r"(hub:)?([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
 def export(
@@ -41,25 +49,57 @@ def export(
     Returns:
         The folder `folder`/lora.
     """
-    target, temporary = folder / "lora", folder / "lora.unfinished"
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "comfyui").mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "lora"
+    if target.exists() and first_foreign(target, lambda name: bool(OUR_FILES.fullmatch(name))) is not None:
+        target.rename(folder / f"lora-kept-{uuid.uuid4().hex[:8]}")  # somebody put files of their own into it
+    with new_folder(target) as temporary:
+        write_files(temporary, folder, weights, settings, step, base_weights)
+    return target
+
+
+def write_files(
+    temporary: Path,
+    folder: Path,
+    weights: dict[str, Tensor],
+    settings: LoRASettings,
+    step: int,
+    base_weights: dict[str, Tensor],
+) -> None:
+    """Write everything into the folder `temporary`; see `export`. No path of this machine is in it."""
+    base = public_name(settings.base)
+    (temporary / "comfyui").mkdir()
     PTDiTPipeline.save_lora_weights(
         temporary, transformer_lora_layers=weights, transformer_lora_adapter_metadata=adapter_config(weights)
     )
     comfyui = temporary / "comfyui" / f"{folder.resolve().name}.safetensors"
-    save_file(comfyui_weights(weights, base_weights), comfyui, metadata={"format": "pt", "base": settings.base})
+    save_file(comfyui_weights(weights, base_weights), comfyui, metadata={"format": "pt", "base": base})
     for name in ("sheet.png", "loss.png"):
         if (folder / name).is_file():
             shutil.copy(folder / name, temporary / name)
     (temporary / "settings.json").write_text(
-        json.dumps({"step": step, "settings": dataclasses.asdict(settings), "versions": versions()}, indent=2) + "\n",
+        json.dumps({"step": step, "settings": public_settings(settings), "versions": versions()}, indent=2) + "\n",
         encoding="utf-8",
     )
     (temporary / "README.md").write_text(card(temporary, weights, settings, step, comfyui.name), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    return target
+
+
+def public_name(source: str) -> str:
+    """Return a model's or data set's name without folders of this machine; short names and Hub ids stay."""
+    hub_id = HUB_ID.fullmatch(source) and not Path(source).exists()
+    return source if hub_id else Path(source).name
+
+
+def public_settings(settings: LoRASettings) -> dict[str, object]:
+    """Return the settings as they are uploaded: without folders of this machine."""
+    found = {name: value for name, value in dataclasses.asdict(settings).items() if name not in LOCAL}
+    return found | {"base": public_name(settings.base), "data": public_name(settings.data)}
+
+
+def in_markdown(text: str) -> str:
+    """Return a text that cannot end the line, table cell, code span or HTML of a card that it stands in."""
+    text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return text.replace("`", "'").replace("|", "\\|").replace("<", "&lt;")
 
 
 def adapter_config(weights: dict[str, Tensor]) -> dict:
@@ -87,10 +127,11 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
     """Return the model card: what it is, how to use it, prompts and pictures, settings."""
     layers = sum(key.endswith("lora_A.weight") for key in weights)
     values = sum(value.numel() for value in weights.values())
+    base = in_markdown(public_name(settings.base))
     prompt = (settings.validation_prompts or (settings.trigger or "a picture",))[0]
     head = [
         "---",
-        f"base_model: {settings.base}",
+        f"base_model: {base}",
         "library_name: diffusers",
         "tags: [lora, text-to-image, ptdit]",
         "---",
@@ -98,15 +139,15 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
     lines = [
         *head,
         "",
-        f"# LoRA for PT-DiT ({settings.base})",
+        f"# LoRA for PT-DiT ({base})",
         "",
         f"{step} steps, rank {settings.rank} on {layers} layers, {values} values."
-        + (f" Trigger word: `{settings.trigger}`." if settings.trigger else ""),
+        + (f" Trigger word: `{in_markdown(settings.trigger)}`." if settings.trigger else ""),
         "",
         "```python",
         "from ptdit_diffusers import PTDiTPipeline",
         "",
-        f"pipe = PTDiTPipeline.from_pretrained({settings.base!r})",
+        f"pipe = PTDiTPipeline.from_pretrained({base!r})",
         "pipe.load_lora_weights(FOLDER)  # this folder",
         f"picture = pipe({prompt!r}).images[0]",
         "```",
@@ -119,7 +160,8 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
         lines += ["## Pictures", "", "![steps from left to right, prompts from top to bottom](sheet.png)", ""]
     if settings.validation_prompts:
         lines += [
-            f"{i}. {text} (seed {settings.validation_seed + i})" for i, text in enumerate(settings.validation_prompts)
+            f"{i}. {in_markdown(text)} (seed {settings.validation_seed + i})"
+            for i, text in enumerate(settings.validation_prompts)
         ]
         lines += [""]
     rows = [f"| {name} | {value} |" for name, value in shown_settings(settings).items()]
@@ -128,13 +170,14 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
 
 def shown_settings(settings: LoRASettings) -> dict[str, object]:
     """Return the settings that differ from their defaults, without folders of this machine."""
-    hidden = ("output_dir", "cache_dir", "data", "validation_prompts", "prior_prompts", "resume", "push_to_hub")
-    found = {}
-    for field in dataclasses.fields(LoRASettings):
-        value = getattr(settings, field.name)
-        if value != field.default and field.name not in hidden:
-            found[field.name] = value
-    return found
+    hidden = ("data", "validation_prompts", "resume", "push_to_hub")
+    public = public_settings(settings)
+    defaults = {field.name: field.default for field in dataclasses.fields(LoRASettings)}
+    return {
+        name: in_markdown(value) if isinstance(value, str) else value
+        for name, value in public.items()
+        if value != defaults[name] and name not in hidden
+    }
 
 
 def check_push(repository: str) -> None:

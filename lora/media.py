@@ -12,6 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".gif", ".apng", ".mp4", ".mov", ".mkv", ".webm", ".avi")
 CONTAINERS = VIDEOS[2:]  # need PyAV; the others are read by Pillow
+# Files are read as these kinds only, whatever is in them: Pillow would start Ghostscript, FFmpeg follow a playlist.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+VIDEO_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi", "protocol_whitelist": "file"}
 
 
 class UnreadableError(ValueError):
@@ -67,23 +70,27 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return picture_to_rgb(image)
+    except UnreadableError:
+        raise
     except UnidentifiedImageError:
         raise UnreadableError("is not a picture") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a crafted file fails in many ways
         raise UnreadableError(f"is damaged ({error})") from error
 
 
 def _animation(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             for index in range(getattr(image, "n_frames", 1)):
                 image.seek(index)
                 yield picture_to_rgb(image.copy())
+    except UnreadableError:
+        raise
     except UnidentifiedImageError:
         raise UnreadableError("is not a video that Pillow can read") from None
-    except (OSError, SyntaxError, EOFError) as error:
+    except Exception as error:  # a crafted file fails in many ways
         raise UnreadableError(f"is damaged ({error})") from error
 
 
@@ -93,7 +100,7 @@ def _decoded(path: Path) -> Iterator[Image.Image]:
     except ImportError:
         raise UnreadableError(f"needs PyAV to read {path.suffix}: pip install av") from None
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=VIDEO_OPTIONS) as container:
             if not container.streams.video:
                 raise UnreadableError("has no video in it")
             for frame in container.decode(video=0):

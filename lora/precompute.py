@@ -51,7 +51,15 @@ def find_data(settings: LoRASettings, base: BaseModel, accelerator: Accelerator)
     source = settings.data
     if source.startswith("hub:"):
         source = str(from_hub("data", source.removeprefix("hub:"), "dataset"))
-    findings = find_items(source, settings.default_caption, settings.trigger, settings.num_frames, sizes)
+    downloaded = settings.data.startswith("hub:")  # never reads files of this machine
+    findings = find_items(
+        source,
+        settings.default_caption,
+        settings.trigger,
+        settings.num_frames,
+        sizes,
+        settings.outside_files and not downloaded,
+    )
     if settings.prior_prompts:
         prior = find_items(str(generate_prior(base, settings, accelerator.device)), "", "", 1, sizes)
         findings.items += as_prior(prior.items)

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: There is neither, or a package is missing.
     """
     if find_spec("matplotlib") is None:
-        raise UserError("training needs matplotlib: pip install 'ptdit-diffusers[train]'")
+        raise UserError("training needs matplotlib: pip install '.[train]' in a clone of the repository")
     if find_spec("ptdit_diffusers.lora"):
         module = "ptdit_diffusers.lora.train"
     elif Path("lora/train.py").is_file():

@@ -1,12 +1,13 @@
 """Finding a model by its name and checking it, before torch or diffusers is imported."""
 
 import difflib
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptdit_diffusers.core.documents import read_mapping
 from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
+from ptdit_diffusers.core.folder_files import read_index as read_model_index
 
 from .terminal import UserError, first_line, say
 
@@ -52,8 +53,8 @@ def check_model_folder(folder: Path) -> None:
     """Refuse a folder that is not a complete diffusers folder of a PT-DiT or class-conditional pipeline."""
     path = folder / "model_index.json"
     index = read_index(folder)
-    class_name = index.get("_class_name") if isinstance(index, dict) else None
-    if not str(class_name).startswith("PTDiT") and class_name != CLASS_PIPELINE:
+    class_name = index["_class_name"]
+    if not class_name.startswith("PTDiT") and class_name != CLASS_PIPELINE:
         raise UserError(f"the folder {folder} holds a {class_name}, not a PTDiTPipeline or {CLASS_PIPELINE}")
     absent = [component for component, source in index.items() if source == [None, None]]
     if absent:
@@ -65,7 +66,7 @@ def check_model_folder(folder: Path) -> None:
             raise UserError(f"the model folder {folder} is not complete: {component} is missing")
 
 
-def read_index(folder: Path) -> Any:
+def read_index(folder: Path) -> dict[str, Any]:
     """Return the content of a model folder's `model_index.json`.
 
     Raises:
@@ -73,7 +74,7 @@ def read_index(folder: Path) -> Any:
     """
     path = folder / "model_index.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_model_index(folder)
     except FileNotFoundError:
         raise UserError(f"the folder {folder} holds no model: it has no model_index.json") from None
     except (OSError, ValueError) as error:
@@ -95,7 +96,7 @@ def check_class(folder: Path, name: str) -> None:
 
     path = folder / "transformer" / "config.json"
     try:
-        classes = json.loads(path.read_text(encoding="utf-8"))["num_classes"]
+        classes = read_mapping(path)["num_classes"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     try:
@@ -161,7 +162,10 @@ def check_words(folder: Path, prompt: str, negative_prompt: str) -> None:
     from ptdit_diffusers.core.captions import prepare_prompts
     from ptdit_diffusers.core.vocabulary import refusal
 
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"{folder / TOKENIZER} cannot be read as a tokenizer: {first_line(error)}") from error
     unknown: dict[str, None] = {}  # a dict keeps the order in which the words come
     refusals = []
     for text, clean in ((prompt, True), (negative_prompt, False)):
@@ -199,7 +203,7 @@ def read_word_list(folder: Path) -> dict | None:
     """
     path = folder / TOKENIZER
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        model = read_mapping(path)["model"]
         if model.get("type") != "WordLevel":
             return None
         return {"vocab": dict(model["vocab"]), "unk_token": model["unk_token"]}

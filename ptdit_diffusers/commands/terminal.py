@@ -5,6 +5,7 @@ import difflib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 SIZE_STEP = 16  # pixels: VAE 8 x patch 2
 FRAME_STEP = 4  # frames that the VAE packs into one latent frame, after the first
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -41,12 +43,13 @@ def say(text: str, error: bool = False) -> None:
     """Write one line: results to stdout, errors and warnings to stderr, in the encoding of the terminal.
 
     A stream that is closed or full stops no work: what it would have shown is dropped.
+    Names and keys of files may hold anything, so control characters, which could steer the terminal, are escaped.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is None:  # closed by the shell
         return
     encoding = stream.encoding or "utf-8"
-    line = " ".join(text.split("\n"))
+    line = printable(" ".join(text.split("\n")))
     try:
         stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         stream.flush()
@@ -55,6 +58,11 @@ def say(text: str, error: bool = False) -> None:
             os.dup2(nowhere.fileno(), stream.fileno())
         if not error and not isinstance(problem, BrokenPipeError):
             say(f"warning: messages cannot be written to stdout: {problem.strerror}", error=True)
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters (C0, C1, and those that turn the direction of text) escaped."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say_warnings() -> None:

@@ -20,12 +20,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, ConversionError, Shapes, clean_names, find_weights
+from ptdit_diffusers.core.checkpoint_names import (
+    PACKED_CONFIG,
+    ConversionError,
+    Shapes,
+    check_tensors,
+    clean_names,
+    find_weights,
+)
 from ptdit_diffusers.core.configuration import carried_config
 from ptdit_diffusers.core.files import shard_files
 
 RELEASE_BYTES = 256 * 1024**2  # pages of a mapped file count as memory until it is mapped anew
 LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
+LARGEST_PICKLE = 32_000_000  # bytes of a torch file besides numbers; a weight takes about 150
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # What a torch file with nothing but weights imports.
 HARMLESS = re.compile(
@@ -70,7 +78,9 @@ class Weights:
         content: dict[str, Any] = {}
         for file in self.files:
             content |= read_file(file)
-        return find_weights(content)
+        nesting, tensors = find_weights(content)
+        check_tensors(self.path, tensors)
+        return nesting, tensors
 
     @property
     def shapes(self) -> Shapes:
@@ -167,6 +177,8 @@ def read_file(path: Path) -> dict[str, Any]:
                 return {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ConversionError(f"{path} is cut off or damaged; fetch it again ({one_line(error)})") from error
+    if kind == "zip":
+        check_archive(path)
     try:
         # DiT's training script stores its arguments, a Namespace, beside the weights: plain attributes, no code
         with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
@@ -174,11 +186,29 @@ def read_file(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except pickle.UnpicklingError as error:
         raise ConversionError(refusal(path, kind)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # a crafted pickle fails in many ways, MemoryError among them
         raise ConversionError(f"{path} is cut off or damaged; fetch it again ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds a {type(content).__name__}, not named weights")
     return content
+
+
+def check_archive(path: Path) -> None:
+    """Check that a torch file is not larger unpacked than packed, and that what is unpickled is small.
+
+    Raises:
+        ConversionError: It is no archive that torch wrote.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ConversionError(f"{path} is cut off or damaged; fetch it again ({one_line(error)})") from error
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ConversionError(f"{path} is no checkpoint of torch: {member.filename} in it is compressed")
+        if member.filename.endswith("data.pkl") and member.file_size > LARGEST_PICKLE:
+            raise ConversionError(f"{path} is no checkpoint of weights: it has {member.file_size:,} bytes of objects")
 
 
 def refusal(path: Path, kind: str) -> str:

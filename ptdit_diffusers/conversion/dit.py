@@ -22,7 +22,7 @@ from ptdit_diffusers.core.dit_checkpoints import (
     is_dit,
     official_shapes,
 )
-from ptdit_diffusers.core.files import read_json
+from ptdit_diffusers.core.documents import read_json
 
 from ..models.transformer_dit import DIFFUSERS_CLASSES, DiT2DModel
 from .containers import Facts, Weights

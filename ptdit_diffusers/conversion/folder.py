@@ -6,9 +6,7 @@ complete. Independent of names of weights and of file formats.
 
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from ptdit_diffusers.core.checkpoint_names import ConversionError
 from ptdit_diffusers.core.diffusion import OFFICIAL_SCHEDULER
 from ptdit_diffusers.core.dit_checkpoints import is_dit
 from ptdit_diffusers.core.files import replace_json
+from ptdit_diffusers.core.folder_files import first_foreign, is_model_file, new_folder
 from ptdit_diffusers.core.sizes import OFFICIAL_BASE_TOKENS
 
 from ..models.transformer_dit import DiT2DModel
@@ -172,8 +171,8 @@ def pipeline_of(parts: dict[str, Part]) -> Target:
 # --- checks before anything is written -------------------------------------------------------------------------------
 
 
-def check_output(output: Path, overwrite: bool, inputs: list[Path]) -> None:
-    """Refuse an output that exists, unless it is a model folder that may be replaced and that holds no input."""
+def check_output(output: Path, overwrite: bool, inputs: list[Path], others: tuple[str, ...] = ()) -> None:
+    """Refuse an output that exists, unless it may be replaced: a model's own files and `others`, no input in it."""
     if not output.parent.is_dir():
         raise ConversionError(f"there is no folder {output.parent}; make it or name another one")
     if not output.exists() and not output.is_symlink():
@@ -184,6 +183,11 @@ def check_output(output: Path, overwrite: bool, inputs: list[Path]) -> None:
         raise ConversionError(f"{output} is not a folder, so it is not replaced; name another one")
     if any(output.iterdir()) and not (output / "model_index.json").is_file():
         raise ConversionError(f"{output} holds something else than a model, so it is not replaced; name another one")
+    foreign = first_foreign(output, lambda name: is_model_file(name) or name in others)
+    if foreign is not None:
+        raise ConversionError(
+            f"{output} holds {foreign}, which this command does not write, so it is not replaced; move it away"
+        )
     for path in inputs:
         if output.resolve() in (path.resolve(), *path.resolve().parents):
             raise ConversionError(f"{path} lies in the folder {output} that would be replaced; name another output")
@@ -237,7 +241,7 @@ def write_folder(
     report: Callable[[str], None],
 ) -> None:
     """Write all components, then `model_index.json`."""
-    with new_folder(output, overwrite) as unfinished:
+    with new_folder(output, lambda: check_output(output, overwrite, [])) as unfinished:
         for name, part in parts.items():
             folder = unfinished / name
             folder.mkdir()
@@ -271,30 +275,3 @@ def model_index(models: dict[str, Any], target: Target, tokenizer: Any) -> dict[
         present = [LIBRARIES.get(name, "diffusers"), type(component).__name__]
         index[name] = [None, None] if component is None else present
     return index | target.settings
-
-
-@contextmanager
-def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a hidden folder to write into, and rename it to `output` at the end; after an error nothing is left.
-
-    The folder that it replaces is deleted last, and put back if the renaming fails.
-    """
-    unfinished, previous = (
-        output.with_name(f".{output.name}-{uuid.uuid4().hex[:8]}.{end}") for end in ("part", "previous")
-    )
-    try:
-        unfinished.mkdir()
-        yield unfinished
-        check_output(output, overwrite, [])  # it may have appeared in the meantime
-        replaced = output.exists()
-        if replaced:
-            output.rename(previous)
-        try:
-            unfinished.rename(output)
-        except BaseException:
-            if replaced:
-                previous.rename(output)
-            raise
-        shutil.rmtree(previous, ignore_errors=True)
-    finally:  # also after Ctrl-C; after a success there is nothing left to remove
-        shutil.rmtree(unfinished, ignore_errors=True)

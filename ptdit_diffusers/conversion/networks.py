@@ -195,7 +195,7 @@ def build_for(path: Path, model_class: Any, config: Config) -> Any:
     """
     try:
         return build(model_class.from_config, {"config": config})
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:  # of a configuration that the file carries
         raise ConversionError(f"{path}: {error}") from error
 
 

@@ -28,12 +28,15 @@ from ptdit_diffusers.core.checkpoint_names import (
     shapes_of,
 )
 from ptdit_diffusers.core.configuration import GGUF_CONFIG, carried_config, folder_config, pack_config
-from ptdit_diffusers.core.files import read_json
+from ptdit_diffusers.core.documents import read_json
+from ptdit_diffusers.core.folder_files import inside, model_files, new_folder
+from ptdit_diffusers.core.headers import check_layers
 
 from ..models.transformer_dit import DiT2DModel
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
-from .containers import Facts, Weights
-from .folder import check_output, check_space, new_folder
+from .containers import Facts, Weights, one_line
+from .folder import check_output, check_space
+from .gguf_header import check_gguf
 from .networks import build
 from .q4_k import BLOCK, quantize_q4_k
 from .text import TABLE, TIED_TABLE, WEIGHT_FILES, encoder_names, read_config
@@ -42,6 +45,7 @@ from .writing import bytes_of, write_weights
 GGUF_FORMATS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")
 FORMATS = ("int8", "fp8", *GGUF_FORMATS)
 COMPONENTS = ("transformer", "text_encoder")
+CARD = ("README.md",)  # copied along
 KEPT = {  # weights with these parts in their names are not quantized
     "transformer": (  # as diffusers' fp8 does
         *PTDiTTransformer3DModel._skip_layerwise_casting_patterns,
@@ -165,13 +169,17 @@ def quantize(
     elif form in GGUF_FORMATS:
         require("gguf", form)
     output = Path(os.path.abspath(output))
-    check_output(output, overwrite, [model])
+    check_output(output, overwrite, [model], CARD)
     if not (model / "model_index.json").is_file():
         raise ConversionError(f"{model} is no model folder: it has no model_index.json")
+    try:
+        check_layers(model)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     opened = {name: open_component(model, name) for name in components}
     plans = {name: plan(name, weights) for name, weights in opened.items()}
     check_space(output, plans)
-    with new_folder(output, overwrite) as unfinished:
+    with new_folder(output, lambda: check_output(output, overwrite, [model], CARD)) as unfinished:
         if form not in GGUF_FORMATS:
             copy_rest(model, unfinished, components)
         for name, weights in opened.items():
@@ -210,12 +218,16 @@ def is_quantized(component: str, name: str, facts: Facts) -> bool:
 
 
 def copy_rest(model: Path, output: Path, components: tuple[str, ...]) -> None:
-    """Copy everything but the components that will be written again."""
-    for path in model.iterdir():
-        if path.is_dir() and path.name not in components:
-            shutil.copytree(path, output / path.name)
-        elif path.is_file():
-            shutil.copy(path, output)
+    """Copy the model's own files but those of the components that will be written again."""
+    try:
+        names = model_files(model)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+    card = [name for name in CARD if (model / name).is_file() and inside(model / name, model)]
+    for name in names + card:
+        if name.split("/")[0] not in components:
+            (output / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(model / name, output / name)
 
 
 def write_component(
@@ -291,15 +303,19 @@ def write_gguf(
 
 def read_gguf(path: Path) -> tuple[Shapes, dict[str, Any]]:
     """Return shapes of the weights in a GGUF file of a transformer, and the configuration that it carries."""
+    check_gguf(path)
     import gguf
 
-    reader = gguf.GGUFReader(path)
-    shapes = {
-        tensor.name: tuple(int(size) for size in reversed(tensor.shape))
-        for tensor in reader.tensors
-        if tensor.name != PACKED_CONFIG
-    }
-    fields = {GGUF_CONFIG: reader.fields[GGUF_CONFIG].contents()} if GGUF_CONFIG in reader.fields else {}
+    try:
+        reader = gguf.GGUFReader(path)
+        shapes = {
+            tensor.name: tuple(int(size) for size in reversed(tensor.shape))
+            for tensor in reader.tensors
+            if tensor.name != PACKED_CONFIG
+        }
+        fields = {GGUF_CONFIG: reader.fields[GGUF_CONFIG].contents()} if GGUF_CONFIG in reader.fields else {}
+    except Exception as error:  # a crafted file fails in many ways
+        raise ConversionError(f"{path} is cut off or damaged; fetch it again ({one_line(error)})") from error
     return {clean: shapes[name] for clean, name in clean_names(shapes).items()}, carried_config({}, fields)
 
 

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 
 from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check_weights, shapes_of
 from ptdit_diffusers.core.configuration import count, length
-from ptdit_diffusers.core.files import read_json
+from ptdit_diffusers.core.documents import read_json
+from ptdit_diffusers.core.headers import check_count
 
 from .containers import Weights, one_line
 from .networks import Part, build, weights_in_words
@@ -48,6 +49,11 @@ def plan_text_encoder(path: Path) -> Part:
     weights = Weights(path)
     weights.rename(encoder_names(list(weights.facts)))
     shapes = weights.shapes
+    if given is not None:
+        try:
+            check_count(folder / "config.json", "num_layers", given.num_layers, count(shapes, "encoder.block."))
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
     config = given or infer_t5(shapes)
     model = build(T5EncoderModel, {"config": config})
     expected = shapes_of(model.state_dict())

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 POSITION_BUFFER = "pos_embed.pos_embed"  # our model computes it, so it is never kept
@@ -17,6 +18,7 @@ VAE_SIGNATURE = "encoder.mid.attn_1.q.conv.weight"
 PREFIXES = ("module.", "model.", "_orig_mod.", "diffusion_model.", "transformer.")
 # Averaged weights go first: they are the ones to sample with.
 NESTINGS = ("ema_state_dict", "state_dict_ema", "ema", "model_ema", "model", "state_dict", "gen_model", "module")
+DEEPEST = 8  # nestings; released files have two at most
 LISTED = 10  # names in a message
 
 # The kind of model that a checkpoint seems to hold, by a name that only this kind has; the first match counts.
@@ -49,19 +51,41 @@ class ConversionError(ValueError):
     """A file cannot be used; the text says which file and why."""
 
 
-def find_weights(content: Mapping[str, Any], path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], dict[str, Any]]:
+def find_weights(content: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Find the named tensors in a loaded checkpoint, however they are nested.
+
+    Each mapping is looked at once, because those of a hostile file may hold each other.
 
     Returns:
         The names of the nestings that lead to them, outermost first, and name -> tensor (empty if there is none).
     """
-    for name in NESTINGS:
-        inner = content.get(name)
-        if isinstance(inner, Mapping) and inner:
-            found = find_weights(inner, (*path, name))
-            if found[1]:
-                return found
-    return path, {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    seen: set[int] = set()
+
+    def search(content: Mapping[str, Any], path: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Any]]:
+        seen.add(id(content))
+        for name in NESTINGS if len(path) < DEEPEST else ():
+            inner = content.get(name)
+            if isinstance(inner, Mapping) and inner and id(inner) not in seen:
+                found = search(inner, (*path, name))
+                if found[1]:
+                    return found
+        return path, {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+    return search(content, ())
+
+
+def check_tensors(source: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Check that weights are plain arrays of numbers, and no larger than what the file holds of them.
+
+    Raises:
+        ConversionError: One is sparse, nested, quantized by torch, without memory, or repeats its numbers.
+    """
+    for name, tensor in tensors.items():
+        plain = not tensor.is_nested and tensor.layout is torch.strided and not tensor.is_quantized
+        if not plain or tensor.device.type == "meta":
+            raise ConversionError(f"{source}: {name} is no plain tensor, so the file was not made by saving a model")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ConversionError(f"{source}: {name} has {tensor.numel():,} values, of which the file holds fewer")
 
 
 def clean_names(names: Iterable[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones.parameters import SIZE_CONDITIONS_AT, PTDiTParameters, VAEParameters
+from .backbones.parameters import MOST_LAYERS, SIZE_CONDITIONS_AT, PTDiTParameters, VAEParameters
 from .checkpoint_names import (
     PACKED_CONFIG,
     POSITION_BUFFER,
@@ -25,7 +25,7 @@ from .checkpoint_names import (
     is_transformer,
     shapes_of,
 )
-from .files import read_json
+from .documents import parse_json, read_json
 from .sizes import KNOWN_SIZES, OFFICIAL_BASE_TOKENS
 
 SIZE_CONDITIONS = "adaln_single.emb.resolution_embedder.linear_1.weight"
@@ -60,10 +60,10 @@ def carried_config(
     metadata = metadata or {}
     try:
         if PACKED_CONFIG in weights:
-            config = json.loads(bytes(weights[PACKED_CONFIG].to("cpu", torch.uint8).tolist()))
+            config = parse_json(bytes(weights[PACKED_CONFIG].to("cpu", torch.uint8).flatten().tolist()))
         else:
-            config = json.loads(metadata.get("config") or metadata.get(GGUF_CONFIG) or "{}")
-    except ValueError:
+            config = parse_json(metadata.get("config") or metadata.get(GGUF_CONFIG) or "{}")
+    except (TypeError, ValueError):
         return {}
     config = config.get(component, config) if isinstance(config, dict) else {}
     return known_fields(config, component) if isinstance(config, dict) else {}
@@ -235,7 +235,13 @@ def length(shapes: Shapes, name: str, axis: int, default: int) -> int:
 
 
 def count(shapes: Shapes, prefix: str) -> int:
-    """Return the number of members `prefix`0, `prefix`1, ...; one that is missing in between counts."""
+    """Return the number of members `prefix`0, `prefix`1, ...; one that is missing in between counts.
+
+    Raises:
+        ConversionError: There are more than `MOST_LAYERS`.
+    """
     numbers = {name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)}
+    if len(numbers) > MOST_LAYERS:
+        raise ConversionError(f"the weights have {len(numbers)} members {prefix}N; at most {MOST_LAYERS} are read")
     found = {int(number) for number in numbers if number.isdecimal() and len(number) < 6}
     return min(max(found) + 1, 2 * len(found)) if found else 0

@@ -1,4 +1,4 @@
-"""Small helpers for files: hashes, JSON, writing by rename, and the files of sharded weights."""
+"""Small helpers for files: hashes, writing JSON by rename, and the files of sharded weights."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint_names import ConversionError
+from .documents import read_json
 
 
 def file_hash(path: Path) -> str:
@@ -15,11 +16,6 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def replace_json(path: Path, content: dict[str, Any]) -> None:
@@ -36,11 +32,11 @@ def shard_names(index: Path, source: Any) -> list[str]:
         ConversionError: It is not such an index, or lists a file of another folder.
     """
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()), key=str)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{source} is not an index of sharded weights (no weight_map)") from error
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise ConversionError(f"{source} names {name!r}, which is not beside it")
     return names
 

@@ -1,12 +1,12 @@
 """Whether the parts of a model folder fit their weights and each other, read from JSON and headers alone."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .checkpoint_names import Shapes
+from .documents import parse_json
 
 PARTS = ("transformer", "vae", "text_encoder")
 LARGEST_HEADER = 100_000_000  # bytes, as of the safetensors library
@@ -20,7 +20,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: There is no file, or something else in it.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise ValueError(f"{path} cannot be read: {problem}") from problem
     if not isinstance(config, dict):
@@ -61,7 +61,7 @@ def weights_shapes(folder: Path) -> Shapes | None:
         try:
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(size, LARGEST_HEADER)))
+                header = parse_json(file.read(min(size, LARGEST_HEADER)))
             shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
             raise ValueError(f"{path} is no safetensors file, or only a part of one") from problem

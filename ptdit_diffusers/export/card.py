@@ -1,5 +1,6 @@
 """The model card of an exported folder: license, how to load the folder in each form, sample images."""
 
+import json
 from pathlib import Path
 
 REPO, COMMIT = "OWNER/NAME", "COMMIT"  # what `push` replaces in the card once it knows them
@@ -30,7 +31,7 @@ A class-conditional diffusion transformer as a model folder for diffusers.
 _USE = """
 ## Use
 
-With the package `ptdit-diffusers` installed:
+With the package `ptdit-diffusers` installed from a clone of its repository (it is not on PyPI):
 
 ```python
 import ptdit_diffusers
@@ -122,14 +123,22 @@ def write_card(
         text = front_matter.format(license=license or "other", title=title)
     prompt = next(iter(images.values()), "a class" if of_classes else "a prompt")
     use = "".join([_USE, _CLASS_USE if of_classes else _TEXT_USE, _END])
-    use = use.replace("PROMPT", prompt).replace("{version}", __version__)
-    rows = [f"| ![{prompt}]({name}) | {prompt} | {seed} |" for seed, (name, prompt) in enumerate(images.items())]
+    quoted = json.dumps(prompt, ensure_ascii=False)
+    use = use.replace('"PROMPT"', quoted).replace("{version}", __version__)
+    shown = {name: in_table(prompt) for name, prompt in images.items()}
+    rows = [f"| ![{prompt}]({name}) | {prompt} | {seed} |" for seed, (name, prompt) in enumerate(shown.items())]
     if rows:
         use += (
             "\n## Samples\n\nThe first ones made, not selected.\n\n| picture | prompt | seed |\n| --- | --- | --- |\n"
         )
         use += "\n".join(rows) + "\n"
     (folder / "README.md").write_text(text.rstrip() + "\n" + use, encoding="utf-8", newline="\n")
+
+
+def in_table(text: str) -> str:
+    """Return a text that cannot leave its cell of a table."""
+    text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("[", "\\[").replace("]", "\\]").replace("<", "&lt;")
 
 
 def set_license(card: str, license: str) -> str:

@@ -1,16 +1,18 @@
 """Writes the Hub folder: weights, configurations, code, sample images, card and hashes; completely or not at all."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ptdit_diffusers.core.files import file_hash
+from ptdit_diffusers.core.folder_files import first_foreign, inside, model_files, new_folder
+from ptdit_diffusers.core.folder_files import read_index as read_model_index
 
 from .card import write_card
 from .code import write_code
 
-KEPT_ENDINGS = (".safetensors", ".json", ".txt", ".model")
 REFUSED_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 HASHES = "SHA256SUMS"
 
@@ -43,34 +45,28 @@ def export(
     Raises:
         ExportError: The model is not complete, holds weights that are not safetensors, or `output` exists.
     """
-    model, output = Path(model), Path(output)
+    model, output = Path(model), Path(os.path.abspath(output))
     index = read_index(model)
     check_output(output, overwrite)
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(output, lambda: check_output(output, overwrite)) as part:
         copy_components(model, index, part)
         write_code(part, index["_class_name"])
         images = generate_samples(part, prompts or [], index["_class_name"])
-        write_card(part, model / "README.md", output.name, license, images, index["_class_name"])
-        names = write_hashes(part)
-        if output.exists():
-            shutil.rmtree(output)
-        part.rename(output)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return names
+        card = model / "README.md"
+        if card.is_file() and not inside(card, model):
+            raise ExportError(f"{card} is a link to a file outside of the model; put the file itself there")
+        write_card(part, card, output.name, license, images, index["_class_name"])
+        return write_hashes(part)
 
 
 def read_index(model: Path) -> dict[str, Any]:
     """Return the model's index, with every library named as diffusers itself would write it."""
     try:
-        index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+        index = read_model_index(model)
     except (OSError, ValueError) as error:
         raise ExportError(f"{model} holds no model: model_index.json cannot be read ({error})") from error
-    class_name = str(index.get("_class_name", ""))
+    class_name = index["_class_name"]
     if not class_name.startswith("PTDiT") and class_name != "ClassToImagePipeline":
         raise ExportError(f"{model} holds a {class_name}, not a PTDiTPipeline or ClassToImagePipeline")
     if class_name.startswith("PTDiT"):
@@ -89,24 +85,35 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise ExportError(f"{output} exists and is not an exported folder; name a new one")
     if not overwrite:
         raise ExportError(f"{output} exists; name a new folder or add --overwrite")
+    lines = (output / HASHES).read_text(encoding="utf-8", errors="replace").splitlines()
+    written = {HASHES, "README.md", *(line.partition("  ")[2] for line in lines)}
+    foreign = first_foreign(output, written.__contains__)
+    if foreign is not None:
+        raise ExportError(f"{output} holds {foreign}, which no export wrote, so it is not replaced; move it away")
 
 
 def copy_components(model: Path, index: dict[str, Any], part: Path) -> None:
     """Copy the folders that the index names: weights as safetensors, configurations, tokenizer files."""
+    present = []
     for name, source in index.items():
         if not isinstance(source, list) or not source[0]:
             continue
         if not (model / name).is_dir():
             raise ExportError(f"the model folder {model} is not complete: {name} is missing")
-        for path in sorted((model / name).rglob("*")):
+        for path in sorted((model / name).glob("*")):
             if path.suffix in REFUSED_ENDINGS:
                 raise ExportError(
                     f"{path} may hold code; only safetensors are exported: load the model and save_pretrained it again"
                 )
-            if path.is_file() and path.suffix in KEPT_ENDINGS:
-                target = part / path.relative_to(model)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+        present.append(name)
+    try:
+        files = model_files(model)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    for file in files:
+        if file.split("/")[0] in present:
+            (part / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(model / file, part / file)
     (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

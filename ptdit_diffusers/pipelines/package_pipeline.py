@@ -6,6 +6,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ptdit_diffusers.core.embedded import resolve_model
+from ptdit_diffusers.core.headers import check_layers
 
 from .model_folders import check_folder
 from .ptdit_remote import copy_code
@@ -37,6 +38,7 @@ class PackagePipeline(DiffusionPipeline):
         """
         source = resolve_model(pretrained_model_name_or_path)
         if (Path(source) / "model_index.json").is_file() and not kwargs.get("variant"):
+            check_layers(Path(source), without=kwargs)
             check_folder(Path(source), without=kwargs)
         return super().from_pretrained(source, **kwargs)
 

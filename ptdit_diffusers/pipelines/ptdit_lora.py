@@ -1,6 +1,8 @@
 """Loading and saving LoRA weights for the pipeline: diffusers' files, and those of ComfyUI, kohya and raw peft."""
 
+import json
 import re
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya's kind:
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 CASTING = "layerwise_casting"  # diffusers' name of the hook
 SHOWN = 3  # keys named in a message
+BLOCK = re.compile(r"transformer_blocks_(\d+)_(.+)")
+PLAIN_NAME = re.compile(r"[\w.]+")
 
 
 class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
@@ -43,11 +47,15 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
             ValueError: The file holds no LoRA, or one of another kind; names the first keys.
         """
         wants_metadata = kwargs.pop("return_lora_metadata", False)
-        weights, metadata = super().lora_state_dict(
-            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
-        )
+        try:
+            weights, metadata = super().lora_state_dict(
+                pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
+            )
+        except (RecursionError, json.JSONDecodeError) as error:
+            raise ValueError("the metadata of this LoRA file is no JSON of an adapter's settings.") from error
         if not _names_no_layer(pretrained_model_name_or_path_or_dict):
             weights = convert_foreign_lora(weights)
+            metadata = None if metadata is None else adapter_settings(weights, metadata)
         return (weights, metadata) if wants_metadata else weights
 
     @classmethod
@@ -82,7 +90,7 @@ def convert_foreign_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: There is not a single LoRA matrix, or an alpha without its matrices; names the first keys.
     """
-    flat = _flat_names(weights)
+    flat = _flat_names() if any(key.startswith(FLAT_PREFIXES) for key in weights) else {}
     renamed = {}
     for key, value in weights.items():
         key = re.sub(r"\.lora_([AB])\.(?!weight$|bias$)[^.]+\.", r".lora_\1.", key)  # peft's adapter name
@@ -101,6 +109,8 @@ def convert_foreign_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(
                 f"{key.removeprefix(OUR_PREFIX)} has no lora_down and lora_up (or lora_A, lora_B) beside it."
             )
+        if alpha.numel() != 1 or not renamed[module + DOWN].numel():
+            raise ValueError(f"{key.removeprefix(OUR_PREFIX)} is not one number for matrices that hold values.")
         rank, up = renamed[module + DOWN].shape[0], renamed[module + UP]
         renamed[module + UP] = (up.float() * (float(alpha) / rank)).to(up.dtype)
     return renamed
@@ -128,20 +138,55 @@ def _module_and_rest(key: str, flat: dict[str, str]) -> str:
     for prefix in FLAT_PREFIXES:
         if key.startswith(prefix):
             module, dot, rest = key.removeprefix(prefix).partition(".")
-            return flat.get(module, module) + dot + rest
+            block = BLOCK.fullmatch(module)
+            if block is None:
+                return flat.get(module, module) + dot + rest
+            first = flat.get(f"transformer_blocks_0_{block[2]}", f"transformer_blocks.0.{block[2]}")
+            return first.replace(".0.", f".{block[1]}.", 1) + dot + rest
     for prefix in DOTTED_PREFIXES:
         key = key.removeprefix(prefix)
     return key
 
 
-def _flat_names(weights: dict[str, Tensor]) -> dict[str, str]:
-    """kohya's spelling of every module of a transformer as deep as the keys say -> its real name."""
-    blocks = [int(number) for key in weights for number in re.findall(r"^[a-z_]+_transformer_blocks_(\d+)_", key)]
-    if not any(key.startswith(FLAT_PREFIXES) for key in weights):
-        return {}
+@lru_cache
+def _flat_names() -> dict[str, str]:
+    """kohya's spelling of every module of a transformer with one block -> its real name."""
     with torch.device("meta"):  # names only: no memory, any width
-        model = PTDiTTransformer3DModel(1, 48, num_layers=max(blocks, default=-1) + 1, use_additional_conditions=True)
+        model = PTDiTTransformer3DModel(1, 48, num_layers=1, use_additional_conditions=True)
     return {name.replace(".", "_"): name for name, _ in model.named_modules()}
+
+
+def adapter_settings(weights: dict[str, Tensor], metadata: Any) -> dict[str, Any]:
+    """Return the settings of an adapter: layers and ranks from its weights, strength and kind from its metadata.
+
+    peft takes names in the metadata for regular expressions, and builds what it says before it looks at a weight.
+
+    Raises:
+        ValueError: The metadata are not those of an adapter.
+    """
+    if not isinstance(metadata, dict):
+        raise ValueError(f"the metadata of this LoRA are a {type(metadata).__name__}, not the settings of an adapter.")
+    found = {name.removeprefix(OUR_PREFIX): value for name, value in metadata.items()}
+    ranks = {key[len(OUR_PREFIX) : -len(DOWN)]: value.shape[0] for key, value in weights.items() if key.endswith(DOWN)}
+    rank = max(ranks.values(), key=list(ranks.values()).count)
+    alpha, alphas = found.get("lora_alpha", rank), found.get("alpha_pattern") or {}
+    numbers = [alpha, *(alphas.values() if isinstance(alphas, dict) else ["?"])]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError("the metadata of this LoRA have no numbers as lora_alpha and alpha_pattern.")
+    patterns = [name for name in alphas if not PLAIN_NAME.fullmatch(name)]
+    if patterns:
+        raise ValueError(f"alpha_pattern of this LoRA's metadata names {patterns[0]!r}, which is no name of a layer.")
+    settings = {
+        "r": rank,
+        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
+        "target_modules": sorted(ranks),
+        "lora_alpha": alpha,
+        "alpha_pattern": alphas,
+        "use_dora": any("lora_magnitude_vector" in key for key in weights),
+        "lora_bias": any(key.endswith(".lora_B.bias") for key in weights),
+        "use_rslora": found.get("use_rslora") is True,
+    }
+    return {OUR_PREFIX + name: value for name, value in settings.items()}
 
 
 def check_lora(weights: dict[str, Tensor], transformer: PTDiTTransformer3DModel) -> None:
@@ -162,6 +207,8 @@ def check_lora(weights: dict[str, Tensor], transformer: PTDiTTransformer3DModel)
         outputs = getattr(layer, "out_features", getattr(layer, "out_channels", None))
         if inputs is None:
             wrong.append(f"{key} (no such layer)")
+        elif kind in ("A.weight", "B.weight") and value.ndim < 2:
+            wrong.append(f"{key} (no matrix)")
         elif kind == "A.weight" and value.shape[1] != inputs:
             wrong.append(f"{key} ({value.shape[1]} inputs, the layer has {inputs})")
         elif kind == "B.weight" and value.shape[0] != outputs:

@@ -42,7 +42,7 @@ def append_log(path: Path, line: dict[str, Any]) -> None:
 def require_matplotlib() -> None:
     """Raise ValueError where matplotlib is missing; without this check a run would end at its first plot."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("training needs matplotlib: pip install 'ptdit-diffusers[train]'.")
+        raise ValueError("training needs matplotlib: pip install '.[train]' in a clone of the repository.")
 
 
 def plot_curve(log: Path, picture: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from .proxies import legal_proxy_mode
 from .windows import Triple, legal_triple
 
+MOST_LAYERS = 512  # that are built; the largest released model has 28
+LARGEST_SIZE = 2**20  # of any other count
 SIZE_CONDITIONS_AT = 128  # the one sample_size at which the official code embeds resolution and aspect ratio
 
 
@@ -29,6 +31,10 @@ class FromConfig:
             if type(value) is not int or value < 1:
                 nearest = max(1, round(value)) if isinstance(value, (int, float)) else 1
                 raise ValueError(f"{name}={value!r} must be an integer >= 1; nearest: {nearest}.")
+            if name in ("num_layers", "num_res_blocks") and value > MOST_LAYERS:
+                raise ValueError(f"{name}={value} must be at most {MOST_LAYERS}.")
+            if value > LARGEST_SIZE:
+                raise ValueError(f"{name}={value} must be at most {LARGEST_SIZE}.")
 
 
 @dataclass(frozen=True, kw_only=True)

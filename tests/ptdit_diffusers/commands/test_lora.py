@@ -43,4 +43,4 @@ def test_a_missing_extra_is_named_in_one_line(monkeypatch, capsys, installed):
     monkeypatch.chdir(ROOT)
     installed.clear()
     assert main(["lora", "--rank", "3"]) == 2
-    assert "training needs matplotlib: pip install 'ptdit-diffusers[train]'" in capsys.readouterr().err
+    assert "training needs matplotlib: pip install '.[train]' in a clone of the repository" in capsys.readouterr().err

@@ -108,6 +108,23 @@ class TestRefusals:
         with pytest.raises(ExportError, match="--overwrite"):
             export(tiny_model_folder, tmp_path / "out")
         assert "README.md" in export(tiny_model_folder, tmp_path / "out", overwrite=True)
+        (tmp_path / "out" / "notes.txt").write_text("x")
+        with pytest.raises(ExportError, match=r"holds notes\.txt"):
+            export(tiny_model_folder, tmp_path / "out", overwrite=True)
+
+    def test_stray_files_and_what_links_point_to_are_not_exported(self, tiny_model_folder, tmp_path):
+        shutil.copytree(tiny_model_folder, tmp_path / "in")
+        (tmp_path / "token").write_text("SECRET")
+        (tmp_path / "in" / "tokenizer" / "notes.txt").symlink_to(tmp_path / "token")
+        (tmp_path / "in" / "private.json").write_text("{}")
+        names = export(tmp_path / "in", tmp_path / "out")
+        assert "private.json" not in names and "tokenizer/notes.txt" not in names
+        for name in ("README.md", "tokenizer/tokenizer_config.json"):
+            (tmp_path / "in" / name).unlink(missing_ok=True)
+            (tmp_path / "in" / name).symlink_to(tmp_path / "token")
+            with pytest.raises(ExportError, match="link to a file outside"):
+                export(tmp_path / "in", tmp_path / "again")
+            (tmp_path / "in" / name).unlink()
 
     @pytest.mark.parametrize(
         "options, message",
