@@ -49,7 +49,9 @@ def read_vae(path: Path) -> tuple[dict[str, Tensor], VAEParameters]:
         else:  # files in torch's older format, which is no zip file, cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        raise ValueError(f"{path.name} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path.name} cannot be read as weights: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
     tensors = find_weights(content)[1] if isinstance(content, Mapping) else {}
     check_tensors(path.name, tensors)
     config = loaded_vae_config(tensors, metadata)
