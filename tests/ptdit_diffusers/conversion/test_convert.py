@@ -448,12 +448,9 @@ def test_an_existing_output_is_refused_without_overwrite(capsys, tmp_path, input
     output.mkdir(parents=True)
     assert "exists; name another folder, or add --overwrite" in refusal(capsys, tmp_path, "--vae", inputs["vae"])
     (output / "thesis.txt").write_text("years of work")
-    errors = refusal(capsys, tmp_path, "--vae", inputs["vae"], "--overwrite")
-    assert "something else than a model" in errors and (output / "thesis.txt").is_file()
-
+    assert "something else than a model" in refusal(capsys, tmp_path, "--vae", inputs["vae"], "--overwrite")
     (output / "model_index.json").write_text("{}")
-    errors = refusal(capsys, tmp_path, "--vae", inputs["vae"], "--overwrite")
-    assert "holds thesis.txt" in errors and (output / "thesis.txt").is_file()
+    assert "holds thesis.txt" in refusal(capsys, tmp_path, "--vae", inputs["vae"], "--overwrite")
     (output / "thesis.txt").unlink()
     assert main(["convert", "--vae", str(inputs["vae"]), "--output", str(output), "--overwrite"]) == 0
     assert sorted(os.listdir(output)) == ["model_index.json", "scheduler", "vae"]
