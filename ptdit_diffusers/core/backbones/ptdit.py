@@ -38,11 +38,11 @@ class BlockContext:
     shifted_windows: Windows | None
     text_mask: Tensor | None
 
-    def to(self, *args: Any, **kwargs: Any) -> "BlockContext":
-        """Return the same on another device, arguments as of `Tensor.to`: hooks that move a block's inputs call it."""
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "BlockContext":
+        """Return the same context on another device; accelerate and offloading call it with a block's other inputs."""
         names = ("proxy_index", "windows", "shifted_windows", "text_mask")
-        present = [name for name in names if getattr(self, name) is not None]
-        return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in present})
+        present = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(self, **{name: each.to(device, non_blocking=non_blocking) for name, each in present.items()})
 
 
 class PTDiTBlock(nn.Module):

@@ -92,10 +92,11 @@ class Windows:
         self.order = of_window.argsort(stable=True)
         self.inverse = self.order.argsort()
 
-    def to(self, *args: Any, **kwargs: Any) -> "Windows":
-        """Return the same windows for tokens on another device; arguments as of `Tensor.to`."""
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Windows":
+        """Return the same windows for tokens on another device."""
         moved = copy(self)
-        moved.order, moved.inverse = self.order.to(*args, **kwargs), self.inverse.to(*args, **kwargs)
+        moved.order = self.order.to(device, non_blocking=non_blocking)
+        moved.inverse = self.inverse.to(device, non_blocking=non_blocking)
         return moved
 
     def partition(self, hidden_states: Tensor) -> Tensor:
@@ -106,14 +107,12 @@ class Windows:
         """Undo `partition`."""
         return Reorder.apply(hidden_states, self.inverse, self.order)
 
-    def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Split partitioned tokens (B, N, ...) into one tensor (B, windows * S, ...) per window shape."""
-        return tokens.split([count * size for count, size in self.sizes], dim=1)
-
     def attend(self, attention: Callable, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend inside each window; all tensors are partitioned, (B, N, heads, head_dim)."""
         pieces, batch, heads = [], len(query), query.shape[2]
-        for (_, size), *qkv in zip(self.sizes, *(self.split(t.flatten(2)) for t in (query, key, value)), strict=True):
+        lengths = [count * size for count, size in self.sizes]
+        groups = (t.flatten(2).split(lengths, dim=1) for t in (query, key, value))
+        for (_, size), *qkv in zip(self.sizes, *groups, strict=True):  # (B, windows * S, D) of one window shape
             # None of these steps asks whether there is only one window, for which torch.compile would recompile.
             q, k, v = (t.flatten(0, 1).unflatten(1, (heads, -1)).unflatten(0, (-1, size)) for t in qkv)
             inner = attention(q, k, v, None)  # (B * windows, S, heads, head_dim)
