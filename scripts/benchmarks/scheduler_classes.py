@@ -31,7 +31,7 @@ HEAD = """# Schedulers
 Every scheduler class of diffusers with the result that `PTDiTPipeline` gives with it. Written by
 `python -m scripts.benchmarks.scheduler_classes --output docs/schedulers.md`; a test compares it. *Runs* means that the
 scheduler steps on the flow that the model predicts; what else its noise levels need is written beside it. Everything
-else raises a `ValueError` that names the scheduler. How exact they are is in [pipelines](pipelines.md#schedulers).
+else raises a `ValueError` that names the scheduler. How exact they are is in [pipelines](pipelines.md).
 `FlowMatchLCMScheduler` runs, but is made for models distilled for few steps. Classes whose own packages are not
 installed are not listed.
 
