@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.processes import LIBRARIES
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: threads slow small tensors and other workers
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 multiprocessing.set_forkserver_preload(list(LIBRARIES))
 gc.disable()  # until all tests are collected: what the imports make stays
 
