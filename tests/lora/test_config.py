@@ -54,5 +54,5 @@ def test_a_config_that_is_neither_a_file_nor_a_preset_is_refused():
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else name)
-    with pytest.raises(ValueError, match=r"training needs matplotlib: pip install 'ptdit-diffusers\[train\]'"):
+    with pytest.raises(ValueError, match=r"training needs matplotlib: pip install '\.\[train\]' in a clone"):
         check_packages(read())

@@ -254,7 +254,7 @@ class TestText:
         torch.testing.assert_close(calls[0]["encoder_hidden_states"][0, :5], negative_embeds[0], **SAME)
         torch.testing.assert_close(calls[0]["encoder_hidden_states"][1], embeds[0], **SAME)
 
-    @pytest.mark.parametrize("guidance_scale", [1.0, 0.0, -1])
+    @pytest.mark.parametrize("guidance_scale", [1.0, 0.5, 0.0])
     def test_guidance_of_one_or_less_leaves_the_negative_prompt_out(self, pipe, calls, guidance_scale):
         alone = run(pipe, guidance_scale=guidance_scale)
         assert [len(call["hidden_states"]) for call in calls] == [1, 1]
