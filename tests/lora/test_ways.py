@@ -30,7 +30,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=() if way == "dora" else pytest.mark.slow) for way in WAYS])
 def test_a_way_of_training_resumes_and_its_file_loads(train, tmp_path, tiny_model_folder, way):
     flags = WAYS[way]
     for (name, value), package in PACKAGES.items():

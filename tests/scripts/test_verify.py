@@ -89,6 +89,7 @@ def test_the_command_verifies_a_model_of_pictures_and_writes_results(tiny_model_
     assert len(list((tmp_path / "pictures").iterdir())) == 3 and (tmp_path / "sheet_01.png").exists()
 
 
+@pytest.mark.slow
 def test_the_command_verifies_a_model_of_clips_and_writes_results(tiny_model_folder: Path, tmp_path: Path) -> None:
     results = evaluate("clips", tiny_model_folder, tmp_path, "--prompts", "2", "--length", "5", "--size", "64")
     assert_keys_of_the_published_results(results, "clips-128", "series")

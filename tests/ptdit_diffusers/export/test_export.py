@@ -86,6 +86,7 @@ class TestFolder:
         index = json.loads((exported / "model_index.json").read_text(encoding="utf-8"))
         assert index["_class_name"] == "PTDiTPipeline" and index["vae"][0] == "diffusers"
 
+    @pytest.mark.slow
     def test_the_embedded_models_own_card_and_licence_are_kept(self, tmp_path, capsys):
         assert main(["export", "--output", str(tmp_path / "out"), "--prompt", "a red circle"]) == 0
         card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

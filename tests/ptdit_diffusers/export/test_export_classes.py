@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from ptdit_diffusers import ClassToImagePipeline
@@ -28,6 +29,7 @@ assert "ptdit_diffusers" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_an_exported_folder_loads_where_this_package_is_missing(tmp_path):
     model, folder = tiny_folder(tmp_path / "model"), tmp_path / "export"
     options = ["--prompt", "golden retriever", "--license", "cc-by-nc-4.0"]

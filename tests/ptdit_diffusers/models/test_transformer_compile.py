@@ -25,6 +25,7 @@ def counting(made):
     return backend
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_steps_and_prompts_of_one_size_share_a_graph(graphs):
     compiled = torch.compile(tiny(num_layers=1), fullgraph=True, backend=counting(graphs))

@@ -29,6 +29,7 @@ def classes() -> tuple[type, ...]:
     return tuple(scheduler_classes())
 
 
+@pytest.mark.slow
 def test_the_page_lists_every_class_with_its_result(pipe):
     text = PAGE.read_text(encoding="utf-8")
     for cls in classes():

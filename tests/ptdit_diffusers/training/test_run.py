@@ -63,6 +63,7 @@ def log_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("muon", ["", "SelfAttention|DenseReluDense"])
 def test_two_steps_and_two_resumed_steps_equal_four_steps_bit_for_bit(tiny: Path, tmp_path: Path, muon: str) -> None:
     tiny.write_text(
@@ -91,6 +92,7 @@ def test_processes_that_do_not_know_each_other_are_refused(tiny: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("able", [True, False])
 def test_slow_bfloat16_is_reported(tiny: Path, monkeypatch, caplog, able: bool) -> None:
     AcceleratorState._reset_state(True)
@@ -139,6 +141,7 @@ def test_the_minutes_limit_saves_and_stops(tiny: Path, tmp_path: Path) -> None:
     assert 1 <= load_checkpoint(tmp_path / "run")["step"] < 100000
 
 
+@pytest.mark.slow
 def test_export_only_writes_the_components_of_the_newest_checkpoint(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

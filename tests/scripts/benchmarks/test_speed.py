@@ -44,6 +44,7 @@ def test_attention_against_global_attention_reproduces_the_paper(pixels, per_win
     assert unshifted < counted <= attention_ratio(tokens, per_window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "models"), [(1, {"bare", "ptdit", "fused", "ptdit-864", "pixart", "dit"}),
                                                 (2, {"bare", "ptdit", "fused", "wan"})])  # fmt: skip
 def test_a_tiny_run_writes_every_model_and_its_plot(tmp_path, frames, models):

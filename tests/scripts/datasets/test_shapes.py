@@ -80,6 +80,7 @@ def test_every_figure_keeps_its_margin_to_the_border(scenes):
                 assert edge.min() >= 0.02 - 1e-6 and edge.max() <= 0.98 + 1e-6, (scene, group)
 
 
+@pytest.mark.slow
 def test_figures_never_touch_unless_one_lies_inside_the_other(scenes):
     for scene in scenes:
         within = _inside_pairs(scene)
@@ -183,6 +184,7 @@ def test_holding_out_does_not_depend_on_which_side_says_the_relation(scenes):
         assert is_held_out(scene) == is_held_out(Scene(scene.groups, turned, scene.background, scene.pattern))
 
 
+@pytest.mark.slow
 def test_figures_that_are_only_listed_still_avoid_held_out_places():
     rng = np.random.default_rng(15)
     listed = [s for s in (sample_scene(rng) for _ in range(8000)) if len(s.groups) == 2 and not s.relations]

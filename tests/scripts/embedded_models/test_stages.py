@@ -34,6 +34,7 @@ from scripts.embedded_models.transformer_stage import (
 from scripts.embedded_models.vae_stage import encode_frames, see_single_frames, start_as_identity
 from scripts.verifiers.clips.prompt import read_clip_prompt
 
+pytestmark = pytest.mark.slow  # most go on from stages that were trained for two steps
 LOOP = {"steps": 2, "batch_size": 2, "warmup": 1, "log_every": 1, "sheet_every": 0, "checkpoint_every": 0}
 TEXT = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1}
 VAE = {"hidden_size": 4, "hidden_size_mult": [1, 1, 1, 1]}
@@ -260,7 +261,6 @@ def test_pictures_and_clips_come_out_of_one_folder(with_clips):
     )
 
 
-@pytest.mark.slow
 def test_the_held_out_loss_is_of_held_out_samples_and_grows_with_the_error(with_clips):
     stage = stage_of_clips(with_clips)
     part, described = stage.parts[0], []
@@ -395,7 +395,6 @@ def test_frames_of_a_clip_are_read_as_pictures(trained):
 # --- views, from weights of clips ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_views_go_on_from_clips_and_are_generated_by_the_pipeline(with_clips):
     folder, before = with_clips / "views", with_clips / "export"
     export = str(folder / "export")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
@@ -69,6 +70,7 @@ def test_the_exported_encoder_is_that_of_training(tmp_path: Path) -> None:
     assert torch.equal(exported, trained)
 
 
+@pytest.mark.slow
 def test_translation_gives_the_labels_of_an_overfitted_caption(tmp_path: Path) -> None:
     stage = tiny_stage(tmp_path, scenes=1, perturbed=0.0)
     batch = stage.batch(0, 0, 1)
