@@ -5,7 +5,8 @@
     torchrun --nproc_per_node 2 -m scripts.train --config scripts/configs/clips.yaml --stage transformer
 
 The last starts two processes; on a CPU with ACCELERATE_USE_CPU=1, and OMP_NUM_THREADS=1 for one core each.
-Stages in order: text (T5 encoder and tokenizer), vae, transformer, decoder (the VAE's, its encoder frozen).
+Stages in order: text (T5 encoder and tokenizer), vae, transformer, decoder (the VAE's, its encoder frozen); dit, a
+class-conditional model, needs only a VAE.
 Call it again to resume.
 """
 
@@ -24,13 +25,20 @@ from ptdit_diffusers.training.processes import check_processes, multiplies_bf16
 from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.settings import load_settings
+from scripts.embedded_models.class_stage import ClassStage
 from scripts.embedded_models.text_stage import TextStage
 from scripts.embedded_models.transformer_stage import TransformerStage
 from scripts.embedded_models.vae_stage import VAEStage
 
 logger = logging.getLogger(__name__)
 
-STAGES = {"text": TextStage, "vae": VAEStage, "decoder": VAEStage, "transformer": TransformerStage}
+STAGES = {
+    "text": TextStage,
+    "vae": VAEStage,
+    "decoder": VAEStage,
+    "transformer": TransformerStage,
+    "dit": ClassStage,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

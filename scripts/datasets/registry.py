@@ -1,4 +1,4 @@
-"""The synthetic data sets by name: pictures and clips of shapes, views of solids."""
+"""The synthetic data sets by name: pictures of shapes and of single figures, clips of shapes, views of solids."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,17 @@ from scripts.datasets.layouts import (
     scene_layout,
     views_layout,
 )
-from scripts.datasets.shapes import VOCABULARY, describe, is_held_out, render, sample_scene
+from scripts.datasets.shapes import (
+    COLORS,
+    SHAPES,
+    VOCABULARY,
+    class_name,
+    describe,
+    is_held_out,
+    render,
+    sample_figure,
+    sample_scene,
+)
 from scripts.datasets.shapes.motion import FRAMES, Clip, is_held_out_clip, render_clip, sample_clip
 from scripts.datasets.shapes.motion_captions import CLIP_VOCABULARY, describe_clip
 from scripts.datasets.solids import VIEW_VOCABULARY, describe_object, is_held_out_object, render_views, sample_object
@@ -88,6 +98,18 @@ DATA_SETS: dict[str, DataSet] = {
         sample=sample_scene,
         is_held_out=is_held_out,
         describe=describe,
+        render=lambda scene, size, length: render(scene, size)[None],
+        layout_kinds=FIGURES,
+        layout=lambda scene, side, frames: scene_layout(scene, side),
+        layout_numbers=FIGURE_NUMBERS,
+    ),
+    "figures": DataSet(
+        length=1,
+        frame_stride=1,
+        vocabulary=(*COLORS, *SHAPES),
+        sample=sample_figure,
+        is_held_out=lambda scene: False,
+        describe=lambda scene, rng: (class_name(scene), class_name(scene)),
         render=lambda scene, size, length: render(scene, size)[None],
         layout_kinds=FIGURES,
         layout=lambda scene, side, frames: scene_layout(scene, side),

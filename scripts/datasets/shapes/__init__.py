@@ -1,6 +1,7 @@
 """The shapes data set: scenes of simple figures, their pictures and their captions."""
 
 from .captions import VOCABULARY, describe, describe_with_form
+from .classes import CLASSES, class_name, sample_figure
 from .render import render
 from .scenes import (
     BACKGROUNDS,
@@ -19,6 +20,7 @@ from .scenes import (
 
 __all__ = [
     "BACKGROUNDS",
+    "CLASSES",
     "COLORS",
     "HELD_OUT",
     "PATTERNS",
@@ -28,10 +30,12 @@ __all__ = [
     "Scene",
     "VOCABULARY",
     "Placement",
+    "class_name",
     "describe",
     "describe_with_form",
     "held_out_list",
     "is_held_out",
     "render",
+    "sample_figure",
     "sample_scene",
 ]
