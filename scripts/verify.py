@@ -1,7 +1,8 @@
-"""Verify pictures, clips and views by their pixels: rendered ones (to check the verifier), a model's, or a file.
+"""Verify pictures, figures, clips and views by their pixels: rendered ones (to check it), a model's, or a file.
 
     python -m scripts.verify --check-truth 500
     python -m scripts.verify --model shapes-128 --prompts 500 --output DIR
+    python -m scripts.verify figures --model dit-128 --output DIR
     python -m scripts.verify clips --model clips-128 --prompts 300 --output DIR
     python -m scripts.verify views --model views-96 --prompts 200 --size 96 --output DIR
     python -m scripts.verify --picture FILE --prompt "a red circle above a blue star"
@@ -127,16 +128,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = make_parser("scripts.verify", __doc__)
     add = parser.add_argument
     add("world", nargs="?", choices=tuple(VERIFIERS), default="pictures", metavar="DATA_SET",
-        help="pictures (default) and clips of shapes, or views of solids")  # fmt: skip
+        help="pictures (default), figures (one in a picture) or clips of shapes, or views of solids")  # fmt: skip
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check-truth", type=int, metavar="N", help="check the verifier on N rendered samples")
     what.add_argument("--model", help="folder or short name of a model to verify on held-out prompts")
     what.add_argument("--picture", metavar="FILE", help="picture to verify; needs --prompt")
     add("--prompt", help="what --picture should show")
-    add("--prompts", type=int, help="held-out prompts for --model (default 500 pictures, 300 clips, 200 views)")
+    add(
+        "--prompts",
+        type=int,
+        help="held-out prompts for --model (default 500 pictures, 1000 figures, 300 clips, 200 views)",
+    )
     add("--length", type=int, help="pictures of a clip or of views (default 17 frames, 8 views)")
     add("--size", type=int, help="pixels a side (default: pictures as the model has them, else 128)")
-    add_sampling_options(parser, seed=0, steps=30, guidance=4.0)
+    add_sampling_options(parser, seed=0)
+    add("--steps", type=int, help="denoising steps (default 30, figures 50)")
+    add("--guidance", type=float, help="guidance scale (default 4, figures 1.5)")
     add("--batch", type=int, help="samples generated at a time (default 25 pictures, 10 clips or views)")
     add("--device", help="torch device (default cuda where there is one, else cpu)")
     add("--sheets", type=int, help="sheets of the first samples (default 4 of 30 pictures, 2 of 20 clips or views)")
@@ -148,13 +155,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')}={value} is less than {low}; nearest: {low}.")
     if args.picture and not args.prompt:
         parser.error("--picture is given without --prompt; name what it should show.")
+    single = not VERIFIERS[args.world].length_argument
     if args.world != "pictures" and args.picture:
         parser.error(f"--picture is a picture of shapes; {args.world} cannot be read from one file.")
-    if args.world == "pictures" and args.length is not None:
+    if single and args.length is not None:
         parser.error("--length is for clips and views; a picture has none.")
     verifier = VERIFIERS[args.world]
-    defaults = {"prompts": verifier.prompts, "batch": verifier.batch, "sheets": verifier.sheets}
-    if args.world != "pictures":
+    defaults = {name: getattr(verifier, name) for name in ("prompts", "batch", "sheets", "steps", "guidance")}
+    if not single:
         defaults |= {"length": verifier.data_set.length, "size": verifier.size}
     for name, default in defaults.items():
         if getattr(args, name) is None:

@@ -7,20 +7,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ptdit_diffusers import PTDiTPipeline
+from ptdit_diffusers import ClassToImagePipeline, PTDiTPipeline
+from ptdit_diffusers.core.embedded import resolve_model
 
 
-def load_pipeline(model: str | Path, device: str | None = "cpu", **options: Any) -> PTDiTPipeline:
-    """Load a model without progress bars.
+def load_pipeline(
+    model: str | Path, device: str | None = "cpu", **options: Any
+) -> PTDiTPipeline | ClassToImagePipeline:
+    """Load a model of prompts or of classes without progress bars.
 
     Args:
         model: Folder or short name.
         device: Of torch; None takes CUDA where there is one.
         options: Further arguments of `from_pretrained`.
     """
-    pipe = PTDiTPipeline.from_pretrained(model, **options)
+    name = DiffusionPipeline.load_config(resolve_model(model))["_class_name"]
+    kind = ClassToImagePipeline if name == ClassToImagePipeline.__name__ else PTDiTPipeline
+    pipe = kind.from_pretrained(model, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -32,7 +38,7 @@ def generate(
 
     Args:
         pipe: A pipeline, or a function with the same arguments that returns the samples themselves.
-        prompts: What to generate.
+        prompts: What to generate; of a model of classes, their names.
         seed: Of the first sample.
         batch: Samples at a time; None takes all at once.
         arguments: Further arguments of the call; `output_type` is "np" unless given: values 0 to 1, (H, W, 3) for a
@@ -44,7 +50,8 @@ def generate(
         generators = [torch.Generator("cpu").manual_seed(seed + start + index) for index in range(len(part))]
         made = pipe(part, generator=generators, **{"output_type": "np", **arguments})
         if hasattr(made, "images"):
-            made = next(samples for samples in (made.views, made.frames, made.images) if samples is not None)
+            kinds = (getattr(made, name, None) for name in ("views", "frames", "images"))
+            made = next(samples for samples in kinds if samples is not None)
         yield from made
         if batch < len(prompts):
             sys.stderr.write(f"{start + len(part)} of {len(prompts)} samples\n")

@@ -7,7 +7,7 @@ data set; only here, where true samples check it, do both meet.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from scripts.verifiers import disturbances as disturb
 from scripts.verifiers.clips.prompt import read_clip_prompt
 from scripts.verifiers.clips.verdict import ClipVerdict, verify_clip
 from scripts.verifiers.pictures.figures import read_picture
+from scripts.verifiers.pictures.prompt import Request, read_prompt
 from scripts.verifiers.pictures.verdict import request_of_scene, verify_picture
 from scripts.verifiers.pictures.wrong_requests import wrong_requests
 from scripts.verifiers.views.prompt import read_views_prompt
@@ -66,7 +67,7 @@ class Verifier:
         data_set: Where tasks and true samples come from.
         length_argument: Of the pipeline's call, "" where a sample is one picture.
         size: Of true samples, pixels a side.
-        prompts, batch, per_sheet, sheets, columns: Defaults of the command.
+        prompts, batch, per_sheet, sheets, columns, steps, guidance: Defaults of the command.
         rows: Of the table, by name.
         required: Rows that must be right in `least` of the true samples.
         held_out: Combinations that training never sees, as sorted lines.
@@ -103,6 +104,8 @@ class Verifier:
     found: bool = False
     measured: str = ""
     measure: Callable[[Any], float] | None = None
+    steps: int = 30
+    guidance: float = 4.0
 
     @property
     def of(self) -> dict[str, str]:
@@ -232,6 +235,39 @@ PICTURES = Verifier(
 )
 
 
+# --- pictures of one figure ------------------------------------------------------------------------------------------
+
+
+def wrong_classes(request: Request, rng: np.random.Generator) -> dict[str, Request]:
+    """Return requests for the same shape in another color, and for another shape in the same color."""
+    wrong = wrong_requests(request, rng)
+    return {name: wrong[name] for name in ("color", "shape")}
+
+
+FIGURES = replace(
+    PICTURES,
+    data_set=DATA_SETS["figures"],
+    prompts=1000,
+    batch=50,
+    per_sheet=80,
+    sheets=1,
+    columns=8,
+    steps=50,
+    guidance=1.5,
+    rows={
+        "right class": Row("pictures", lambda verdict: [verdict.right]),
+        "right colours": Row("figures asked for", lambda verdict: [each.color_right for each in verdict.objects]),
+        "right shapes": Row("figures asked for", lambda verdict: [each.shape_right for each in verdict.objects]),
+        "one figure": Row("pictures", lambda verdict: [verdict.figures_right]),
+    },
+    required=("right class",),
+    held_out=[],
+    request=lambda task: read_prompt(f"a {task.prompt}"),
+    scene_request=None,
+    wrong_requests=wrong_classes,
+)
+
+
 # --- clips and views -------------------------------------------------------------------------------------------------
 
 
@@ -306,4 +342,4 @@ VIEWS = Verifier(
     measured="overlap",
     measure=lambda verdict: verdict.overlap,
 )
-VERIFIERS: dict[str, Verifier] = {"pictures": PICTURES, "clips": CLIPS, "views": VIEWS}
+VERIFIERS: dict[str, Verifier] = {"pictures": PICTURES, "figures": FIGURES, "clips": CLIPS, "views": VIEWS}

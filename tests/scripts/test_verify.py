@@ -38,6 +38,8 @@ def test_the_command_tells_right_pictures_from_wrong_ones(tmp_path: Path, capsys
         ["--check-truth", "1", "--length", "5"],
         ["views", "--check-truth", "0"],
         ["clips", "--picture", "picture.png", "--prompt", "a red circle moves left"],
+        ["figures", "--picture", "picture.png", "--prompt", "a red circle"],
+        ["figures", "--check-truth", "1", "--length", "5"],
     ],
 )
 def test_the_command_refuses_bad_input_with_exit_code_2(arguments: list[str]) -> None:
@@ -51,6 +53,7 @@ def test_the_command_refuses_bad_input_with_exit_code_2(arguments: list[str]) ->
     "arguments",
     [
         ["pictures", "--check-truth", "8"],
+        ["figures", "--check-truth", "8"],
         ["clips", "--check-truth", "1", "--size", "64", "--length", "5"],
         ["views", "--check-truth", "1", "--size", "64", "--length", "4"],
     ],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scripts.datasets.shapes import (
+    CLASSES,
     COLORS,
     HELD_OUT,
     PATTERNS,
@@ -16,11 +17,13 @@ from scripts.datasets.shapes import (
     Group,
     Placement,
     Scene,
+    class_name,
     describe,
     describe_with_form,
     held_out_list,
     is_held_out,
     render,
+    sample_figure,
     sample_scene,
 )
 from scripts.datasets.shapes.captions import caption_words
@@ -355,3 +358,18 @@ def test_drawing_is_fast_enough_to_train_from():
     # Usual values are 0.2 ms and 1.2 ms; the limits leave room for slow machines.
     assert (sampled - begun) / 300 < 0.004
     assert (drawn - sampled) / 300 < 0.016
+
+
+def test_pictures_of_one_figure_are_of_80_classes_that_are_equally_frequent_and_legible():
+    rng = np.random.default_rng(5)
+    figures = [sample_figure(rng) for _ in range(4000)]
+    assert len(CLASSES) == len(set(CLASSES)) == len(COLORS) * len(SHAPES) == 80
+    counts = Counter(map(class_name, figures))
+    assert set(counts) == set(CLASSES) and max(counts.values()) < 2 * 4000 / 80
+    assert {scene.pattern for scene in figures} == set(PATTERNS)
+    assert {group.size for scene in figures for group in scene.groups} == {"small", "", "large"}
+    for scene in figures[:300]:
+        (group,) = scene.groups
+        assert len(group.placements) == 1
+        figure, ground = FIGURE_RGB[group.color], BACKGROUND_RGB[scene.background]
+        assert min(distance(figure, ground), distance(figure, second_tone(scene.background))) >= 36

@@ -1,0 +1,115 @@
+"""The stage of class-conditional models: both objectives train through the real script, resume exactly, and export."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ptdit_diffusers import ClassToImagePipeline
+from ptdit_diffusers.training.checkpoint import load_checkpoint
+from ptdit_diffusers.training.settings import load_settings
+from scripts import train
+from scripts.datasets.shapes import CLASSES
+from scripts.embedded_models.class_stage import ClassStage, ClassStageSettings, label_of
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[3]
+SHAPES = ROOT / "ptdit_diffusers" / "weights" / "shapes-128"
+PART = {"world": "figures", "samples": 8, "size": 64}
+
+
+def settings_in(folder: Path, **data) -> dict:
+    return {
+        "output_dir": str(folder / "run"),
+        "export_dir": str(folder / "export"),
+        "seed": 1,
+        "steps": 3,
+        "batch_size": 4,
+        "warmup": 1,
+        "log_every": 1,
+        "sheet_every": 0,
+        "model": {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1},
+        "data": {
+            "components": str(SHAPES),
+            "part": {"world": "figures", "samples": 8, "size": 64},
+            "steps": 1,
+            **data,
+        },
+    }
+
+
+def run(folder: Path, *flags: str, **data) -> Path:
+    folder.mkdir(exist_ok=True)
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump({"dit": settings_in(folder, **data)}), encoding="utf-8")
+    assert train.main(["--config", str(config), "--stage", "dit", *flags]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "flow"])
+def test_the_export_is_a_model_that_makes_pictures_of_named_classes(objective, tmp_path):
+    folder = run(tmp_path, objective=objective)
+    pipe = ClassToImagePipeline.from_pretrained(folder / "export")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.transformer.config.out_channels == (8 if objective == "diffusion" else 4)
+    picture = pipe("red star", num_inference_steps=2, generator=torch.manual_seed(0)).images[0]
+    assert picture.size == (64, 64)
+    assert "/" not in json.dumps(json.loads((folder / "export" / "model_index.json").read_text(encoding="utf-8")))
+    assert len(list((folder / "run" / "sheets").glob("*.png"))) == 1
+    lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert any("held_out_loss" in line for line in lines)
+    assert all(("loss_vb" in line) == (objective == "diffusion") for line in lines if "loss" in line)
+
+
+def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path):
+    whole = load_checkpoint(run(tmp_path / "whole") / "run")
+    run(tmp_path / "parts", "--set", "stop_after=1")
+    parts = load_checkpoint(run(tmp_path / "parts") / "run")
+    assert parts["step"] == whole["step"] == 3
+    assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
+
+
+def test_labels_are_those_of_the_pictures_and_training_drops_some(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"dit": settings_in(tmp_path)}), encoding="utf-8")
+    stage = ClassStage(load_settings(config, "dit", ClassStageSettings, {}), torch.device("cpu"))
+    assert [CLASSES[label] for label in stage.labels] == [
+        CLASSES[label_of(stage.part.sample(index))] for index in range(8)
+    ]
+    batch = stage.batch(0, 0, 4)
+    assert set(batch["labels"].tolist()) <= set(stage.labels.tolist())
+    assert torch.equal(batch["noise"], stage.batch(0, 0, 4)["noise"])
+    # the loss depends on the label once the output is not zero, and the null class is drawn in training only
+    torch.nn.init.normal_(stage.model.final_layer.linear.weight)
+    torch.nn.init.normal_(stage.model.blocks[0].adaLN_modulation[1].weight)
+    torch.nn.init.normal_(stage.model.final_layer.adaLN_modulation[1].weight)
+    null = dict(batch, labels=torch.full_like(batch["labels"], len(CLASSES)))
+    with torch.no_grad():
+        stage.model.eval()
+        plain, dropped = stage.loss(batch)[0], stage.loss(null)[0]
+        stage.model.train()
+        stage.model.y_embedder.dropout = 1.0
+        assert torch.equal(stage.loss(batch)[0], dropped) and not torch.equal(plain, dropped)
+
+
+def test_other_data_sets_objectives_and_backbones_are_refused_before_anything_is_made(tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    for flag, nearest in (
+        ("data.part.world=pictures", "'figures'"),
+        ("data.objective=flows", "'flow'"),
+        ("model.backbone=dot", "'dit'"),
+    ):
+        config.write_text(yaml.safe_dump({"dit": settings_in(tmp_path)}), encoding="utf-8")
+        with pytest.raises(SystemExit) as refusal:
+            train.main(["--config", str(config), "--stage", "dit", "--set", flag])
+        assert refusal.value.code == 2 and f"nearest: {nearest}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_published_configurations_are_legal():
+    for name in ("figures", "dit-official"):
+        settings = load_settings(ROOT / "scripts" / "configs" / f"{name}.yaml", "dit", ClassStageSettings, {})
+        assert settings.data.part.world == "figures"
+    assert (settings.lr, settings.weight_decay, settings.ema_decay, settings.hold) == (1e-4, 0, 0.9999, 1)
