@@ -10,6 +10,7 @@ import torch
 from diffusers.training_utils import free_memory
 from PIL import Image, ImageDraw, PngImagePlugin
 
+from ptdit_diffusers.core.files import new_file
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.pipelines.ptdit_text import join_text
@@ -60,9 +61,8 @@ def save_validation(pictures: list[Image.Image], path: Path, step: int, settings
         facts |= {"base": settings.base, "steps": settings.validation_steps, "guidance": settings.validation_guidance}
         for name, value in facts.items():
             info.add_text(name, str(value))
-        temporary = path.with_name(f"{path.name}-{index}.tmp")
-        picture.save(temporary, format="PNG", pnginfo=info)
-        temporary.replace(temporary.with_suffix(".png"))
+        with new_file(path.with_name(f"{path.name}-{index}.png")) as temporary:
+            picture.save(temporary, format="PNG", pnginfo=info)
 
 
 def quarter_steps(max_steps: int) -> list[int]:
@@ -86,7 +86,8 @@ def write_sheet(folder: Path, target: Path, steps: list[int], settings: LoRASett
             sheet.paste(pictures[row][column], (column * (side + 4), 16 + row * (side + 18)))
     for row, prompt in enumerate(settings.validation_prompts):
         pen.text((2, 16 + row * (side + 18) + side + 2), prompt, fill="black")
-    sheet.save(target)
+    with new_file(target) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def generate_prior(base: BaseModel, settings: LoRASettings, device: torch.device) -> Path:

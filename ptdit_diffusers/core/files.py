@@ -1,7 +1,11 @@
-"""Small helpers for files: hashes, writing JSON by rename, and the files of sharded weights."""
+"""Small helpers for files: hashes, writing by rename, and the files of sharded weights."""
 
 import hashlib
 import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,28 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def replace_json(path: Path, content: dict[str, Any]) -> None:
-    """Write to a temporary file and rename it, so that a kill leaves the old file or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to, and rename it to `path` at the end; after an error nothing is left.
+
+    A kill leaves the old file or the new one. No two writers share the temporary name, and the file gets the rights
+    that any new file has: some libraries make theirs readable for one user alone.
+    """
+    temporary = path.with_name(f".{path.stem[:100]}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "xb") as made:
+            rights = os.fstat(made.fileno()).st_mode & 0o777
+        yield temporary
+        temporary.chmod(rights)
+        temporary.replace(path)
+    finally:  # after a success there is nothing left to remove
+        temporary.unlink(missing_ok=True)
+
+
+def replace_json(path: Path, content: Any) -> None:
+    """Write JSON as `new_file` does."""
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def shard_names(index: Path, source: Any) -> list[str]:

@@ -1,30 +1,48 @@
 """Checkpoints of a run: written to a temporary folder, renamed, rotated; and tensors that processes share (FSDP2)."""
 
+import logging
 import os
+import re
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished-checkpoint"  # beginning of the names of temporary folders
+
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what runs left that were killed while they wrote a checkpoint; no run may be writing one now."""
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` as checkpoint of `step` and delete all but the newest `keep`.
+    """Write `state` as checkpoint of `step` and delete all but the newest `keep` up to this step.
 
-    A run that is killed while it writes leaves only a temporary folder, which is never read and is removed by the next
-    save.
+    A checkpoint of a later step is deleted, too: it was damaged, or this run would not stand before it. A run that is
+    killed while it writes leaves only a temporary folder, which is never read.
 
     Raises:
         OSError: It could not be written.
     """
-    target, temporary = folder / f"checkpoint-{step:08d}", folder / "unfinished-checkpoint"
-    shutil.rmtree(temporary, ignore_errors=True)
+    target = folder / f"checkpoint-{step:08d}"
+    temporary = folder / f"{UNFINISHED}-{uuid.uuid4().hex[:8]}"
     temporary.mkdir(parents=True)
     try:
         with open(temporary / "state.pt", "wb") as file:
@@ -36,16 +54,33 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         raise OSError(f"the checkpoint could not be written ({error.__context__ or error})") from error
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
-    for old in checkpoints(folder)[:-keep]:
+    others = [path for path in checkpoints(folder) if path != target]
+    earlier = [path for path in others if _step(path) < step]
+    kept = earlier[max(0, len(earlier) - keep + 1) :]
+    for old in [path for path in others if path not in kept]:
         shutil.rmtree(old)
     return target
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return the state of the newest checkpoint in `folder`, on the CPU; None when there is none."""
-    if not (found := checkpoints(folder)):
+    """Return the state of the newest checkpoint in `folder` that can be read, on the CPU; None when there is none.
+
+    Raises:
+        ValueError: There are checkpoints, and none can be read.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            break
+        except Exception as error:  # of many kinds: cut off, empty, of another format
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            logger.warning("%s is damaged and passed over (%s)", path, reason)
+    else:
+        if found:
+            names = ", ".join(path.name for path in found)
+            raise ValueError(f"every checkpoint in {folder} is damaged ({names}); remove them to begin anew.")
         return None
-    state = torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
     if "adapter" in state:  # of a LoRA, from the time when it had a loop of its own
         state |= {"model": state.pop("adapter"), "optimizers": [state.pop("optimizer")], "ema": state.pop("average")}
     return state

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ptdit_diffusers.core.files import replace_json
+from ptdit_diffusers.core.files import new_file, replace_json
 
 
 def read_log(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
@@ -27,10 +27,9 @@ def read_log(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
 def trim_log(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`: a resumed run writes them again."""
     if path.exists():
-        temporary = path.with_suffix(".tmp")
         kept = read_log(path, last_step)
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        with new_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def append_log(path: Path, line: dict[str, Any]) -> None:
@@ -60,7 +59,8 @@ def plot_curve(log: Path, picture: Path) -> None:
     upper.grid(alpha=0.3)
     lower.plot(steps, [line["lr"] for line in lines])
     lower.set(xlabel="optimizer step", ylabel="learning rate")
-    figure.savefig(picture, dpi=100)
+    with new_file(picture) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def write_run(path: Path, settings: Any, progress: dict[str, Any], processes: int) -> None:

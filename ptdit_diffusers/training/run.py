@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from ptdit_diffusers.training.checkpoint import gathered, is_shared, like, load_checkpoint, save_checkpoint
+from ptdit_diffusers.training.checkpoint import (
+    gathered,
+    is_shared,
+    like,
+    load_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
 from ptdit_diffusers.training.processes import batch_loader, stop_signals
 from ptdit_diffusers.training.randomness import mix
 from ptdit_diffusers.training.record import (
@@ -76,6 +83,7 @@ class Run:
         self.sums, self.summed = {}, 0
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.folder)
             trim_log(self.folder / "log.jsonl", self.step)
             count = sum(parameter.numel() for parameter in self.trained)
             progress = {"parameters": count, "step": self.step, "seconds": round(self.seconds, 1)}
@@ -181,7 +189,22 @@ class Run:
         """
         if not math.isfinite(loss):
             hint = "precision bf16 or fp32" if self.accelerator.mixed_precision == "fp16" else "a lower lr"
-            raise FloatingPointError(f"the loss is {loss} at step {self.step}; try {hint}")
+            raise FloatingPointError(f"the loss is {loss} at step {self.step}; try {hint}, in another output_dir")
+
+    def require_sound(self) -> None:
+        """Check every loss since the last line of the log, and the weights; all processes must call this.
+
+        Raises:
+            FloatingPointError: One of them is not finite, on any process.
+        """
+        loss = float(self.sums.get("loss", 0.0))
+        local = [p.to_local() if is_shared(p) else p for p in self.trained]
+        broken = not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in local)
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(broken), device=self.accelerator.device)
+            broken = self.accelerator.reduce(flag, "sum").item() > 0
+        if broken:
+            self.require_finite(loss if not math.isfinite(loss) else math.nan)
 
     def write(self, numbers: dict[str, float], words: str = "") -> None:
         """Append one line about this step to log.jsonl, show it, and give it to the trackers."""
@@ -209,7 +232,7 @@ class Run:
         self.saved_at = time.monotonic()
         if self.step == self.saved_step:
             return
-        self.require_finite(float(self.sums.get("loss", 0.0)))
+        self.require_sound()
         self.saved_step = self.step
         state = {
             "model": self.task.state(),

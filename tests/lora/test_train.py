@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.run import Run
 from tests.processes import run_ranks, start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,6 +187,24 @@ def test_a_used_folder_needs_resume_and_resume_the_same_settings(train, capsys):
     assert "holds an earlier run; go on with --resume" in capsys.readouterr().err
     assert train("out", "--resume", "--rank", "3") == 2
     assert "made with other settings: rank was 2, is 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["loss", "weights"])
+def test_no_checkpoint_is_written_whose_loss_or_weights_are_not_finite(train, tmp_path, capsys, monkeypatch, broken):
+    optimize = Run.optimize
+
+    def step_that_breaks_the_weights(run, batches):
+        optimize(run, batches)
+        if run.step == 2:
+            run.trained[-1].data[0, 0] = torch.nan
+
+    if broken == "weights":
+        monkeypatch.setattr(Run, "optimize", step_that_breaks_the_weights)
+    lr = "1e30" if broken == "loss" else "1e-3"
+    assert train("out", "--lr", lr, "--max-steps", "4", "--log-every", "4", "--checkpoint-every", "1") == 1
+    assert "the loss is nan at step 2; try a lower lr, in another output_dir" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-00000001"]
+    assert not (tmp_path / "out" / "lora").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
