@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ptdit_diffusers import ClassToImagePipeline, PTDiTPipeline
@@ -24,7 +23,7 @@ def load_pipeline(
         device: Of torch; None takes CUDA where there is one.
         options: Further arguments of `from_pretrained`.
     """
-    name = DiffusionPipeline.load_config(resolve_model(model))["_class_name"]
+    name = PTDiTPipeline.load_config(resolve_model(model))["_class_name"]
     kind = ClassToImagePipeline if name == ClassToImagePipeline.__name__ else PTDiTPipeline
     pipe = kind.from_pretrained(model, **options)
     pipe.set_progress_bar_config(disable=True)
