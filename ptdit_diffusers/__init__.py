@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _MODULES = {  # public name -> module of it
     "AutoencoderKLOpenSoraPlan": "models.autoencoder_ptdit",
     "ClassToImagePipeline": "pipelines.pipeline_class_to_image",
+    "DiffiT2DModel": "models.transformer_diffit",
     "DiT2DModel": "models.transformer_dit",
     "PTDiTBlocks": "pipelines.modular_ptdit",
     "PTDiTImg2ImgPipeline": "pipelines.pipeline_ptdit_img2img",

@@ -10,12 +10,14 @@ from typing import Any
 import diffusers
 from torch import Tensor
 
+from ptdit_diffusers.core.backbones.diffit import DiffiTBlock
 from ptdit_diffusers.core.backbones.dit import DiTBlock, DiTTokenBlock
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBlock
 from ptdit_diffusers.core.checkpoint_names import official_transformer_state_dict, official_vae_state_dict
 from ptdit_diffusers.core.dit_checkpoints import single_file_dit
 from ptdit_diffusers.models.attention_ptdit import PTDiTAttnProcessor
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ptdit_diffusers.models.transformer_diffit import DiffiT2DModel, DiffiTAttnProcessor
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
@@ -37,6 +39,7 @@ NAMESPACES = {  # class -> the module of diffusers that has it, besides `diffuse
     PTDiTTransformer3DModel: diffusers.models,
     AutoencoderKLOpenSoraPlan: diffusers.models,
     DiT2DModel: diffusers.models,
+    DiffiT2DModel: diffusers.models,
     PTDiTLoraLoaderMixin: diffusers.loaders,
     PTDiTPipeline: diffusers.pipelines,
     PTDiTImg2ImgPipeline: diffusers.pipelines,
@@ -69,10 +72,12 @@ def register_classes() -> None:
         "default_subfolder": "transformer",
     }
     single_files["AutoencoderKLOpenSoraPlan"] = {"checkpoint_mapping_fn": single_file_vae, "default_subfolder": "vae"}
-    single_files["DiT2DModel"] = {"checkpoint_mapping_fn": single_file_dit, "default_subfolder": "transformer"}
+    for name in ("DiT2DModel", "DiffiT2DModel"):
+        single_files[name] = {"checkpoint_mapping_fn": single_file_dit, "default_subfolder": "transformer"}
     adapter_scales = _table("diffusers.loaders.peft", "_SET_ADAPTER_SCALE_FN_MAPPING")
     adapter_scales["PTDiTTransformer3DModel"] = expand_block_scales
-    adapter_scales["DiT2DModel"] = lambda _, scales: scales
+    for name in ("DiT2DModel", "DiffiT2DModel"):
+        adapter_scales[name] = lambda _, scales: scales
     _register_blocks()
 
 
@@ -82,10 +87,11 @@ def _register_blocks() -> None:
     block = _table(helpers, "TransformerBlockMetadata")(
         return_hidden_states_index=0, return_encoder_hidden_states_index=None
     )
-    for block_class in (PTDiTBlock, DiTBlock, DiTTokenBlock):
+    for block_class in (PTDiTBlock, DiTBlock, DiTTokenBlock, DiffiTBlock):
         _table(helpers, "TransformerBlockRegistry").register(block_class, block)
     processor = _table(helpers, "AttentionProcessorMetadata")(skip_processor_output_fn=_skip_attention)
-    _table(helpers, "AttentionProcessorRegistry").register(PTDiTAttnProcessor, processor)
+    for processor_class in (PTDiTAttnProcessor, DiffiTAttnProcessor):
+        _table(helpers, "AttentionProcessorRegistry").register(processor_class, processor)
 
 
 def _table(module: str, name: str) -> Any:

@@ -29,9 +29,9 @@ def weights(case: str) -> dict[str, Tensor]:
     return {key.removeprefix("weights."): value.float() for key, value in tensors.items() if "weights." in key}
 
 
-def config(case: str) -> dict[str, Any]:
+def config(case: str, folder: Path = FOLDER) -> dict[str, Any]:
     """Configuration of a case, as arguments of `DiT2DModel`."""
-    with safe_open(FOLDER / f"{case}.safetensors", "pt") as file:
+    with safe_open(folder / f"{case}.safetensors", "pt") as file:
         given = json.loads(file.metadata()["config"])
     return {
         "num_attention_heads": given["num_heads"],

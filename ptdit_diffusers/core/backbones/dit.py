@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dit_parameters import ADAPTIVE, DiTParameters
+from .dit_parameters import ADAPTIVE, ClassParameters, DiTParameters, check_multiple
 from .embeddings import PatchEmbed, timestep_sinusoid, unpatchify
 from .layers import MultiHeadAttention, modulated_norm, scaled_dot_product
 
@@ -245,9 +245,7 @@ class DiTBackbone(nn.Module):
             device, dtype: where and in which format weights are made.
         """
         dim, adaptive = parameters.dim, parameters.block_type in ADAPTIVE
-        self.patch_size, self.block_type = parameters.patch_size, parameters.block_type
-        self.in_channels, self.out_channels = parameters.in_channels, parameters.out_channels
-        self.sample_size, self.num_classes = parameters.sample_size, parameters.num_classes
+        self.block_type = parameters.block_type
         layers = {"operations": operations, "device": device, "dtype": dtype}
 
         def attention_layer(is_cross_attention: bool = False) -> DiTAttention:
@@ -259,13 +257,21 @@ class DiTBackbone(nn.Module):
                 return DiTBlock(dim, self.block_type == "adaln_zero", attention_layer, **layers)
             return DiTTokenBlock(dim, self.block_type == "cross_attention", attention_layer, **layers)
 
+        self.build_inputs(parameters, **layers)
+        self.blocks = nn.ModuleList(block() for _ in range(parameters.num_layers))
+        self.final_layer = FinalLayer(dim, self.patch_size**2 * self.out_channels, adaptive, **layers)
+
+    def build_inputs(self, parameters: ClassParameters, operations: Any, device: Any, dtype: Any) -> None:
+        """Create the layers before the blocks, and the position table."""
+        dim, layers = parameters.dim, {"operations": operations, "device": device, "dtype": dtype}
+        self.patch_size, self.sample_size = parameters.patch_size, parameters.sample_size
+        self.in_channels, self.out_channels = parameters.in_channels, parameters.out_channels
+        self.num_classes = parameters.num_classes
         self.x_embedder = PatchEmbed(self.patch_size, self.in_channels, dim, **layers)
         self.t_embedder = TimestepEmbedder(dim, **layers)
         self.y_embedder = ClassEmbedder(self.num_classes, parameters.class_dropout_prob, dim, **layers)
-        side = self.sample_size // self.patch_size
+        side = parameters.grid_side
         self.register_buffer("pos_embed", grid_positions(side, side, dim)[None].to(device))
-        self.blocks = nn.ModuleList(block() for _ in range(parameters.num_layers))
-        self.final_layer = FinalLayer(dim, self.patch_size**2 * self.out_channels, adaptive, **layers)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -279,6 +285,16 @@ class DiTBackbone(nn.Module):
         | biases | 0 |
         | norms of `cross_attention` and `in_context` | 1, bias 0: torch's defaults |
         """
+        self.initialize_common()
+        zero = [self.final_layer.adaLN_modulation[1]] if self.block_type in ADAPTIVE else []
+        if self.block_type == "adaln_zero":
+            zero += [block.adaLN_modulation[1] for block in self.blocks]
+        for layer in zero:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def initialize_common(self) -> None:
+        """Give initial values to all linear layers (Xavier; the last one zero), patches, class and time embedding."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -287,14 +303,8 @@ class DiTBackbone(nn.Module):
         nn.init.zeros_(self.x_embedder.proj.bias)
         for layer in (self.y_embedder.embedding_table, self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)
-        zero = [self.final_layer.linear]
-        if self.block_type in ADAPTIVE:
-            zero.append(self.final_layer.adaLN_modulation[1])
-        if self.block_type == "adaln_zero":
-            zero += [block.adaLN_modulation[1] for block in self.blocks]
-        for layer in zero:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.linear.bias)
 
     def checked_positions(self, stored: Tensor | None = None) -> Tensor:
         """Return the position table (1, N, D) of the trained size by the formula, in float32 on the CPU.
@@ -335,9 +345,27 @@ class DiTBackbone(nn.Module):
             return self.pos_embed[0]
         return grid_positions(rows, columns, self.pos_embed.shape[-1])
 
-    def run_block(self, block: nn.Module, hidden_states: Tensor, condition: Tensor | None) -> Tensor:
+    def check_size(self, height: int, width: int) -> None:
+        """Check a size of latents.
+
+        Raises:
+            ValueError: the network does not take it; names the nearest that it takes.
+        """
+        check_multiple("latent height", height, self.patch_size)
+        check_multiple("latent width", width, self.patch_size)
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
         """Call one block; hosts override it, for example for gradient checkpointing."""
-        return block(hidden_states, condition)
+        return block(*inputs)
+
+    def embed(self, latents: Tensor, timestep: Tensor, class_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens with positions (B, N, D), and the embedded timestep and class, (B, D) each."""
+        rows, columns = (size // self.patch_size for size in latents.shape[2:])
+        hidden_states = self.x_embedder(latents[:, :, None])  # (B, N, D)
+        dtype = hidden_states.dtype
+        hidden_states = (hidden_states + self.positions(rows, columns).to(hidden_states.device)).to(dtype)
+        time = self.t_embedder(timestep, dtype).expand(len(latents), -1)
+        return hidden_states, time, self.y_embedder(class_labels, dtype)
 
     def predict(self, latents: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
         """Predict the noise and, with learned variance, the interpolation between its bounds.
@@ -350,14 +378,8 @@ class DiTBackbone(nn.Module):
         Returns:
             (B, out channels, height, width).
         """
-        batch, _, height, width = latents.shape
-        rows, columns = height // self.patch_size, width // self.patch_size
-        hidden_states = self.x_embedder(latents[:, :, None])  # (B, N, D)
-        dtype = hidden_states.dtype
-        hidden_states = (hidden_states + self.positions(rows, columns).to(hidden_states.device)).to(dtype)
-
-        time = self.t_embedder(timestep, dtype).expand(batch, -1)  # (B, D)
-        label = self.y_embedder(class_labels, dtype)  # (B, D)
+        rows, columns = (size // self.patch_size for size in latents.shape[2:])
+        hidden_states, time, label = self.embed(latents, timestep, class_labels)
         if self.block_type in ADAPTIVE:
             condition = time + label  # (B, D)
         else:

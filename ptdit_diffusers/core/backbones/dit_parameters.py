@@ -12,8 +12,8 @@ PRESETS = tuple(f"DiT-{size}/{patch}" for size in SIZES for patch in (8, 4, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTParameters(FromConfig):
-    """Sizes and settings of DiT. Defaults are those of the released DiT-XL/2 for 256 px.
+class ClassParameters(FromConfig):
+    """Sizes that class-conditional transformers share. Defaults are those of the released models for 256 px.
 
     Attributes:
         num_attention_heads: heads of every attention.
@@ -24,7 +24,6 @@ class DiTParameters(FromConfig):
         out_channels: channels of the output: noise, then with learned variance as many again.
         sample_size: side of the latents that the weights were trained for, a multiple of `patch_size`.
         num_classes: number of classes; the label of this number is the null class.
-        block_type: one of `BLOCK_TYPES`.
         class_dropout_prob: probability that training replaces a label by the null class; at 0 there is no null class.
 
     Raises:
@@ -39,7 +38,6 @@ class DiTParameters(FromConfig):
     out_channels: int = 8
     sample_size: int = 32
     num_classes: int = 1000
-    block_type: str = "adaln_zero"
     class_dropout_prob: float = 0.1
 
     def __post_init__(self) -> None:
@@ -50,13 +48,40 @@ class DiTParameters(FromConfig):
                 f"nearest: {max(4, round(self.dim / 4) * 4)}."
             )
         check_multiple("sample_size", self.sample_size, self.patch_size)
-        if self.block_type not in BLOCK_TYPES:
-            raise ValueError(f"block_type={self.block_type!r} is unknown; choose one of {', '.join(BLOCK_TYPES)}.")
         if not 0 <= self.class_dropout_prob < 1:
             raise ValueError(
                 f"class_dropout_prob={self.class_dropout_prob!r} must be at least 0 and below 1; nearest: "
                 f"{0.0 if self.class_dropout_prob < 0 else 0.9}."
             )
+
+    @property
+    def dim(self) -> int:
+        """Width D of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def grid_side(self) -> int:
+        """Tokens per side of the trained size."""
+        return self.sample_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTParameters(ClassParameters):
+    """Sizes and settings of DiT. Defaults are those of the released DiT-XL/2 for 256 px.
+
+    Attributes:
+        block_type: one of `BLOCK_TYPES`; the others are those of `ClassParameters`.
+
+    Raises:
+        ValueError: a value is not legal; names the nearest legal one.
+    """
+
+    block_type: str = "adaln_zero"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block_type not in BLOCK_TYPES:
+            raise ValueError(f"block_type={self.block_type!r} is unknown; choose one of {', '.join(BLOCK_TYPES)}.")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "DiTParameters":
@@ -82,11 +107,6 @@ class DiTParameters(FromConfig):
             "patch_size": int(patch),
         }
         return cls(**(preset | changes))
-
-    @property
-    def dim(self) -> int:
-        """Width D of a token."""
-        return self.num_attention_heads * self.attention_head_dim
 
 
 def check_multiple(name: str, size: int, patch_size: int) -> None:

@@ -67,18 +67,20 @@ class Windows:
     Attributes:
         axes: the segments of each axis.
         sizes: (windows, tokens per window) of each group, in the order of the partitioned tokens.
+        shapes: tokens (frames, rows, columns) of one window of each group.
         order, inverse: index (N,) from raster order to window order, and back.
     """
 
     def __init__(self, grid: Triple, window: Triple, shifted: bool, device: torch.device | None = None):
         self.axes = [axis_segments(size, length, shifted) for size, length in zip(grid, window, strict=True)]
-        self.sizes = []
+        self.sizes, self.shapes = [], []
         for group in product(*self.axes):
             count, tokens = 1, 1
             for run in group:
                 count *= run.count
                 tokens *= run.length
             self.sizes.append((count, tokens))
+            self.shapes.append(tuple(run.length for run in group))
 
         group = number = torch.zeros((), dtype=torch.long, device=device)
         for axis, (size, length, runs) in enumerate(zip(grid, window, self.axes, strict=True)):
@@ -107,15 +109,26 @@ class Windows:
         """Undo `partition`."""
         return Reorder.apply(hidden_states, self.inverse, self.order)
 
-    def attend(self, attention: Callable, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend inside each window; all tensors are partitioned, (B, N, heads, head_dim)."""
+    def attend(
+        self,
+        attention: Callable,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask_of: Callable[[int], Tensor | None] = lambda group: None,
+    ) -> Tensor:
+        """Attend inside each window; all tensors are partitioned, (B, N, heads, head_dim).
+
+        `mask_of` returns the mask for the attention of a group of windows, for example a bias of positions.
+        """
         pieces, batch, heads = [], len(query), query.shape[2]
         lengths = [count * size for count, size in self.sizes]
         groups = (t.flatten(2).split(lengths, dim=1) for t in (query, key, value))
-        for (_, size), *qkv in zip(self.sizes, *groups, strict=True):  # (B, windows * S, D) of one window shape
+        groups = zip(self.sizes, *groups, strict=True)  # (B, windows * S, D) of one window shape
+        for group, ((_, size), *qkv) in enumerate(groups):
             # None of these steps asks whether there is only one window, for which torch.compile would recompile.
             q, k, v = (t.flatten(0, 1).unflatten(1, (heads, -1)).unflatten(0, (-1, size)) for t in qkv)
-            inner = attention(q, k, v, None)  # (B * windows, S, heads, head_dim)
+            inner = attention(q, k, v, mask_of(group))  # (B * windows, S, heads, head_dim)
             pieces.append(inner.flatten(0, 1).flatten(1).unflatten(0, (batch, -1)))
         tokens = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)  # (B, N, D)
         return tokens.unflatten(2, (heads, -1))
