@@ -59,6 +59,9 @@ class LoRASettings:
     rebuild_cache: bool = setting(False, "replace a cache that was made by another model or for another size")
     outside_files: bool = setting(False, "take also files that a table or link in `data` names outside of its folder")
     default_caption: str = setting("", "caption of files that have none; the log names their number")
+    caption_column: str = setting(
+        "", "column of the captions in a table; default: text, caption, prompt or description"
+    )
     trigger: str = setting("", "word put before every caption, or in place of [trigger] in it")
     resolution: int = setting(0, "pixels: pictures get about resolution^2 of them; 0 = the model's own size")
     bucket_step: int = setting(0, "pixels: sides of buckets are multiples of this; 0 = one window of the model")

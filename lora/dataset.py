@@ -3,21 +3,21 @@
 Pictures are read only for their size. Sizes are height x width in pixels.
 """
 
-import csv
+import logging
 import math
+import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ptdit_diffusers.core.documents import parse_json
-from ptdit_diffusers.core.folder_files import inside
+from .listing import Listing, list_data
+from .media import UnreadableError, is_clip, read_frames
 
-from .media import PICTURES, VIDEOS, UnreadableError, size_of
+logger = logging.getLogger("lora")
 
-CAPTION_KEYS = ("text", "caption", "prompt")
-LONGEST_CAPTION = 20_000  # characters; a text encoder reads 200 tokens
-FILE_KEYS = ("file_name", "file", "image", "path")
+PROGRESS_SECONDS = 10.0  # between lines that say how far it is
+SHOWN = 5  # names in a line about several files
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Findings:
     skipped: list[tuple[str, str]]  # name, reason
     without_caption: int
     enlarged: int  # pictures smaller than their bucket
+    clips_as_pictures: int = 0  # clips of which only the first frame is taken
+    notes: list[str] = field(default_factory=list)  # lines about what is no data
 
 
 def find_items(
@@ -54,6 +56,8 @@ def find_items(
     num_frames: int,
     sizes: list[tuple[int, int]],
     outside_files: bool = False,
+    caption_column: str = "",
+    own: Sequence[Path] = (),
 ) -> Findings:
     """Read every file of a data set and choose its bucket.
 
@@ -64,43 +68,57 @@ def find_items(
         num_frames: Frames taken from each video.
         sizes: Legal (height, width), from `bucket_sizes`.
         outside_files: Take also what a table or a link names outside of the folder.
+        caption_column: Column of the captions in a table; "" = one of the usual names.
+        own: Folders that this run writes to; what lies in them is no data.
 
     Raises:
         ValueError: There is no such folder, a metadata file is broken, or nothing is left to train on.
     """
-    items, skipped, bare, enlarged = [], [], 0, 0
-    place = Path(source)
-    home = place.parent if place.is_file() else place
-    for path, caption, problem in _listed(source):
+    listing = list_data(source, outside_files, caption_column, own)
+    found = Findings([], [], 0, 0, notes=_notes(listing, Path(source)))
+    said = time.monotonic()
+    for number, entry in enumerate(listing.entries):
+        if time.monotonic() - said > PROGRESS_SECONDS:
+            said = time.monotonic()
+            logger.info("looked through %d of %d files", number, len(listing.entries))
         try:
-            if problem := problem or _objection(path, caption, None if outside_files else home):
-                raise UnreadableError(problem)
-            frames = num_frames if path.suffix.lower() in VIDEOS else 1
-            width, height = size_of(path, frames)
+            if entry.problem:
+                raise UnreadableError(entry.problem)
+            clip = is_clip(entry.path)
+            frames = num_frames if clip else 1
+            width, height = read_frames(entry.path, frames)[0].size
         except UnreadableError as error:
-            skipped.append((str(path), str(error)))
+            found.skipped.append((str(entry.path), str(error)))
             continue
-        bare += not caption
-        caption = with_trigger(caption or default_caption, trigger)
+        found.without_caption += not entry.caption
+        found.clips_as_pictures += clip and num_frames == 1
         best = nearest_size(height, width, sizes)
-        enlarged += height < best[0] or width < best[1]
-        items.append(Item(path, caption, frames, *best))
-    if not items:
-        reasons = "; ".join(f"{name} {reason}" for name, reason in skipped[:5]) or "it holds no pictures or videos"
-        raise ValueError(f"data {source!r} has nothing to train on: {reasons}.")
-    return Findings(items, skipped, bare, enlarged)
+        found.enlarged += height < best[0] or width < best[1]
+        caption = with_trigger(entry.caption or default_caption, trigger)
+        found.items.append(Item(entry.path, caption, frames, *best))
+    if not found.items:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in found.skipped[:SHOWN])
+        raise ValueError(
+            f"data {source!r} has nothing to train on: "
+            f"{'; '.join(filter(None, [reasons or 'it holds no pictures or videos', *found.notes]))}."
+        )
+    return found
 
 
-def _objection(path: Path, caption: str, home: Path | None) -> str:
-    """Return why a file is not read ("" = it is): no ordinary file, a giant caption, not in the folder `home`."""
-    if not path.is_file():
-        return "is not an ordinary file"
-    if len(caption) > LONGEST_CAPTION:
-        return f"has a caption of {len(caption)} characters; at most {LONGEST_CAPTION} are read"
-    for each in (path, path.with_suffix(".txt")) if home else ():
-        if each.is_file() and not inside(each, home):
-            return f"lies outside of the data folder ({each.name}); --outside-files takes it"
-    return ""
+def _notes(listing: Listing, top: Path) -> list[str]:
+    """Return a line about each kind of file or folder that is no data."""
+    notes = []
+    if listing.own:
+        names = ", ".join(str(path.relative_to(top)) for path in listing.own)
+        notes.append(f"left out, because a training wrote it: {names}")
+    if listing.lonely:
+        names = ", ".join(str(path.relative_to(top)) for path in listing.lonely[:SHOWN])
+        names += ", ..." if len(listing.lonely) > SHOWN else ""
+        notes.append(f"{len(listing.lonely)} text files belong to no picture: {names}")
+    if listing.others:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(listing.others.items()))
+        notes.append(f"no pictures or videos: {kinds}")
+    return notes
 
 
 def with_trigger(caption: str, trigger: str) -> str:
@@ -108,55 +126,6 @@ def with_trigger(caption: str, trigger: str) -> str:
     if "[trigger]" in caption:
         return caption.replace("[trigger]", trigger).strip()
     return f"{trigger}, {caption}" if trigger and caption else trigger or caption
-
-
-def _listed(source: str) -> Iterator[tuple[Path, str, str]]:
-    """Yield path, caption and problem ("" = none) of every file."""
-    place = Path(source)
-    if place.is_file():
-        yield from _from_table(place)
-    elif not place.is_dir():
-        raise ValueError(f"data {source!r} is neither a folder nor a file.")
-    else:
-        tables = [place / name for name in ("metadata.jsonl", "metadata.csv") if (place / name).is_file()]
-        if tables:
-            yield from _from_table(tables[0])
-        else:
-            yield from _from_folder(place)
-
-
-def _from_folder(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in PICTURES + VIDEOS or any(part.startswith(".") for part in path.parts):
-            continue
-        text = path.with_suffix(".txt")
-        try:
-            yield path, text.read_text(encoding="utf-8-sig").strip() if text.is_file() else "", ""
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            yield path, "", f"has a caption that is not UTF-8 ({text.name}, byte 0x{byte:02x} at {error.start})"
-
-
-def _from_table(table: Path) -> Iterator[tuple[Path, str, str]]:
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-        if table.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
-        else:
-            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{table} cannot be read: {error}.") from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{table}, entry {number}: it is a {type(row).__name__}, not an object with names.")
-        name = next((row[key] for key in FILE_KEYS if row.get(key)), None)
-        if not isinstance(name, str) or "\0" in name:
-            raise ValueError(f"{table}, entry {number}: no file name; give one of {', '.join(FILE_KEYS)}.")
-        caption = next((row[key] for key in CAPTION_KEYS if row.get(key)), "")
-        path = table.parent / name
-        kind_is_known = path.suffix.lower() in PICTURES + VIDEOS
-        problem = "" if path.is_file() else "does not exist"
-        yield path, str(caption).strip(), problem if kind_is_known else "is not a picture or video"
 
 
 # --- buckets ---------------------------------------------------------------------------------------------------------
@@ -200,8 +169,11 @@ def table(findings: Findings, repeats: int, prior_repeats: int) -> str:
     lines += [f"skipped {name}: {reason}" for name, reason in findings.skipped]
     if findings.without_caption:
         lines.append(f"{findings.without_caption} files have no caption and get the default one")
+    if findings.clips_as_pictures:
+        lines.append(f"{findings.clips_as_pictures} clips: only their first frame is trained on (num_frames=1)")
     if findings.enlarged:
         lines.append(f"{findings.enlarged} files are smaller than their bucket and are enlarged")
+    lines += findings.notes
     return "\n".join(lines)
 
 

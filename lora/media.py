@@ -4,16 +4,23 @@ Owns orientation, transparency, palettes, 16-bit and CMYK files, and counting fr
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-VIDEOS = (".gif", ".apng", ".mp4", ".mov", ".mkv", ".webm", ".avi")
-CONTAINERS = VIDEOS[2:]  # need PyAV; the others are read by Pillow
+PICTURES = (".png", ".apng", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
+CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # need PyAV; the others are read by Pillow
+READ = PICTURES + CONTAINERS
+NOT_READ = {  # pictures and videos of other kinds -> what to save them as
+    **dict.fromkeys(".heic .heif .avif .jxl .jp2 .j2k .tga .psd .svg .ico .exr .hdr .eps .pdf".split(), "PNG or JPEG"),
+    **dict.fromkeys(".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .raw .ppm .pgm".split(), "PNG or JPEG"),
+    **dict.fromkeys(".ts .mts .m2ts .mpg .mpeg .wmv .flv .f4v .3gp .ogv .vob .y4m".split(), "MP4"),
+}
 # Files are read as these kinds only, whatever is in them: Pillow would start Ghostscript, FFmpeg follow a playlist.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+ANIMATED = ("PNG", "WEBP", "GIF")  # the pages of other files are no frames of a clip
 VIDEO_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi", "protocol_whitelist": "file"}
 
 
@@ -40,27 +47,28 @@ def picture_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_frames(path: Path, num_frames: int) -> list[Image.Image]:
-    """Return the one picture of a picture file, or the first `num_frames` frames of a video.
+    """Return the first `num_frames` frames of a clip, or for 1 the one of a picture.
 
     Raises:
         UnreadableError: The file is damaged, of an unknown kind, or has too few frames; says which.
     """
-    if path.suffix.lower() not in VIDEOS:
-        return [_open(path)]
-    frames = _decoded(path) if path.suffix.lower() in CONTAINERS else _animation(path)
+    frames = _decoded(path) if path.suffix.lower() in CONTAINERS else _opened(path)
     found = [frame for _, frame in zip(range(num_frames), frames, strict=False)]
     if len(found) < num_frames:
         raise UnreadableError(f"has {len(found)} frames, num_frames={num_frames} were asked for")
     return found
 
 
-def size_of(path: Path, num_frames: int) -> tuple[int, int]:
-    """Return width and height in pixels as trained, after decoding the whole file once.
+def is_clip(path: Path) -> bool:
+    """Return whether a file moves, which its content says: GIF, PNG and WebP may be either.
 
     Raises:
         UnreadableError: As `read_frames`.
     """
-    return read_frames(path, num_frames)[0].size
+    if path.suffix.lower() in CONTAINERS:
+        return True
+    with _problems_named(), Image.open(path, formats=FORMATS) as image:
+        return image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -68,30 +76,30 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
-def _open(path: Path) -> Image.Image:
+@contextmanager
+def _problems_named() -> Iterator[None]:
+    """Turn what goes wrong with a file into an UnreadableError; a crafted file fails in many ways."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return picture_to_rgb(image)
+        yield
     except UnreadableError:
         raise
     except UnidentifiedImageError:
         raise UnreadableError("is not a picture") from None
-    except Exception as error:  # a crafted file fails in many ways
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(f"is too large ({error})") from error
+    except PermissionError as error:
+        raise UnreadableError(f"cannot be opened ({error.strerror})") from error
+    except Exception as error:
+        if "MAX_TEXT" in str(error):
+            raise UnreadableError("holds more than a mebibyte of text; save it without its metadata") from error
         raise UnreadableError(f"is damaged ({error})") from error
 
 
-def _animation(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            for index in range(getattr(image, "n_frames", 1)):
-                image.seek(index)
-                yield picture_to_rgb(image.copy())
-    except UnreadableError:
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableError("is not a video that Pillow can read") from None
-    except Exception as error:  # a crafted file fails in many ways
-        raise UnreadableError(f"is damaged ({error})") from error
+def _opened(path: Path) -> Iterator[Image.Image]:
+    with _problems_named(), Image.open(path, formats=FORMATS) as image:
+        for index in range(getattr(image, "n_frames", 1)):
+            image.seek(index)
+            yield picture_to_rgb(image.copy())
 
 
 def _decoded(path: Path) -> Iterator[Image.Image]:
@@ -99,11 +107,9 @@ def _decoded(path: Path) -> Iterator[Image.Image]:
         import av
     except ImportError:
         raise UnreadableError(f"needs PyAV to read {path.suffix}: pip install av") from None
-    try:
-        with av.open(str(path), options=VIDEO_OPTIONS) as container:
-            if not container.streams.video:
-                raise UnreadableError("has no video in it")
-            for frame in container.decode(video=0):
-                yield frame.to_image()
-    except av.FFmpegError as error:
-        raise UnreadableError(f"is damaged ({error})") from error
+    with _problems_named(), av.open(str(path), options=VIDEO_OPTIONS) as container:
+        if not container.streams.video:
+            raise UnreadableError("has no video in it")
+        for frame in container.decode(video=0):
+            turn = 90 * round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; phones film sideways
+            yield frame.to_image().rotate(turn, expand=True)

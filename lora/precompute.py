@@ -59,6 +59,8 @@ def find_data(settings: LoRASettings, base: BaseModel, accelerator: Accelerator)
         settings.num_frames,
         sizes,
         settings.outside_files and not downloaded,
+        settings.caption_column,
+        (Path(settings.output_dir), settings.cache_folder),
     )
     if settings.prior_prompts:
         prior = find_items(str(generate_prior(base, settings, accelerator.device)), "", "", 1, sizes)
