@@ -12,10 +12,12 @@ from transformers import T5Config, T5EncoderModel
 from ptdit_diffusers.core.checkpoint_names import check_weights, shapes_of
 from ptdit_diffusers.core.model_folder import PARTS, check_fit, check_types, read_config, weights_shapes
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 CLASSES = {
     "PTDiTTransformer3DModel": PTDiTTransformer3DModel,
+    "DiT2DModel": DiT2DModel,
     "AutoencoderKLOpenSoraPlan": AutoencoderKLOpenSoraPlan,
     "T5EncoderModel": T5EncoderModel,
 }

@@ -1,5 +1,6 @@
 """Loading and saving that all pipelines of this package share."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from diffusers import DiffusionPipeline
 
 from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.core.headers import check_layers
+from ptdit_diffusers.core.model_folder import read_config
 
 from .model_folders import check_folder
 from .ptdit_remote import copy_code
@@ -38,9 +40,22 @@ class PackagePipeline(DiffusionPipeline):
         """
         source = resolve_model(pretrained_model_name_or_path)
         if (Path(source) / "model_index.json").is_file() and not kwargs.get("variant"):
+            cls._check_kind(Path(source), without=kwargs)
             check_layers(Path(source), without=kwargs)
             check_folder(Path(source), without=kwargs)
         return super().from_pretrained(source, **kwargs)
+
+    @classmethod
+    def _check_kind(cls, folder: Path, without: Collection[str]) -> None:
+        """Refuse the folder of a pipeline that lacks parts of this one, and name the class that loads it."""
+        index = read_config(folder / "model_index.json")
+        required = set(cls._get_signature_keys(cls)[0]) - set(cls._optional_components)
+        if missing := sorted(required - set(index) - set(without)):
+            kind = index.get("_class_name")
+            raise ValueError(
+                f"{folder} holds a {kind}, without the {' and '.join(missing)} of a {cls.__name__}; load it with "
+                f"{kind}.from_pretrained."
+            )
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save all components; a pipeline whose code came from the Hub takes that code along.

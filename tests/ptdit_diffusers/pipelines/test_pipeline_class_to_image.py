@@ -12,13 +12,14 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from safetensors.torch import load_file, save_file
 
 import ptdit_diffusers
-from ptdit_diffusers import ClassToImagePipeline, DiT2DModel, official_scheduler
+from ptdit_diffusers import ClassToImagePipeline, DiT2DModel, PTDiTPipeline, official_scheduler
 from ptdit_diffusers.core.diffusion import respaced_betas, respaced_timesteps
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from tests.ptdit_diffusers import dit_goldens
-from tests.ptdit_diffusers.class_models import NAMES, tiny_pipeline, tiny_vae
+from tests.ptdit_diffusers.class_models import NAMES, tiny_folder, tiny_pipeline, tiny_vae
 from tests.ptdit_diffusers.models.test_transformer_dit import folder_of_diffusers
 
 
@@ -286,6 +287,20 @@ def test_a_folder_of_diffusers_gets_the_exact_network_and_the_official_sampler(t
 def test_pipelines_of_prompts_are_refused():
     with pytest.raises(ValueError, match="holds a PTDiTPipeline, not a class-conditional pipeline"):
         ClassToImagePipeline.from_pretrained("shapes-128")
+
+
+def test_a_pipeline_of_prompts_names_the_class_that_loads_a_model_of_classes(tmp_path):
+    with pytest.raises(ValueError, match="a ClassToImagePipeline, without the text_encoder and tokenizer of a PTDiTP"):
+        PTDiTPipeline.from_pretrained(tiny_folder(tmp_path))
+
+
+def test_a_missing_weight_of_the_transformer_is_named_before_anything_is_loaded(tmp_path):
+    (path,) = (tiny_folder(tmp_path) / "transformer").glob("*.safetensors")
+    weights = load_file(path)
+    del weights["blocks.0.attn.qkv.weight"]
+    save_file(weights, path)
+    with pytest.raises(ValueError, match="1 missing: blocks.0.attn.qkv.weight"):
+        ClassToImagePipeline.from_pretrained(tmp_path)
 
 
 def test_the_package_offers_the_parts():
