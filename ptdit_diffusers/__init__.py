@@ -25,6 +25,7 @@ _MODULES = {  # public name -> module of it
     "PTDiTPipeline": "pipelines.pipeline_ptdit",
     "PTDiTPipelineOutput": "pipelines.ptdit_base",
     "PTDiTTransformer3DModel": "models.transformer_ptdit",
+    "PowerCosineGuidance": "pipelines.ptdit_guiders",
     "contact_sheet": "core.views",
     "embedded_model_path": "core.embedded",
     "official_scheduler": "pipelines.class_sampling",

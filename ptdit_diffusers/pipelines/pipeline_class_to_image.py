@@ -16,7 +16,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from ptdit_diffusers.core.class_labels import class_ids
-from ptdit_diffusers.core.diffusion import guide_classes
+from ptdit_diffusers.core.diffusion import check_guidance_schedule, guide_classes, power_cosine
 from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.models.transformer_dit import DIFFUSERS_CLASSES, DiT2DModel
 
@@ -35,7 +35,7 @@ from .ptdit_checks import (
 
 
 class ClassToImagePipeline(PackagePipeline):
-    """Pictures of classes with DiT, and with other transformers of `forward(hidden_states, timestep, class_labels)`.
+    """Pictures of classes with DiT, DiffiT and other transformers of `forward(hidden_states, timestep, class_labels)`.
 
     With the official weights, the default scheduler and the same random numbers it gives the pictures of the official
     script. diffusers' `DiTPipeline` does not: its network has another time embedding, it guides all latent channels,
@@ -49,6 +49,9 @@ class ClassToImagePipeline(PackagePipeline):
         id2label: Class number -> name; several names of one class with commas between.
         guidance_channels: How many of the first latent channels are guided; None guides all. The official weights are
             sampled with 3 of 4.
+        guidance_scale, guidance_schedule, guidance_power: What a call does that does not say it, see there. The
+            official values are 4.0 and "constant" for DiT, 4.4 and "power_cosine" with 4.0 for DiffiT at 256 px, 1.49
+            and "constant" for DiffiT at 512 px.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -62,12 +65,18 @@ class ClassToImagePipeline(PackagePipeline):
         scheduler: Any,
         id2label: Mapping[Any, str] | None = None,
         guidance_channels: int | None = 3,
+        guidance_scale: float = 4.0,
+        guidance_schedule: str = "constant",
+        guidance_power: float = 4.0,
     ):
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self.register_to_config(
             id2label=None if id2label is None else {str(number): label for number, label in id2label.items()},
             guidance_channels=guidance_channels,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            guidance_power=guidance_power,
         )
 
     @classmethod
@@ -109,8 +118,10 @@ class ClassToImagePipeline(PackagePipeline):
         width: int | None = None,
         num_inference_steps: int = 250,
         timesteps: list[int] | None = None,
-        guidance_scale: float = 4.0,
+        guidance_scale: float | None = None,
         guidance_channels: int | str | None = None,
+        guidance_schedule: str | None = None,
+        guidance_power: float | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: Generators = None,
@@ -127,8 +138,12 @@ class ClassToImagePipeline(PackagePipeline):
             height, width: Pixels; default those of the training.
             num_inference_steps: Number of steps; not used with `timesteps`.
             timesteps: Timesteps falling within 999 to 0, e.g. those of `respaced_timesteps`.
-            guidance_scale: How strongly to follow the class; 1 or less turns guidance off and halves the work.
-            guidance_channels: How many of the first latent channels are guided, or "all"; default the pipeline's.
+            guidance_scale: How strongly to follow the class; 1 or less turns guidance off and halves the work. The
+                default of this and the next three is what the pipeline says.
+            guidance_channels: How many of the first latent channels are guided, or "all".
+            guidance_schedule: "constant": the same strength in all steps; "power_cosine": it grows from 1 at noise to
+                `guidance_scale` at the picture, see `core.diffusion.power_cosine`.
+            guidance_power: Exponent of "power_cosine", above 0; the larger, the later guidance sets in.
             num_images_per_prompt: Pictures per class.
             eta: Share of the noise in DDIM, 0 to 1.
             generator: Source of the noise, one for all samples or one for each. Sample i of a batch equals the single
@@ -159,8 +174,11 @@ class ClassToImagePipeline(PackagePipeline):
         self.check_inputs(
             shape, num_inference_steps, generator, latents, output_type, callback_on_step_end_tensor_inputs
         )
-        self._guidance_scale, self._interrupt = guidance_scale, False
-        self._guidance_channels = self.channels_to_guide(guidance_channels)
+        self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        self._guidance_channels, self._interrupt = self.channels_to_guide(guidance_channels), False
+        self._guidance_schedule = guidance_schedule or self.config.guidance_schedule
+        self._guidance_power = self.config.guidance_power if guidance_power is None else guidance_power
+        check_guidance_schedule(self._guidance_schedule, self._guidance_power)
 
         sampler = Sampler(self.scheduler, num_inference_steps, timesteps, generator, eta)
         self.check_variance(sampler)
@@ -206,7 +224,13 @@ class ClassToImagePipeline(PackagePipeline):
             ].float()
         if not self.do_classifier_free_guidance:
             return predicted
-        return guide_classes(predicted, self.guidance_scale, self._guidance_channels)
+        return guide_classes(predicted, self.strength_at(timestep), self._guidance_channels)
+
+    def strength_at(self, timestep: Tensor) -> float:
+        """Return how strongly the present call guides at a timestep."""
+        if self._guidance_schedule == "constant":
+            return self.guidance_scale
+        return float(power_cosine(timestep, self.guidance_scale, self._guidance_power))
 
     def prepare_latents(self, shape: tuple[int, ...], generator: Generators, latents: Tensor | None = None) -> Tensor:
         """Return starting noise (B, C, H, W) in float32, at the scheduler's first noise level."""
@@ -259,13 +283,15 @@ class ClassToImagePipeline(PackagePipeline):
         """Return the shape (B, C, H, W) of latents for a size in pixels; None is the size of the training.
 
         Raises:
-            ValueError: A size is not a multiple of the pixels of a token.
+            ValueError: A size is not a multiple of the pixels of a token, or another one than the model's only one.
         """
         config, factor = self.transformer.config, self.vae_scale_factor
         sides = []
         for name, size, default in zip(("height", "width"), (height, width), self.default_size(), strict=True):
             size = default if size is None else size
             check_size(name, size, factor * config.patch_size, 0, f"VAE {factor} x patch {config.patch_size}")
+            if getattr(self.transformer, "is_global", False) and size != default:
+                raise ValueError(f"{name}={size}: this model makes {default} x {default} only; nearest: {default}.")
             sides.append(size // factor)
         return samples, config.in_channels, *sides
 

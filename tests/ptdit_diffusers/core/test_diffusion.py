@@ -11,10 +11,11 @@ from ptdit_diffusers.core.diffusion import (
     guide_classes,
     linear_alphas_cumprod,
     linear_betas,
+    power_cosine,
     respaced_betas,
     respaced_timesteps,
 )
-from tests.ptdit_diffusers import dit_goldens
+from tests.ptdit_diffusers import diffit_goldens, dit_goldens
 
 KNOWN = json.loads((dit_goldens.FOLDER / "timesteps.json").read_text(encoding="utf-8"))
 
@@ -76,3 +77,29 @@ def test_guidance_equals_the_golden_on_three_channels_and_on_all(case):
         guided, expected = guide_classes(predicted, 4.0, channels), tensors[name].chunk(2)[0]
         assert guided.shape == expected.shape and (guided - expected).abs().max() < 4 * dit_goldens.LIMIT
     assert torch.equal(guide_classes(predicted, torch.full((2, 1, 1, 1), 4.0), 3), guide_classes(predicted, 4.0, 3))
+
+
+def test_power_cosine_equals_the_official_values_at_every_timestep():
+    golden = diffit_goldens.load("guidance")
+    timesteps, every = golden["timesteps_250"], torch.arange(1000)
+    for name, scale, steps in (("4.4", 4.4, timesteps), ("4.6", 4.6, timesteps)):
+        assert (power_cosine(steps, scale) - golden[f"w_250_scale_{name}"]).abs().max() < 1e-6
+    assert (power_cosine(every, 4.4) - golden["w_all_1000_scale_4.4"]).abs().max() < 1e-6
+    ten = torch.tensor(respaced_timesteps(10))
+    assert (power_cosine(ten, 4.4, 1.0) - golden["w_10_scale_4.4_pow_1"]).abs().max() < 1e-6
+    assert (power_cosine(timesteps, 4.4) == 1).sum() == 24  # the first steps are not guided at all
+
+
+@pytest.mark.parametrize(
+    ("case", "output", "power"),
+    [("diffit_p2", "out", 4.0), ("diffit_p2", "out_scale_pow_1", 1.0), ("diffit_constant_cfg", "out", None)],
+)
+@torch.no_grad()
+def test_guidance_of_diffit_equals_the_golden(case, output, power):
+    tensors, transformer, scale = diffit_goldens.load(case), diffit_goldens.model(case), 4.4
+    first, timesteps = tensors["cfg.x"].chunk(2)[0], tensors["cfg.t"]
+    assert tensors["cfg.scale"].item() == pytest.approx(scale)
+    predicted = transformer(torch.cat([first, first]), timesteps, tensors["cfg.y"]).sample
+    strength = scale if power is None else power_cosine(timesteps[:2], scale, power).view(-1, 1, 1, 1)
+    guided = guide_classes(predicted, strength, 3)
+    assert (guided - tensors[f"cfg.{output}"].chunk(2)[0]).abs().max() < diffit_goldens.LIMIT

@@ -15,11 +15,11 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 import ptdit_diffusers
-from ptdit_diffusers import ClassToImagePipeline, DiT2DModel, PTDiTPipeline, official_scheduler
+from ptdit_diffusers import ClassToImagePipeline, DiffiT2DModel, DiT2DModel, PTDiTPipeline, official_scheduler
 from ptdit_diffusers.core.diffusion import respaced_betas, respaced_timesteps
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
-from tests.ptdit_diffusers import dit_goldens
-from tests.ptdit_diffusers.class_models import NAMES, tiny_folder, tiny_pipeline, tiny_vae
+from tests.ptdit_diffusers import diffit_goldens, dit_goldens
+from tests.ptdit_diffusers.class_models import NAMES, tiny_diffit_pipeline, tiny_folder, tiny_pipeline, tiny_vae
 from tests.ptdit_diffusers.models.test_transformer_dit import folder_of_diffusers
 
 
@@ -71,14 +71,28 @@ def test_a_seed_gives_what_it_gives_in_the_official_script(scale):
         assert (latents - official_run(pipe.transformer, (2, 7), 10, scale, theirs)).abs().max() < 2e-4
 
 
-def test_the_guided_golden_runs_through_the_pipeline(monkeypatch):
-    golden = dit_goldens.load("dit_sampler")
+@pytest.mark.parametrize("system", ["dit", "diffit"])
+def test_the_guided_golden_runs_through_the_pipeline(monkeypatch, system):
+    goldens, pipeline, guidance = {
+        "dit": (dit_goldens, tiny_pipeline, {"guidance_scale": 1.5}),
+        "diffit": (diffit_goldens, tiny_diffit_pipeline, {}),  # 4.4, power-cosine: what the pipeline says
+    }[system]
+    golden = goldens.load(f"{system}_sampler")
     for name in ("ddpm", "ddim"):
         noise = [*golden["noise_10"]]
         for place in ("ptdit_diffusers.pipelines.class_sampling", "diffusers.schedulers.scheduling_ddpm"):
             monkeypatch.setattr(f"{place}.randn_tensor", lambda *_, noise=noise, **__: noise.pop(0))
-        latents = latents_of(tiny_pipeline(official_scheduler(name)), latents=golden["z"], guidance_scale=1.5)
-        assert (latents - golden[f"{name}10_cfg.latents"][-1, :2]).abs().max() < 2e-4
+        labels = golden["y"].tolist()
+        trajectory = []
+        latents_of(
+            pipeline(official_scheduler(name)),
+            labels,
+            latents=golden["z"],
+            callback_on_step_end=lambda *given, kept=trajectory: kept.append(given[3]["latents"]),
+            **guidance,
+        )
+        expected = golden[f"{name}10_cfg.latents"][1:, :2]
+        assert (torch.stack(trajectory) - expected).abs().max() < 2e-4
 
 
 def test_defaults_are_250_ancestral_steps_guided_by_4_on_three_channels():
@@ -117,6 +131,27 @@ def test_three_channels_or_all_are_guided():
     assert (three - every).abs().max() > 1e-3
     for other in (tiny_pipeline(guidance_channels=None), tiny_pipeline(guidance_channels=4)):
         assert torch.equal(latents_of(other, generator=seeded(0), guidance_scale=1.5), every)
+
+
+@pytest.mark.parametrize("pipeline", [tiny_pipeline, tiny_diffit_pipeline])
+def test_the_strength_of_guidance_depends_on_the_timestep_as_asked(pipeline):
+    pipe, seen = pipeline(), []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append(pipe.strength_at(timestep))
+
+    options = {"num_inference_steps": 3, "generator": seeded(0), "callback_on_step_end": look}
+    latents_of(pipe, guidance_scale=3.0, guidance_schedule="power_cosine", guidance_power=1.0, **options)
+    latents_of(pipe, guidance_scale=3.0, guidance_schedule="constant", **options)
+    assert seen == pytest.approx([1.0, 2.0, 3.0, 3.0, 3.0, 3.0], abs=0.01)
+
+
+def test_a_pipeline_keeps_its_guidance(tmp_path):
+    tiny_diffit_pipeline(guidance_power=3.0, vae=None).save_pretrained(tmp_path)
+    pipe = ClassToImagePipeline.from_pretrained(tmp_path)
+    assert type(pipe.transformer) is DiffiT2DModel
+    kept = pipe.config.guidance_scale, pipe.config.guidance_schedule, pipe.config.guidance_power
+    assert kept == (4.4, "power_cosine", 3.0)
 
 
 def test_without_guidance_the_network_runs_once_per_sample():
@@ -318,6 +353,11 @@ def test_the_package_offers_the_parts():
         ({"num_inference_steps": 0}, "num_inference_steps=0 must be an integer of at least 1"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt=0 must be an integer of at least 1"),
         ({"guidance_channels": 5}, 'guidance_channels=5 must be 1 to 4 or "all"; nearest: 4'),
+        (
+            {"guidance_schedule": "cosine"},
+            "guidance_schedule='cosine' is unknown; choose one of constant, power_co",
+        ),
+        ({"guidance_power": 0}, "guidance_power=0 must be a number above 0; the official one is 4"),
         ({"generator": [seeded(0)] * 2}, "`generator` has 2 members for a batch of 1"),
         ({"latents": torch.zeros(1, 4, 8, 10)}, r"`latents` must have shape \(1, 4, 8, 8\) for this call"),
         ({"output_type": "jpg"}, "output_type='jpg' is unknown"),
@@ -327,6 +367,11 @@ def test_the_package_offers_the_parts():
 def test_illegal_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline()(1, **arguments)
+
+
+def test_a_model_of_one_size_refuses_others():
+    with pytest.raises(ValueError, match="width=80: this model makes 64 x 64 only; nearest: 64"):
+        tiny_diffit_pipeline()(1, width=80)
 
 
 def test_a_variance_that_the_model_does_not_predict_is_named():
