@@ -11,6 +11,7 @@ from scripts.evaluation.records import BENCHMARKS, read_record
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = (
     "caches",
+    "dit_in_diffusers",
     "guiders",
     "longest_video",
     "official_files",
