@@ -32,9 +32,10 @@ from .ptdit_checks import (
     require_finite,
     warn_of_black,
 )
+from .ptdit_lora import PTDiTLoraLoaderMixin
 
 
-class ClassToImagePipeline(PackagePipeline):
+class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
     """Pictures of classes with DiT, DiffiT and other transformers of `forward(hidden_states, timestep, class_labels)`.
 
     With the official weights, the default scheduler and the same random numbers it gives the pictures of the official

@@ -9,6 +9,7 @@ import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from torch import Tensor
 
+from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 OUR_PREFIX = "transformer."
@@ -17,12 +18,12 @@ FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya's kind:
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 CASTING = "layerwise_casting"  # diffusers' name of the hook
 SHOWN = 3  # keys named in a message
-BLOCK = re.compile(r"transformer_blocks_(\d+)_(.+)")
+BLOCK = re.compile(r"((?:transformer_)?blocks)_(\d+)_(.+)")
 PLAIN_NAME = re.compile(r"[\w.]+")
 
 
 class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
-    """LoRA for `PTDiTTransformer3DModel`; the parent class does everything but foreign names and the checks.
+    """LoRA for the transformers of this package; the parent class does everything but foreign names and the checks.
 
     `set_adapters` takes one weight per adapter, or one per block: `{"transformer": {"transformer_blocks.3": 0.5}}`;
     modules that are not named keep 1.
@@ -141,8 +142,9 @@ def _module_and_rest(key: str, flat: dict[str, str]) -> str:
             block = BLOCK.fullmatch(module)
             if block is None:
                 return flat.get(module, module) + dot + rest
-            first = flat.get(f"transformer_blocks_0_{block[2]}", f"transformer_blocks.0.{block[2]}")
-            return first.replace(".0.", f".{block[1]}.", 1) + dot + rest
+            blocks, number, layer = block.groups()
+            first = flat.get(f"{blocks}_0_{layer}", f"{blocks}.0.{layer}")
+            return first.replace(".0.", f".{number}.", 1) + dot + rest
     for prefix in DOTTED_PREFIXES:
         key = key.removeprefix(prefix)
     return key
@@ -150,10 +152,13 @@ def _module_and_rest(key: str, flat: dict[str, str]) -> str:
 
 @lru_cache
 def _flat_names() -> dict[str, str]:
-    """kohya's spelling of every module of a transformer with one block -> its real name."""
+    """kohya's spelling of every module of transformers with one block -> its real name."""
     with torch.device("meta"):  # names only: no memory, any width
-        model = PTDiTTransformer3DModel(1, 48, num_layers=1, use_additional_conditions=True)
-    return {name.replace(".", "_"): name for name, _ in model.named_modules()}
+        models = [
+            PTDiTTransformer3DModel(1, 48, num_layers=1, use_additional_conditions=True),
+            DiT2DModel(1, 48, num_layers=1),
+        ]
+    return {name.replace(".", "_"): name for model in models for name, _ in model.named_modules()}
 
 
 def adapter_settings(weights: dict[str, Tensor], metadata: Any) -> dict[str, Any]:

@@ -387,3 +387,47 @@ def test_a_model_without_a_null_class_is_not_guided():
         ValueError, match="trained without a null class, so it cannot be guided; pass guidance_scale=1"
     ):
         pipe(1, output_type="latent")
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+def lora_weights(rank: int = 2, name: str = "transformer.blocks.1.attn.qkv") -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    down, up = (torch.randn(*shape, generator=generator) for shape in ((rank, 48), (3 * 48, rank)))
+    return {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+
+
+def test_a_lora_adds_the_product_of_its_matrices_and_can_be_taken_off(tmp_path):
+    pipe, weights = tiny_pipeline(), lora_weights()
+    plain = latents_of(pipe, generator=seeded(0), guidance_scale=1.5)
+    save_file(weights, tmp_path / "pytorch_lora_weights.safetensors")
+    pipe.load_lora_weights(tmp_path, adapter_name="one")
+    pipe.set_adapters("one", 0.5)
+    changed = latents_of(pipe, generator=seeded(0), guidance_scale=1.5)
+    assert not torch.equal(changed, plain)
+
+    merged = tiny_pipeline()
+    down, up = weights.values()
+    with torch.no_grad():
+        merged.transformer.blocks[1].attn.qkv.weight += 0.5 * up @ down
+    expected = latents_of(merged, generator=seeded(0), guidance_scale=1.5)
+    assert (changed - expected).abs().max() < 1e-3
+    pipe.unload_lora_weights()
+    assert torch.equal(latents_of(pipe, generator=seeded(0), guidance_scale=1.5), plain)
+
+
+@pytest.mark.parametrize("name", ["diffusion_model.blocks.1.attn.qkv", "lora_unet_blocks_1_attn_qkv"])
+def test_a_lora_with_the_names_of_comfyui_or_kohya_is_the_same(name):
+    weights = dict(zip(lora_weights(name=name), lora_weights().values(), strict=True))
+    kohya = {key.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): each for key, each in weights.items()}
+    for given in (weights, kohya):
+        pipe, expected = tiny_pipeline(), tiny_pipeline()
+        pipe.load_lora_weights(given)
+        expected.load_lora_weights(lora_weights())
+        assert torch.equal(latents_of(pipe, generator=seeded(0)), latents_of(expected, generator=seeded(0)))
+
+
+def test_a_lora_of_another_model_is_refused_with_the_first_keys():
+    with pytest.raises(ValueError, match="transformer_blocks.0.attn1.to_q.lora_A.weight .no such layer."):
+        tiny_pipeline().load_lora_weights(lora_weights(name="transformer.transformer_blocks.0.attn1.to_q"))
