@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
 from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_parts, check_plan, encode, load, load_rest
-from .models import DEFAULT_MODEL, check_class, check_length, check_words, download, find_model, is_class_model
+from .models import (
+    DEFAULT_MODEL,
+    check_class,
+    check_length,
+    check_words,
+    class_settings,
+    download,
+    find_model,
+    is_class_model,
+)
 from .outputs import ANIMATED, DEFAULTS, IMAGE, VIDEO, VIEWS, check_targets, output_files, save
 from .terminal import (
     SIZE_STEP,
@@ -34,6 +43,7 @@ MOST_FPS = 60
 DEFAULT_FPS = 8  # of the file; the model knows no speed
 PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more images are generated in several calls
 STEPS, CLASS_STEPS = 30, 250  # of prompts and of classes, by default
+GUIDANCE = 4.0  # of prompts, by default
 LARGE_MODEL = 4 * 10**9  # bytes of weights from which fp32 needs too much memory on an ordinary machine
 
 
@@ -68,8 +78,8 @@ def add_command(commands: Any) -> None:
         "(default: 0)")  # fmt: skip
     add("--steps", type=number(int, 1), metavar="N", help=f"sampling steps (default: {STEPS}, of classes "
         f"{CLASS_STEPS})")  # fmt: skip
-    add("--guidance", type=number(float, 0), default=4.0, metavar="SCALE", help="how strongly to follow the prompt or "
-        "class; 1 is off and twice as fast (default: %(default)s)")  # fmt: skip
+    add("--guidance", type=number(float, 0), metavar="SCALE", help="how strongly to follow the prompt or class; 1 is "
+        f"off and twice as fast (default: {GUIDANCE}, of classes what the model says)")  # fmt: skip
     add("--negative-prompt", default="", metavar="TEXT", help="what to avoid (default: nothing)")
     add = parser.add_argument_group("files").add_argument
     add("--output", type=Path, metavar="FILE", help=".png for an image or a contact sheet of views; .mp4, .gif or "
@@ -174,10 +184,11 @@ def check_text(arguments: argparse.Namespace) -> None:
 
 
 def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
-    """Refuse a prompt or class that the model in a folder cannot generate; fill in its number of steps."""
+    """Refuse a prompt, class or size that the model in a folder cannot generate; fill in its steps and guidance."""
     of_classes = is_class_model(folder)
     arguments.steps = arguments.steps or (CLASS_STEPS if of_classes else STEPS)
     if not of_classes:
+        arguments.guidance = GUIDANCE if arguments.guidance is None else arguments.guidance
         if arguments.class_name is not None:
             raise UserError(f"--model {arguments.model} reads prompts, not classes; give a prompt in place of --class")
         check_words(folder, arguments.prompt, arguments.negative_prompt)
@@ -193,6 +204,14 @@ def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
     for option in [option for option, value in given.items() if value]:
         raise UserError(f"{option} does not fit --model {arguments.model}, which generates images of classes")
     check_class(folder, arguments.class_name)
+    guidance, only_size = class_settings(folder)
+    arguments.guidance = guidance if arguments.guidance is None else arguments.guidance
+    for option in ("height", "width"):
+        size = getattr(arguments, option)
+        if only_size and size not in (None, only_size):
+            raise UserError(
+                f"--{option} {size}: this model makes {only_size} x {only_size} only; nearest: {only_size}"
+            )
 
 
 def check_seeds(seed: int, count: int) -> None:

@@ -105,6 +105,25 @@ def check_class(folder: Path, name: str) -> None:
         raise UserError(f"--class: {error}".rstrip(".")) from error
 
 
+def class_settings(folder: Path) -> tuple[float, int | None]:
+    """Return the strength of guidance of a class-conditional model, and the one size in pixels that it can make.
+
+    The size is None if it can make several.
+
+    Raises:
+        UserError: A configuration cannot be read.
+    """
+    path = folder / "transformer" / "config.json"
+    try:
+        config, vae = read_mapping(path), read_mapping(folder / "vae" / "config.json")
+        guidance = float(read_index(folder).get("guidance_scale", 4.0))
+        if config.get("_class_name") != "DiffiT2DModel" or config.get("window_size"):
+            return guidance, None
+        return guidance, config["sample_size"] * 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the configurations in {folder} cannot be read: {first_line(error)}") from error
+
+
 def download(name: str) -> Path:
     """Download a model from the Hugging Face Hub into the local cache and return its folder.
 

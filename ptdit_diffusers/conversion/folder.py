@@ -17,14 +17,14 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from ptdit_diffusers.core.checkpoint_names import ConversionError
 from ptdit_diffusers.core.diffusion import OFFICIAL_SCHEDULER
-from ptdit_diffusers.core.dit_checkpoints import is_dit
 from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.core.folder_files import first_foreign, is_model_file, new_folder
 from ptdit_diffusers.core.sizes import OFFICIAL_BASE_TOKENS
 
-from ..models.transformer_dit import DiT2DModel
+from ..models.class_transformer import ClassTransformer2DModel
+from ..models.transformer_diffit import DiffiT2DModel
 from .containers import Facts, Weights
-from .dit import is_image_vae, label_names, plan_dit, plan_image_vae
+from .dit import is_image_vae, label_names, plan_class_transformer, plan_image_vae, system_of
 from .hub import locate
 from .networks import Part, Triple, plan_transformer, plan_vae
 from .text import WIDTHS, find_tokenizer, load_tokenizer, plan_text_encoder
@@ -56,7 +56,7 @@ def convert(
         output: Folder to create.
         transformer, vae: Checkpoint files (torch or safetensors), or indexes of sharded ones. Each source may also be
             on the Hub: OWNER/NAME[@REVISION][:PATH]. It is then fetched into the Hub's cache.
-        text_encoder: Folder or file of a T5. DiT has none.
+        text_encoder: Folder or file of a T5. DiT and DiffiT have none.
         tokenizer: Folder of its tokenizer; None looks in and beside `text_encoder`.
         revision: Branch, tag or commit of Hub sources that name none; None is main.
         overwrite: Replace a model folder that exists.
@@ -111,20 +111,22 @@ def plan_parts(
     """
     parts: dict[str, Part] = {}
     carried: dict[str, Any] = {}
-    of_classes = "transformer" in places and is_dit(Weights(places["transformer"]).facts)
-    if of_classes:
+    of_classes = system_of(Weights(places["transformer"]).facts) if "transformer" in places else None
+    if of_classes is not None:
         given = {
             "--window-size": window_size,
             "--proxy-ratio": proxy_ratio,
             "--text-encoder": places.get("text_encoder"),
         }
         for option in [option for option, value in given.items() if value is not None]:
-            raise ConversionError(f"{places['transformer']} is a DiT, which {option} does not fit; leave it out")
-        parts["transformer"] = plan_dit(places["transformer"], num_heads)
+            raise ConversionError(
+                f"{places['transformer']} is a {of_classes.name}, which {option} does not fit; leave it out"
+            )
+        parts["transformer"] = plan_class_transformer(of_classes, places["transformer"], num_heads)
     elif "transformer" in places:
         parts["transformer"] = plan_transformer(places["transformer"], num_heads, window_size, proxy_ratio)
         carried = parts["transformer"].weights.carried_config("transformer")
-    if "vae" in places and of_classes and is_image_vae(places["vae"]):
+    if "vae" in places and of_classes is not None and is_image_vae(places["vae"]):
         parts["vae"] = plan_image_vae(places["vae"])
     elif "vae" in places:
         parts["vae"] = plan_vae(places["vae"], carried.get("latent_scale"))
@@ -153,11 +155,12 @@ class Target:
 def pipeline_of(parts: dict[str, Part]) -> Target:
     """Return the pipeline for these components."""
     transformer = parts.get("transformer")
-    if transformer is not None and isinstance(transformer.model, DiT2DModel):
+    if transformer is not None and isinstance(transformer.model, ClassTransformer2DModel):
         config = transformer.model.config
         learned = config.out_channels == 2 * config.in_channels
         scheduler = DDPMScheduler(**OFFICIAL_SCHEDULER | ({} if learned else {"variance_type": "fixed_large"}))
         settings = {"guidance_channels": 3, "id2label": label_names(transformer.weights.path)}
+        settings |= diffit_guidance(config.sample_size) if isinstance(transformer.model, DiffiT2DModel) else {}
         return Target("ClassToImagePipeline", ("transformer", "vae"), scheduler, settings)
     carried = {} if transformer is None else transformer.weights.carried_config("transformer")
     scheduler = FlowMatchEulerDiscreteScheduler(
@@ -166,6 +169,13 @@ def pipeline_of(parts: dict[str, Part]) -> Target:
         base_image_seq_len=carried.get("base_tokens", OFFICIAL_BASE_TOKENS),
     )
     return Target("PTDiTPipeline", ("transformer", "vae", "text_encoder", "tokenizer"), scheduler)
+
+
+def diffit_guidance(sample_size: int) -> dict[str, Any]:
+    """Return the guidance that the official code chooses by the size of latents, with the official strengths."""
+    if sample_size <= 32:
+        return {"guidance_scale": 4.4, "guidance_schedule": "power_cosine", "guidance_power": 4.0}
+    return {"guidance_scale": 1.49, "guidance_schedule": "constant"}
 
 
 # --- checks before anything is written -------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ from ptdit_diffusers.core.documents import read_json
 from ptdit_diffusers.core.folder_files import inside, model_files, new_folder
 from ptdit_diffusers.core.headers import check_layers
 
+from ..models.class_transformer import ClassTransformer2DModel
+from ..models.transformer_diffit import DiffiT2DModel
 from ..models.transformer_dit import DiT2DModel
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Facts, Weights, one_line
@@ -50,7 +52,7 @@ KEPT = {  # weights with these parts in their names are not quantized
     "transformer": (  # as diffusers' fp8 does
         *PTDiTTransformer3DModel._skip_layerwise_casting_patterns,
         "proj_out",
-        *DiT2DModel._skip_layerwise_casting_patterns,
+        *ClassTransformer2DModel._skip_layerwise_casting_patterns,
     ),
     "text_encoder": ("shared", "embed_tokens", "relative_attention_bias", "layer_norm"),
 }
@@ -94,7 +96,7 @@ def store_in_fp8(model: torch.nn.Module, compute_dtype: torch.dtype) -> None:
     slower.
     """
     fp8 = torch.float8_e4m3fn
-    if isinstance(model, PTDiTTransformer3DModel | DiT2DModel):
+    if isinstance(model, PTDiTTransformer3DModel | ClassTransformer2DModel):
         model.enable_layerwise_casting(storage_dtype=fp8, compute_dtype=compute_dtype)
         return
     for name, module in model.named_modules():
@@ -113,9 +115,8 @@ def load_in_fp8(model: Path, component: str, compute_dtype: torch.dtype) -> torc
     """
     weights = open_component(model, component)
     if component == "transformer":
-        config = PTDiTTransformer3DModel.load_config(model / component)
-        kind = DiT2DModel if config.get("_class_name") == DiT2DModel.__name__ else PTDiTTransformer3DModel
-        empty = build(kind.from_config, {"config": config})
+        config = read_json(model / component / "config.json")
+        empty = build(transformer_class(config).from_config, {"config": config})
     else:
         empty = build(T5EncoderModel, {"config": read_config(model / component)})
     expected = shapes_of(empty.state_dict())
@@ -189,6 +190,12 @@ def quantize(
             report(f"{name.replace('_', ' ')}: {before / 10**9:.3f} GB, as {form} {after / 10**9:.3f} GB")
 
 
+def transformer_class(config: dict[str, Any]) -> Any:
+    """Return the class of a transformer with this configuration."""
+    classes = {kind.__name__: kind for kind in (DiT2DModel, DiffiT2DModel)}
+    return classes.get(config.get("_class_name"), PTDiTTransformer3DModel)
+
+
 def open_component(model: Path, component: str) -> Weights:
     """Open the weights of one component of a model folder. Values are not read yet."""
     folder = model / component
@@ -250,7 +257,8 @@ def write_int8(model: Path, output: Path, name: str, weights: Weights) -> None:
     """Load one component as int8 and let its library save it."""
     formats = [facts.dtype for facts in weights.facts.values()]
     dtype = max(set(formats), key=formats.count)
-    kind = PTDiTTransformer3DModel if name == "transformer" else T5EncoderModel
+    of_diffusers = name == "transformer"
+    kind = transformer_class(read_json(model / name / "config.json")) if of_diffusers else T5EncoderModel
     loaded = kind.from_pretrained(model / name, dtype=dtype, quantization_config=int8_config(name))
     loaded.save_pretrained(output / name)
 

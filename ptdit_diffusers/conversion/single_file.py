@@ -8,6 +8,7 @@ else (links, dictionaries) goes to diffusers as it is.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,13 +17,10 @@ import torch
 from diffusers import GGUFQuantizationConfig
 from diffusers.loaders import FromOriginalModelMixin
 
-from ptdit_diffusers.core.dit_checkpoints import dit_config
-
 from ..models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
-from ..models.transformer_dit import DiT2DModel
 from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Weights
-from .dit import asked_of_dit, open_dit
+from .dit import DIFFIT, DIT, System, asked_of, open_class_transformer
 from .networks import build, checked_config, open_transformer, open_vae
 
 Options = dict[str, Any]
@@ -54,12 +52,12 @@ def gguf_config(path: Path, options: Options) -> Options:
     return checked_config(path, *read_gguf(path), options)
 
 
-def dit_gguf_config(path: Path, options: Options) -> Options:
-    """Return the configuration of a DiT in a GGUF file."""
+def class_gguf_config(system: System, path: Path, options: Options) -> Options:
+    """Return the configuration of a DiT or DiffiT in a GGUF file."""
     from .quantize import read_gguf
 
     shapes, carried = read_gguf(path)
-    return dit_config(shapes, path, carried | asked_of_dit(options))
+    return system.config(shapes, path, carried | asked_of(system, options))
 
 
 def loader(
@@ -116,4 +114,9 @@ def register_single_file_loaders() -> None:
     """Give transformer and VAE their `from_single_file`; without it they have diffusers' own."""
     PTDiTTransformer3DModel.from_single_file = loader(open_transformer)
     AutoencoderKLOpenSoraPlan.from_single_file = loader(open_vae)
-    DiT2DModel.from_single_file = loader(open_dit, dit_gguf_config, DiT2DModel.restore_positions)
+    for system in (DIT, DIFFIT):
+        system.model.from_single_file = loader(
+            partial(open_class_transformer, system),
+            partial(class_gguf_config, system),
+            system.model.restore_positions,
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones.dit_parameters import SIZES, DiTParameters
+from .backbones.dit_parameters import SIZES, ClassParameters
 from .checkpoint_names import ConversionError, Shapes, clean_names, find_weights
 from .configuration import count, length
 
@@ -153,10 +153,8 @@ def dit_config(shapes: Shapes, source: Any, given: Mapping[str, Any] | None = No
     Raises:
         ConversionError: The number of heads is neither given nor known for this width, or does not divide it.
     """
-    released, given = DiTParameters(), dict(given or {})
-    width = length(shapes, "x_embedder.proj.weight", 0, released.dim)
-    patch = length(shapes, "x_embedder.proj.weight", 2, released.patch_size) or released.patch_size
-    tokens = length(shapes, POSITION_TABLE, 1, 0)
+    given = dict(given or {})
+    width = length(shapes, "x_embedder.proj.weight", 0, ClassParameters().dim)
     heads = given.pop("num_attention_heads", None) or KNOWN_HEADS.get(width)
     if heads is None:
         known = ", ".join(f"{width} ({heads} heads)" for width, heads in KNOWN_HEADS.items())
@@ -169,18 +167,24 @@ def dit_config(shapes: Shapes, source: Any, given: Mapping[str, Any] | None = No
         raise ConversionError(
             f"{source}: num_attention_heads={heads} does not divide the width {width}; nearest: {nearest}"
         )
+    inferred = inferred_sizes(shapes) | {"block_type": block_type(shapes)}
+    return inferred | given | {"num_attention_heads": heads, "attention_head_dim": width // heads}
+
+
+def inferred_sizes(shapes: Shapes) -> dict[str, Any]:
+    """Return what the shapes of official names show about any class-conditional transformer, except its heads."""
+    released = ClassParameters()
+    patch = length(shapes, "x_embedder.proj.weight", 2, released.patch_size) or released.patch_size
     rows = length(shapes, "y_embedder.embedding_table.weight", 0, released.num_classes + 1)
-    inferred = {
+    return {
         "num_layers": count(shapes, "blocks.") or released.num_layers,
         "patch_size": patch,
         "in_channels": length(shapes, "x_embedder.proj.weight", 1, released.in_channels),
         "out_channels": max(1, length(shapes, "final_layer.linear.weight", 0, 32) // patch**2),
-        "sample_size": math.isqrt(tokens) * patch or released.sample_size,
+        "sample_size": math.isqrt(length(shapes, POSITION_TABLE, 1, 0)) * patch or released.sample_size,
         "num_classes": max(1, rows - 1),
-        "block_type": block_type(shapes),
         "class_dropout_prob": released.class_dropout_prob,
     }
-    return inferred | given | {"num_attention_heads": heads, "attention_head_dim": width // heads}
 
 
 def block_type(shapes: Shapes) -> str:

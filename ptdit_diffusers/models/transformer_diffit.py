@@ -10,7 +10,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, dispatch_attention_fn
 from torch import Tensor
 
-from ptdit_diffusers.core.backbones.diffit import INDEX_BUFFER, Cut, DiffiTAttention, DiffiTBackbone
+from ptdit_diffusers.core.backbones.diffit import INDEX_BUFFER, Cut, DiffiTAttention, DiffiTBackbone, check_index
 from ptdit_diffusers.core.backbones.diffit_parameters import DiffiTParameters
 
 from .class_transformer import ClassTransformer2DModel
@@ -118,4 +118,4 @@ class DiffiT2DModel(ClassTransformer2DModel, DiffiTBackbone):
         for name, layer in self.named_modules():
             buffer = f"{name}.{INDEX_BUFFER}"
             if isinstance(layer, DiffiTAttention) and buffer in state_dict:
-                layer.check_index(buffer, state_dict.pop(buffer))
+                check_index(buffer, state_dict.pop(buffer), layer.window)

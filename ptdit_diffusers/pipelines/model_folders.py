@@ -12,17 +12,19 @@ from transformers import T5Config, T5EncoderModel
 from ptdit_diffusers.core.checkpoint_names import check_weights, shapes_of
 from ptdit_diffusers.core.model_folder import PARTS, check_fit, check_types, read_config, weights_shapes
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ptdit_diffusers.models.transformer_diffit import DiffiT2DModel
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 CLASSES = {
     "PTDiTTransformer3DModel": PTDiTTransformer3DModel,
     "DiT2DModel": DiT2DModel,
+    "DiffiT2DModel": DiffiT2DModel,
     "AutoencoderKLOpenSoraPlan": AutoencoderKLOpenSoraPlan,
     "T5EncoderModel": T5EncoderModel,
 }
 TIED = {"shared.weight", "encoder.embed_tokens.weight"}  # names of one weight of T5
-BUFFERS = {"pos_embed.pos_embed"}  # of official transformers; computed here
+BUFFERS = {"pos_embed", "relative_position_index"}  # last names of buffers in official files; computed here
 
 
 def check_folder(folder: Path, without: Collection[str] = ()) -> None:
@@ -64,7 +66,9 @@ def _check_component(folder: Path, cls: type) -> dict[str, Any]:
         expected = {
             name: shape for name, shape in expected.items() if name not in TIED or name in one_of_two or not one_of_two
         }
-        found = {name: shape for name, shape in found.items() if name not in BUFFERS}
+        found = {
+            name: shape for name, shape in found.items() if name.rpartition(".")[2] not in BUFFERS or name in expected
+        }
         check_weights(folder, cls.__name__, expected, found)
     return defaults | given
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ptdit_diffusers.core.class_labels import class_ids
 from ptdit_diffusers.core.diffusion import check_guidance_schedule, guide_classes, power_cosine
 from ptdit_diffusers.core.embedded import resolve_model
+from ptdit_diffusers.models.class_transformer import ClassTransformer2DModel
 from ptdit_diffusers.models.transformer_dit import DIFFUSERS_CLASSES, DiT2DModel
 
 from .class_sampling import Generators, Sampler, draw_noise, official_scheduler
@@ -43,7 +44,7 @@ class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
     and it leaves out the learned variance.
 
     Args:
-        transformer: The network, e.g. `DiT2DModel`.
+        transformer: The network, e.g. `DiT2DModel` or `DiffiT2DModel`.
         vae: Any VAE for images, or a video VAE, to which a picture is one frame. May be None with
             `output_type="latent"`.
         scheduler: A scheduler of diffusers; see `official_scheduler` for the settings of the official samplers.
@@ -61,7 +62,7 @@ class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
 
     def __init__(
         self,
-        transformer: DiT2DModel,
+        transformer: ClassTransformer2DModel,
         vae: Any,
         scheduler: Any,
         id2label: Mapping[Any, str] | None = None,

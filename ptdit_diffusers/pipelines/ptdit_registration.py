@@ -14,6 +14,7 @@ from ptdit_diffusers.core.backbones.diffit import DiffiTBlock
 from ptdit_diffusers.core.backbones.dit import DiTBlock, DiTTokenBlock
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBlock
 from ptdit_diffusers.core.checkpoint_names import official_transformer_state_dict, official_vae_state_dict
+from ptdit_diffusers.core.diffit_checkpoints import single_file_diffit
 from ptdit_diffusers.core.dit_checkpoints import single_file_dit
 from ptdit_diffusers.models.attention_ptdit import PTDiTAttnProcessor
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
@@ -72,8 +73,8 @@ def register_classes() -> None:
         "default_subfolder": "transformer",
     }
     single_files["AutoencoderKLOpenSoraPlan"] = {"checkpoint_mapping_fn": single_file_vae, "default_subfolder": "vae"}
-    for name in ("DiT2DModel", "DiffiT2DModel"):
-        single_files[name] = {"checkpoint_mapping_fn": single_file_dit, "default_subfolder": "transformer"}
+    for name, mapping in (("DiT2DModel", single_file_dit), ("DiffiT2DModel", single_file_diffit)):
+        single_files[name] = {"checkpoint_mapping_fn": mapping, "default_subfolder": "transformer"}
     adapter_scales = _table("diffusers.loaders.peft", "_SET_ADAPTER_SCALE_FN_MAPPING")
     adapter_scales["PTDiTTransformer3DModel"] = expand_block_scales
     for name in ("DiT2DModel", "DiffiT2DModel"):

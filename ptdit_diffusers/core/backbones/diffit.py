@@ -50,6 +50,27 @@ def relative_index(rows: int, columns: int, window: int, device: torch.device | 
     return (down * (2 * window - 1) + right).flatten(2).flatten(0, 1)
 
 
+def check_index(name: str, stored: Tensor, window: int) -> None:
+    """Check the index buffer of a file, which must be the formula's.
+
+    Args:
+        name: its name, for the message.
+        stored: the buffer.
+        window: tokens per side of its bias table.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    expected = relative_index(window, window, window, torch.device("cpu"))
+    if stored.is_meta:
+        return
+    if stored.shape != expected.shape or not torch.equal(stored.to("cpu", torch.long), expected):
+        raise ValueError(
+            f"{name} is not the index of a window of {window} x {window} tokens, so the bias of positions would be "
+            "read from wrong places."
+        )
+
+
 def cut_grid(rows: int, columns: int, window: int, shifted: bool = False, device: torch.device | None = None) -> Cut:
     """Cut a token grid into windows of `window` tokens per side; those at the borders may be smaller."""
     if rows == columns == window and not shifted:
@@ -129,25 +150,10 @@ class DiffiTAttention(MultiHeadAttention):
         table = self.relative_position_bias_table.to(like.device, like.dtype)
         return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)[None]
 
-    def check_index(self, name: str, stored: Tensor) -> None:
-        """Check the index buffer of a file, which must be the formula's.
-
-        Raises:
-            ValueError: it is another one.
-        """
-        expected = relative_index(self.window, self.window, self.window, torch.device("cpu"))
-        if stored.is_meta:
-            return
-        if stored.shape != expected.shape or not torch.equal(stored.to("cpu", torch.long), expected):
-            raise ValueError(
-                f"{name} is not the index of a window of {self.window} x {self.window} tokens, so the bias of "
-                "positions would be read from wrong places."
-            )
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         stored = state_dict.pop(f"{prefix}{INDEX_BUFFER}", None)
         if stored is not None:
-            self.check_index(f"{prefix}{INDEX_BUFFER}", stored)
+            check_index(f"{prefix}{INDEX_BUFFER}", stored, self.window)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 

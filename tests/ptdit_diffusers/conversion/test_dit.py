@@ -263,5 +263,9 @@ def test_a_vae_with_other_channels_is_refused(tmp_path):
     vae = AutoencoderKL(latent_channels=16, block_out_channels=(32,), layers_per_block=1)
     save_file(vae.state_dict(), tmp_path / "vae.safetensors")
     torch.save(WEIGHTS, tmp_path / "model.pt")
+    narrow = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, layers_per_block=1)
+    save_file(narrow.state_dict(), tmp_path / "narrow.safetensors")
+    with pytest.raises(ConversionError, match=r"narrow.safetensors: num_channels \(4\) must be divisible by"):
+        convert(tmp_path / "out", tmp_path / "model.pt", tmp_path / "narrow.safetensors", num_heads=4)
     with pytest.raises(ConversionError, match="has 16 latent channels, but the transformer has 4"):
         convert(tmp_path / "out", tmp_path / "model.pt", tmp_path / "vae.safetensors", num_heads=4)

@@ -7,7 +7,7 @@ import torch
 
 from ptdit_diffusers import ClassToImagePipeline
 from ptdit_diffusers.cli import main
-from tests.ptdit_diffusers.class_models import tiny_folder
+from tests.ptdit_diffusers.class_models import tiny_diffit_pipeline, tiny_folder, tiny_pipeline
 from tests.ptdit_diffusers.export.test_export import WITHOUT_US, run_python
 
 STRANGER = """
@@ -30,8 +30,9 @@ assert "ptdit_diffusers" not in sys.modules
 
 
 @pytest.mark.slow
-def test_an_exported_folder_loads_where_this_package_is_missing(tmp_path):
-    model, folder = tiny_folder(tmp_path / "model"), tmp_path / "export"
+@pytest.mark.parametrize("pipeline", [tiny_pipeline, tiny_diffit_pipeline])
+def test_an_exported_folder_loads_where_this_package_is_missing(tmp_path, pipeline):
+    model, folder = tiny_folder(tmp_path / "model", pipeline), tmp_path / "export"
     options = ["--prompt", "golden retriever", "--license", "cc-by-nc-4.0"]
     assert main(["export", "--model", str(model), "--output", str(folder), *options]) == 0
     card = (folder / "README.md").read_text(encoding="utf-8")
