@@ -32,6 +32,7 @@ from ptdit_diffusers.core.checkpoint_names import (
     shapes_of,
 )
 from ptdit_diffusers.core.configuration import loaded_vae_config, pack_config
+from ptdit_diffusers.core.devices import check_operations
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -119,6 +120,8 @@ class PTDiTVAE(comfy.sd.VAE):
         self.describe(parameters, pictures)
         management = comfy.model_management
         self.device = management.vae_device()
+        if self.device.type == "mps":
+            check_operations("mps")
         self.vae_dtype = dtype or management.vae_dtype(self.device, self.working_dtypes)
         self.output_device = management.intermediate_device()
         self.first_stage_model.to(self.vae_dtype)

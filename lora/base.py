@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from ptdit_diffusers.conversion.quantize import KEPT, int8_config, store_in_fp8
+from ptdit_diffusers.core.devices import check_compiler, computes_bf16, has_float8
 from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+
+from .config import LoRASettings
+
+logger = logging.getLogger("lora")
 
 SAMPLES, SAMPLE_BYTES = 64, 65536
 
@@ -106,6 +112,19 @@ def from_hub(setting: str, name: str, kind: str) -> Path:
         raise ValueError(f"{setting} {name!r} is no folder and cannot be had from the Hub: {reason}") from error
 
 
+def check_device(settings: LoRASettings, device: torch.device) -> None:
+    """Check that a device can do what the settings ask of it.
+
+    Raises:
+        ValueError: It cannot: a number format, or torch.compile.
+    """
+    choose_dtype(settings.precision, device)
+    if settings.base_weights == "fp8" and not has_float8(device):
+        raise ValueError(f"base_weights='fp8': {device.type} has no float8; nearest: 'none'.")
+    if settings.compile:
+        check_compiler(device)
+
+
 def store_in_nf4(transformer: PTDiTTransformer3DModel, compute_dtype: torch.dtype) -> None:
     """Replace the linear layers by those of bitsandbytes, whose weights become nf4 when they move to a device.
 
@@ -130,6 +149,11 @@ def store_in_nf4(transformer: PTDiTTransformer3DModel, compute_dtype: torch.dtyp
     transformer.is_loaded_in_4bit = True  # peft reads this
 
 
+def gpu_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 on a GPU of CUDA that computes in it, else float32."""
+    return torch.bfloat16 if device.type == "cuda" and computes_bf16(device) else torch.float32
+
+
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Return the type that the frozen weights are computed in.
 
@@ -137,8 +161,9 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         ValueError: fp16 on a CPU, which cannot train in it.
     """
     if precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if bf16 else torch.float32
+        return gpu_dtype(device)
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision='fp16' does not train on a CPU; nearest: 'bf16'.")
+    if precision == "bf16" and device.type == "cuda" and not computes_bf16(device):
+        logger.warning("this GPU only emulates bf16, which is slow; precision fp16 or fp32 is faster")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -26,7 +26,7 @@ from torch import Tensor
 from ptdit_diffusers.core.files import file_hash, replace_json
 from ptdit_diffusers.training.latents import to_pixels, write_tensors
 
-from .base import BaseModel
+from .base import BaseModel, gpu_dtype
 from .dataset import Item
 from .media import fit, read_frames
 
@@ -202,7 +202,6 @@ def encode_captions(
     base: BaseModel, texts: dict[str, str], device: torch.device
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield the embedding (L, D) of each caption without padding, cleaned as the pipeline cleans prompts."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pipe = base.load_text_pipeline(dtype, device)
+    pipe = base.load_text_pipeline(gpu_dtype(device), device)
     for key, caption in texts.items():
         yield key, {"embeds": pipe.encode_prompt(caption, do_classifier_free_guidance=False)[0][0].cpu()}

@@ -17,7 +17,7 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ptdit_diffusers.core.folder_files import first_foreign, new_folder
+from ptdit_diffusers.core.folder_files import first_foreign, move, new_folder
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.checkpoint import whole
 from ptdit_diffusers.training.record import versions
@@ -52,7 +52,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "lora"
     if target.exists() and first_foreign(target, lambda name: bool(OUR_FILES.fullmatch(name))) is not None:
-        target.rename(folder / f"lora-kept-{uuid.uuid4().hex[:8]}")  # somebody put files of their own into it
+        move(target, folder / f"lora-kept-{uuid.uuid4().hex[:8]}")  # somebody put files of their own into it
     with new_folder(target) as temporary:
         write_files(temporary, folder, weights, settings, step, base_weights)
     return target

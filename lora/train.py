@@ -22,7 +22,7 @@ from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.trackers import begin_tracking
 
 from .adapter import check_targets
-from .base import BaseModel, choose_dtype
+from .base import BaseModel, check_device
 from .config import LoRASettings, check_packages, make_parser, read_settings, refuse_other_settings
 from .export import check_push, push
 from .precompute import fill_cache
@@ -54,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"lora: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("lora: interrupted before the first step; what was encoded stays in the cache\n")
+        return 130
     begin_tracking(accelerator, folder)
     try:
         finished = run.train()
@@ -82,7 +85,7 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
         ValueError: An unknown target, a used output folder, a checkpoint of other settings, too little disk space.
     """
     check_targets(base.transformer_config, settings.targets)
-    choose_dtype(settings.precision, accelerator.device)
+    check_device(settings, accelerator.device)
     if settings.push_to_hub and accelerator.is_main_process:
         check_push(settings.push_to_hub)
     folder = Path(settings.output_dir)

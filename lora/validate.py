@@ -15,7 +15,7 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.pipelines.ptdit_text import join_text
 
-from .base import BaseModel
+from .base import BaseModel, gpu_dtype
 from .cache import Cache
 from .config import LoRASettings
 
@@ -27,7 +27,7 @@ def generate_validation(
     transformer: PTDiTTransformer3DModel, base: BaseModel, cache: Cache, settings: LoRASettings, device: torch.device
 ) -> list[Image.Image]:
     """Return one picture per validation prompt; picture i has the seed `validation_seed` + i."""
-    vae = base.load_vae(torch.float32 if device.type == "cpu" else torch.bfloat16, device)
+    vae = base.load_vae(gpu_dtype(device), device)
     pipe = PTDiTPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=base.scheduler)
     pipe.set_progress_bar_config(disable=True)
     empty = cache.text("")[None].to(device)

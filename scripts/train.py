@@ -20,8 +20,9 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from ptdit_diffusers.core.devices import computes_bf16
 from ptdit_diffusers.training.checkpoint import checkpoints
-from ptdit_diffusers.training.processes import check_processes, multiplies_bf16
+from ptdit_diffusers.training.processes import check_processes
 from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.settings import load_settings
@@ -62,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_processes(accelerator)
     except ValueError as error:
         parser.error(str(error))
-    if settings.mixed_precision == "bf16" and not multiplies_bf16(accelerator.device):
-        logger.warning("This CPU does not multiply bfloat16: --set mixed_precision=no is several times faster.")
+    if settings.mixed_precision == "bf16" and not computes_bf16(accelerator.device):
+        logger.warning("This device does not multiply bfloat16: --set mixed_precision=no is several times faster.")
     torch.manual_seed(settings.seed)  # the initial weights are the same on every process
     run = Run(kind(settings, accelerator.device), settings, accelerator)
     if flags.export_only:

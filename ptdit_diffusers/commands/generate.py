@@ -249,16 +249,16 @@ def choose_device(asked: str) -> Choice:
 
 def choose_dtype(asked: str, device: str, folder: Path) -> Choice:
     """Choose the number format: what was asked for, else what is safe and fast on the device for this model."""
-    import torch
-
     if asked != "auto":
         return Choice(asked, "as asked")
+    from ptdit_diffusers.core.devices import computes_bf16
+
     if device != "cuda":
         size = sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
-        if size > LARGE_MODEL:
+        if size > LARGE_MODEL and (device == "cpu" or computes_bf16(device)):
             return Choice("bf16", f"auto: a model of {size / 10**9:.1f} GB, too large for fp32")
         return Choice("fp32", f"auto: the safe choice on {device}")
-    if torch.cuda.get_device_capability()[0] >= 8:  # Ampere and later
+    if computes_bf16(device):
         return Choice("bf16", "auto: this GPU computes in bf16")
     return Choice("fp32", "auto: this GPU has no bf16, and fp16 can overflow")
 

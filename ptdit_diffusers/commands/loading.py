@@ -36,11 +36,15 @@ class Plan(NamedTuple):
 
 def check_plan(offload: str | None, quantize: str | None, device: str) -> None:
     """Refuse what cannot work here, before anything is downloaded or loaded."""
+    from ptdit_diffusers.core.devices import has_float8
+
     if offload is not None and device == "cpu":
         raise UserError(
             f"--offload {offload} keeps weights in main memory until the GPU needs them, but this runs on the CPU; "
             "to need less memory here, use --dtype bf16, --quantize int8 or a smaller size"
         )
+    if quantize == "fp8" and not has_float8(device):
+        raise UserError(f"--quantize fp8: {device} has no float8; use --dtype bf16 or --quantize int8")
     if quantize == "int8" and find_spec("torchao") is None:
         raise UserError("--quantize int8 needs the package torchao: python -m pip install torchao")
 

@@ -1,13 +1,29 @@
-"""`ptdit lora`: train a LoRA; short for `accelerate launch` with the training module."""
+"""`ptdit lora`: train a LoRA, here, or on several GPUs through `accelerate launch` with the training module."""
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .terminal import UserError
+
+# `accelerate launch` that leaves Ctrl-C to the training, which gets it, too, and hands SIGTERM on as Ctrl-C.
+LAUNCH = """
+import psutil, runpy, signal
+
+def hand_on(*_):
+    for child in psutil.Process().children():
+        child.send_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, lambda *_: None)
+signal.signal(signal.SIGTERM, hand_on)
+runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
+"""
 
 
 def add_command(commands: Any) -> None:
@@ -23,7 +39,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Launch the training, and exit with its exit code.
+    """Train, and exit with the exit code of the training.
 
     The installed package has it as `ptdit_diffusers.lora`, a clone of the repository as `lora`.
 
@@ -36,7 +52,31 @@ def run(arguments: argparse.Namespace) -> None:
         module = "ptdit_diffusers.lora.train"
     elif Path("lora/train.py").is_file():
         module = "lora.train"
+        sys.path.insert(0, os.getcwd())
     else:
         raise UserError("ptdit_diffusers is not installed; run this in a clone of the repository")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "-m", module]
-    raise SystemExit(subprocess.call([*launch, *arguments.options]))
+    if needs_launcher():
+        raise SystemExit(launch(module, arguments.options))
+    raise SystemExit(import_module(module).main(arguments.options))
+
+
+def needs_launcher() -> bool:
+    """Return whether there are several GPUs, or `accelerate config` has written down how to train."""
+    import torch
+    from accelerate.commands.config import default_config_file
+
+    return torch.cuda.device_count() > 1 or Path(default_config_file).is_file()
+
+
+def launch(module: str, options: list[str]) -> int:
+    """Run `accelerate launch` and return its exit code; a stop signal is waited for until its checkpoint is written."""
+    process = subprocess.Popen([sys.executable, "-c", LAUNCH, "--quiet", "-m", module, *options])
+    earlier = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),  # a terminal sends it to the training, too
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+    }
+    try:
+        return process.wait()
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

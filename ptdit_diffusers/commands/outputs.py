@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptdit_diffusers.core.folder_files import move
+
 from .terminal import UserError, first_line
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def save(result: "Result", target: Path, metadata: dict[str, Any], overwrite: bo
         refuse_existing(target, overwrite)
         if target.is_dir():  # an empty one
             target.rmdir()
-        os.replace(unfinished, target)
+        move(unfinished, target)
     except (OSError, RuntimeError) as error:  # of the disk, of ffmpeg
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"--output {target} cannot be written: {reason}") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from .checkpoint_names import ConversionError
 from .documents import read_json
+from .folder_files import move
 
 
 def file_hash(path: Path) -> str:
@@ -35,7 +36,7 @@ def new_file(path: Path) -> Iterator[Path]:
             rights = os.fstat(made.fileno()).st_mode & 0o777
         yield temporary
         temporary.chmod(rights)
-        temporary.replace(path)
+        move(temporary, path)
     finally:  # after a success there is nothing left to remove
         temporary.unlink(missing_ok=True)
 

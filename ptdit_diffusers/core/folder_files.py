@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from .documents import read_mapping
 
 INDEX = "model_index.json"
+SCANNER_WAITS = (0.1, 0.2, 0.4, 0.8)  # seconds between tries
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 _COMPONENT_FILE = re.compile(
     rf"({'|'.join(COMPONENTS)})/("
@@ -80,6 +82,24 @@ def first_foreign(folder: Path, is_ours: Callable[[str], bool]) -> str | None:
     return None
 
 
+def move(path: Path, target: Path) -> None:
+    """Rename a file, in place of an earlier one, or a folder.
+
+    Windows refuses this while another program reads the file, for example a virus scanner that looks at new files: it
+    is tried again for 1.5 s.
+
+    Raises:
+        OSError: It was refused each time, or the disk failed.
+    """
+    for wait in SCANNER_WAITS:
+        try:
+            path.replace(target)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    path.replace(target)
+
+
 @contextmanager
 def new_folder(output: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Give a hidden folder to write into, and rename it to `output` at the end; after an error nothing is left.
@@ -99,12 +119,12 @@ def new_folder(output: Path, check: Callable[[], None] = lambda: None) -> Iterat
         check()
         replaced = output.exists()
         if replaced:
-            output.rename(previous)
+            move(output, previous)
         try:
-            unfinished.rename(output)
+            move(unfinished, output)
         except BaseException:
             if replaced:
-                previous.rename(output)
+                move(previous, output)
             raise
         shutil.rmtree(previous, ignore_errors=True)
     finally:  # also after Ctrl-C; after a success there is nothing left to remove

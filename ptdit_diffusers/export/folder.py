@@ -1,5 +1,6 @@
 """Writes the Hub folder: weights, configurations, code, sample images, card and hashes; completely or not at all."""
 
+import gc
 import json
 import os
 import shutil
@@ -133,6 +134,8 @@ def generate_samples(part: Path, prompts: list[str], pipeline: str) -> dict[str,
         name = f"samples/{seed}.png"
         pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed)).images[0].save(part / name)
         images[name] = prompt
+    del pipe
+    gc.collect()  # Windows renames no folder whose weights are still mapped
     return images
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
 from ptdit_diffusers.core.backbones.vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, VAETiling
+from ptdit_diffusers.core.devices import check_operations
 
 
 # ModelMixin, backbone, ConfigMixin in this order: with ConfigMixin first its __getattr__ would hide nn.Module's.
@@ -104,8 +105,10 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
 
         Raises:
             ValueError: if the sizes are not legal.
+            RuntimeError: if a GPU of Apple computes 3D convolutions or resizing wrongly.
         """
         tiling = self.tiling if self.use_tiling else None
+        self._check_device(x)
         slices = x.split(1) if self.use_slicing else [x]
         moments = torch.cat([self.encode_moments(part, tiling) for part in slices])
         latent_dist = DiagonalGaussianDistribution(moments)
@@ -124,11 +127,18 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
 
         Raises:
             ValueError: if `z` has not five axes.
+            RuntimeError: if a GPU of Apple computes 3D convolutions or resizing wrongly.
         """
         tiling = self.tiling if self.use_tiling else None
+        self._check_device(z)
         slices = z.split(1) if self.use_slicing else [z]
         sample = torch.cat([self.decode_pixels(part, tiling) for part in slices])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @staticmethod
+    def _check_device(tensor: Tensor) -> None:
+        if tensor.device.type == "mps":
+            check_operations("mps")
 
     def forward(
         self,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptdit_diffusers.core.folder_files import move
+
 logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished-checkpoint"  # beginning of the names of temporary folders
@@ -53,12 +55,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"the checkpoint could not be written ({error.__context__ or error})") from error
     shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    move(temporary, target)
     others = [path for path in checkpoints(folder) if path != target]
     earlier = [path for path in others if _step(path) < step]
     kept = earlier[max(0, len(earlier) - keep + 1) :]
     for old in [path for path in others if path not in kept]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # the next save tries again
     return target
 
 

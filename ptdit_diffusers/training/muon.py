@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Muon
 
-from ptdit_diffusers.training.processes import multiplies_bf16
+from ptdit_diffusers.core.devices import computes_bf16
 
 
 def make_muon(matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Muon:
     """Build Muon with steps of the size of AdamW's, so that one learning rate serves both."""
     matrices = list(matrices)
-    kind = Muon if multiplies_bf16(matrices[0].device) else Float32Muon
+    kind = Muon if computes_bf16(matrices[0].device) else Float32Muon
     return kind(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
 class Float32Muon(Muon):
-    """Muon that orthogonalizes in float32, for CPUs without bfloat16 products.
+    """Muon that orthogonalizes in float32, for devices without bfloat16 products.
 
     torch's class always casts to bfloat16, so its step is written out here. Options and state are torch's.
     """

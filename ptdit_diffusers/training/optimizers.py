@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -35,8 +36,10 @@ def make_optimizers(
         muon: Regular expression; matrices with such names are trained by Muon. "" = none.
 
     Raises:
-        ValueError: `muon` matches no matrix.
+        ValueError: `muon` matches no matrix, or torch has no Muon yet.
     """
+    if muon and not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"muon={muon!r} needs torch 2.9 or newer, this is {torch.__version__}; nearest: ''.")
     matrices = {n: p for n, p in parameters.items() if muon and p.ndim == 2 and re.search(muon, n)}
     if muon and not matrices:
         raise ValueError(f"muon={muon!r} matches no matrix of the model, for example {next(iter(parameters))}.")

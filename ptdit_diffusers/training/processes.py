@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,10 +28,16 @@ def check_processes(accelerator: Accelerator) -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[dict[str, bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag, so that the step in progress ends and is saved."""
+    """Turn Ctrl-C, SIGTERM and Windows' Ctrl-Break into a flag, so that the step in progress ends and is saved."""
     stop = {"now": False}
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    earlier = [signal.signal(number, lambda *_: stop.update(now=True)) for number in numbers]
+
+    def note(*_: Any) -> None:
+        if not stop["now"] and os.environ.get("LOCAL_RANK", "0") == "0":
+            os.write(2, b"\nstopping: a checkpoint is written after this step\n")  # print may be in use already
+        stop["now"] = True
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    earlier = [signal.signal(number, note) for number in numbers]
     try:
         yield stop
     finally:
@@ -55,11 +62,3 @@ def _leave_stop_signals(worker: int) -> None:
 def attention_kernels(device: torch.device) -> AbstractContextManager:
     """Choose plain attention on a CPU, where the fused kernel's backward is slow for small windows."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Return whether the device has instructions for bfloat16 products; a CPU without them takes ten times as long."""
-    if device.type != "cpu":
-        return True
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import Optimizer
 
 from ptdit_diffusers.training.checkpoint import (
@@ -74,6 +73,8 @@ class Run:
         self.trained = list(trained_parameters(task.model).values())
         self.shared = any(map(is_shared, self.trained))
         if self.shared:
+            from torch.distributed.fsdp import register_fsdp_forward_method  # not in every build of torch
+
             register_fsdp_forward_method(self.wrapped, "within")
         self.average = task.average(self.trained)
         self.step, self.seconds = 0, 0.0
@@ -129,7 +130,7 @@ class Run:
                     self.sheet()
                 if last or due(self.step, settings.checkpoint_every) or self.checkpoint_is_old():
                     self.save()
-        self.save()
+            self.save()
         finished = self.step == settings.steps
         if finished:
             self.export()
@@ -145,7 +146,8 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         for micro in range(settings.accumulation):
-            batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
+            ahead = accelerator.device.type == "cuda"  # its batches are pinned; MPS would read memory already freed
+            batch = send_to_device(next(batches), accelerator.device, non_blocking=ahead)
             index = self.step * settings.accumulation + micro
             torch.manual_seed(mix(settings.seed, *self.task.stream, accelerator.process_index, index))
             with accelerator.accumulate(self.wrapped), self.task.kernels():

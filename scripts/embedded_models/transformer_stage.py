@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
+from ptdit_diffusers.core.devices import check_compiler
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.pipelines.ptdit_base import PTDiTPipelineOutput
 from ptdit_diffusers.training.objective import flow_matching, sample_times

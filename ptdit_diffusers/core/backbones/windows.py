@@ -83,16 +83,19 @@ class Windows:
             self.shapes.append(tuple(run.length for run in group))
 
         group = number = torch.zeros((), dtype=torch.long, device=device)
+        most = 1  # numbers of windows are below it
         for axis, (size, length, runs) in enumerate(zip(grid, window, self.axes, strict=True)):
             view = [-1 if other == axis else 1 for other in range(3)]
             position = torch.arange(size, device=device).view(view)
             shift = length // 2 if shifted else 0
             group = group * len(runs) + sum((position >= run.start).long() for run in runs[1:])
-            number = number * (size + 1) + (position + length - shift) // length
-        tokens = grid[0] * grid[1] * grid[2]
-        of_window = (group * (8 * tokens) + number).flatten()  # (N,); size + 1 is at most 2 size on each axis
-        self.order = of_window.argsort(stable=True)
-        self.inverse = self.order.argsort()
+            windows = size // length + 2
+            number = number * windows + (position + length - shift) // length
+            most = most * windows
+        of_window = (group * most + number).flatten()  # (N,)
+        # int32: GPUs of Apple sort more than 256 numbers of int64 wrongly since macOS 15
+        self.order = of_window.to(torch.int32).argsort(stable=True)
+        self.inverse = self.order.to(torch.int32).argsort()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Windows":
         """Return the same windows for tokens on another device."""
