@@ -55,21 +55,15 @@ def run(arguments: argparse.Namespace) -> None:
         sys.path.insert(0, os.getcwd())
     else:
         raise UserError("ptdit_diffusers is not installed; run this in a clone of the repository")
+    from ptdit_diffusers.training.processes import needs_launcher
+
     if needs_launcher():
         raise SystemExit(launch(module, arguments.options))
     raise SystemExit(import_module(module).main(arguments.options))
 
 
-def needs_launcher() -> bool:
-    """Return whether there are several GPUs, or `accelerate config` has written down how to train."""
-    import torch
-    from accelerate.commands.config import default_config_file
-
-    return torch.cuda.device_count() > 1 or Path(default_config_file).is_file()
-
-
 def launch(module: str, options: list[str]) -> int:
-    """Run `accelerate launch` and return its exit code; a stop signal is waited for until its checkpoint is written."""
+    """Run `accelerate launch` and return its exit code, after a stop signal when the checkpoint is written."""
     process = subprocess.Popen([sys.executable, "-c", LAUNCH, "--quiet", "-m", module, *options])
     earlier = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),  # a terminal sends it to the training, too

@@ -48,7 +48,9 @@ def check_compiler(device: torch.device | str) -> None:
     except Exception as error:  # of many kinds: no compiler, no triton, a Python that torch cannot compile yet
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         needed = "triton" if torch.device(device).type == "cuda" else "a C++ compiler (on Windows Visual Studio's)"
-        raise ValueError(f"torch.compile does not work here, it needs {needed}: {reason}; leave compile out.") from error
+        raise ValueError(
+            f"torch.compile does not work here, it needs {needed}: {reason}; leave compile out."
+        ) from error
 
 
 @lru_cache

@@ -4,10 +4,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.commands.config import default_config_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +26,11 @@ def check_processes(accelerator: Accelerator) -> None:
         raise ValueError(
             f"{started} processes were started but do not know each other; on a CPU set ACCELERATE_USE_CPU=1."
         )
+
+
+def needs_launcher() -> bool:
+    """Return whether there are several GPUs, or `accelerate config` has written down how to train."""
+    return torch.cuda.device_count() > 1 or Path(default_config_file).is_file()
 
 
 @contextmanager

@@ -61,6 +61,8 @@ class TransformerStage(Task):
 
     def __init__(self, settings: TransformerStageSettings, device: torch.device) -> None:
         self.settings, self.device, data = settings, device, settings.data
+        if settings.compile:
+            check_compiler(device)
         folder = Path(data.components)
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder").eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.run import Run
-from tests.processes import run_ranks, start
+from tests.processes import run, run_ranks, start, wait
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "lora/pytorch_lora_weights.safetensors"
@@ -111,12 +111,40 @@ def test_ctrl_c_saves_and_stops(train, tmp_path):
         log = tmp_path / "out" / "log.jsonl"
         while not log.exists() or not log.read_text():
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     assert train("out", "--max-steps", "100000", "--checkpoint-every", "0") == 0
     assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
     assert not (tmp_path / "out" / "lora").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no Ctrl-C that can be sent to one process")
+@pytest.mark.parametrize("launched", [False, True], ids=["in the same process", "through accelerate launch"])
+def test_ctrl_c_in_the_command_waits_for_the_checkpoint_and_says_how_to_go_on(
+    cached, tiny_model_folder, tmp_path, launched
+):
+    flags = ["--max-steps", "100000", "--checkpoint-every", "0"]
+    words = command_line(cached, tiny_model_folder, tmp_path / "out", *flags, module="ptdit_diffusers.cli")
+    words.insert(2, "lora")
+    home = tmp_path / "home"
+    if launched:  # as `accelerate config` leaves it
+        (home / "accelerate").mkdir(parents=True)
+        wanted = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1}
+        (home / "accelerate" / "default_config.yaml").write_text(yaml.safe_dump(wanted | {"use_cpu": True}))
+    with start(words, real=True, HF_HOME=str(home)) as running:
+        log = tmp_path / "out" / "log.jsonl"
+        while not (log.exists() and log.read_text()) and running.returncode is None:
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        (done,) = wait([running])
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    step = int(checkpoint.name.rpartition("-")[2])
+    said = ("stopping: a checkpoint is written after this step", f"stopped at step {step} of", "go on with --resume")
+    places_found = [done.stderr.find(words) for words in said]
+    assert places_found == sorted(places_found) and places_found[0] >= 0, done.stderr
 
 
 @pytest.mark.slow
@@ -221,3 +249,21 @@ def test_a_full_disk_stops_with_a_line_and_keeps_the_last_checkpoint(train, caps
     assert "stopped at step 2: the checkpoint could not be written (" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-00000001"]
     assert train("out", "--resume", "--max-steps", "3", "--checkpoint-every", "1") == 0
+
+
+OLDER = """
+import runpy, sys, torch
+del torch.optim.Muon, torch.cpu.get_capabilities
+torch.distributed.is_available = lambda: False
+sys.modules["torch.distributed.fsdp"] = None
+module, *sys.argv[1:] = sys.argv[1:]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_training_needs_neither_names_of_newer_torch_nor_a_build_with_distributed(cached, tiny_model_folder, tmp_path):
+    """torch 2.6 has no Muon and no get_capabilities, builds for Windows with ROCm and for Jetson no distributed."""
+    words = command_line(cached, tiny_model_folder, tmp_path / "out", "--max-steps", "1")
+    done = run(["-c", OLDER, *words[1:]], real=True)
+    assert done.returncode == 0 and (tmp_path / "out" / "lora").is_dir(), done.stderr

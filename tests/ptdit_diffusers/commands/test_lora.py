@@ -1,13 +1,13 @@
 """`ptdit lora`: which module is launched, that every option goes on to it, and one line for what is missing."""
 
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ptdit_diffusers.cli import main
 from ptdit_diffusers.commands import lora
+from ptdit_diffusers.training import processes
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,13 +24,22 @@ def installed(monkeypatch) -> set[str]:
 def test_all_options_go_to_the_training_and_its_exit_code_comes_back(monkeypatch, tmp_path, installed, module):
     called = []
     monkeypatch.chdir(ROOT if module == "lora.train" else tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))  # so that what the command adds is taken back
     installed.add(module.removesuffix(".train"))
-    monkeypatch.setattr(subprocess, "call", lambda words: called.append(words) or 7)
+    monkeypatch.setattr(processes, "needs_launcher", lambda: False)
+    training = SimpleNamespace(main=lambda words: called.append(words) or 7)
+    monkeypatch.setattr(lora, "import_module", lambda name: training if name == module else None)
+    words = ["--config", "x.yaml", "--rank", "3", "--flip", "--help"]
     with pytest.raises(SystemExit) as ended:
-        main(["lora", "--config", "x.yaml", "--rank", "3", "--flip", "--help"])
+        main(["lora", *words])
     assert ended.value.code == 7
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "-m", module]
-    assert called == [[*launch, "--config", "x.yaml", "--rank", "3", "--flip", "--help"]]
+    assert called == [words]
+    monkeypatch.setattr(processes, "needs_launcher", lambda: True)
+    monkeypatch.setattr(lora, "launch", lambda name, words: called.append((name, words)) or 2)
+    with pytest.raises(SystemExit) as ended:
+        main(["lora", *words])
+    assert ended.value.code == 2
+    assert called[1:] == [(module, words)]
 
 
 def test_without_the_package_and_outside_a_clone_it_says_where_to_run(monkeypatch, tmp_path, capsys, installed):

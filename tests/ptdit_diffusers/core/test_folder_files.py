@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ptdit_diffusers.core.documents import parse_json
-from ptdit_diffusers.core.folder_files import first_foreign, is_model_file, model_files, new_folder, read_index
+from ptdit_diffusers.core.folder_files import first_foreign, is_model_file, model_files, move, new_folder, read_index
 
 INDEX = {"_class_name": "PTDiTPipeline", "vae": ["diffusers", "X"], "scheduler": [None, None], "id2label": {"0": "a"}}
 
@@ -81,3 +81,27 @@ def test_a_folder_is_replaced_at_the_end_and_put_back_after_an_error(tmp_path):
         (folder / "new").write_text("x")
         assert (output / "old").is_file()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 4, 5])
+def test_a_renaming_that_is_refused_for_a_moment_is_tried_again(tmp_path, monkeypatch, refusals):
+    """Windows refuses to rename what a virus scanner looks at."""
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+    replace, tries, waited = type(tmp_path).replace, [], []
+
+    def scanned(path, target):
+        tries.append(path)
+        if len(tries) <= refusals:
+            raise PermissionError(13, "Access is denied")
+        return replace(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", scanned)
+    monkeypatch.setattr("time.sleep", waited.append)
+    if refusals == 5:
+        with pytest.raises(PermissionError):
+            move(tmp_path / "new", tmp_path / "old")
+    else:
+        move(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == ("old" if refusals == 5 else "new")
+    assert sum(waited) < 2

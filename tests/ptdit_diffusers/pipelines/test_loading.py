@@ -15,7 +15,8 @@ from ptdit_diffusers.cli import main
 from ptdit_diffusers.commands import generate as command
 from ptdit_diffusers.commands import loading
 from ptdit_diffusers.commands.generate import choose_dtype
-from ptdit_diffusers.commands.loading import OFFLOADS, Plan, encode, load_rest
+from ptdit_diffusers.commands.loading import OFFLOADS, Plan, check_plan, encode, load_rest
+from ptdit_diffusers.commands.terminal import UserError
 
 PROMPT = "a red circle above a blue square"
 
@@ -82,6 +83,17 @@ def test_what_cannot_save_memory_here_is_refused_in_one_line(tiny_model_folder, 
     assert generate(tiny_model_folder, tmp_path / "a.png", "--quantize", "int8") == 2
     assert "pip install torchao" in (errors := capsys.readouterr().err) and errors.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_fp8_is_refused_on_apples_gpus_before_anything_is_loaded():
+    with pytest.raises(UserError, match="--quantize fp8: mps has no float8; use --dtype bf16 or --quantize int8"):
+        check_plan(None, "fp8", "mps")
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp32_by_default(tiny_model_folder, monkeypatch, real):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: real or including_emulation)
+    assert choose_dtype("auto", "cuda", tiny_model_folder).name == ("bf16" if real else "fp32")
 
 
 def test_a_large_model_runs_in_bf16_by_default(tiny_model_folder, monkeypatch):

@@ -19,6 +19,9 @@ def test_muon_takes_the_named_matrices_and_adamw_the_rest(monkeypatch) -> None:
     assert [type(each) for each in make_optimizers(parameters, **options)] == [torch.optim.AdamW]
     with pytest.raises(ValueError, match="muon='attention' matches no matrix"):
         make_optimizers(parameters, muon="attention", **options)
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ValueError, match="muon='.0' needs torch 2.9 or newer, this is 2"):
+        make_optimizers(parameters, muon="^0", **options)
 
 
 def test_muon_is_the_same_but_for_rounding_on_a_cpu_that_does_not_multiply_bfloat16(monkeypatch) -> None:

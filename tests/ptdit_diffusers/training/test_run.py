@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
+from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.settings import load_settings
 from scripts import train
 from scripts.embedded_models import text_stage
@@ -114,6 +116,24 @@ def test_a_run_writes_log_curve_sheets_record_and_a_loadable_export(tiny: Path, 
     assert torch.__version__.startswith(record["calls"][0]["versions"]["torch"].partition("+")[0])
     assert (run / "export" / "text_encoder" / "model.safetensors").exists()
     assert not list((run / "export").rglob("*.bin"))
+
+
+@pytest.mark.parametrize("device, ahead", [("mps", False), ("cuda", True), ("cpu", False)])
+def test_batches_are_copied_in_the_background_only_to_a_device_for_which_they_are_pinned(monkeypatch, device, ahead):
+    """To Apple's GPUs such a copy reads memory that may be freed already."""
+
+    class Sent(Exception):
+        pass
+
+    def note(batch: object, device: torch.device, non_blocking: bool = False) -> None:
+        raise Sent(non_blocking)
+
+    monkeypatch.setattr("ptdit_diffusers.training.run.send_to_device", note)
+    loop = Run.__new__(Run)
+    loop.accelerator, loop.step, loop.optimizers = SimpleNamespace(device=torch.device(device)), 0, []
+    loop.task, loop.settings = SimpleNamespace(learning_rate=lambda step: 1.0), SimpleNamespace(accumulation=1)
+    with pytest.raises(Sent, match=str(ahead)):
+        loop.optimize(iter([{}]))
 
 
 def test_a_stop_signal_saves_the_step_in_progress_and_the_run_can_go_on(tiny: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptdit_diffusers.core.backbones.embeddings import position_table
 from ptdit_diffusers.core.backbones.layers import Attention, scaled_dot_product
@@ -76,6 +77,20 @@ def proxy_sets(grid, window, ratio) -> list[list[int]]:
         for lines in axes[1]
         for places in axes[2]
     ]
+
+
+def test_no_64_bit_integers_are_sorted_which_apples_gpus_do_wrongly():
+    sorts = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "sort" in str(function):
+                sorts.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        Windows((3, 20, 20), (1, 8, 8), shifted=True)
+    assert sorts and torch.int64 not in sorts
 
 
 @settings(max_examples=300, deadline=None)
