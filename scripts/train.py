@@ -5,8 +5,8 @@
     torchrun --nproc_per_node 2 -m scripts.train --config scripts/configs/clips.yaml --stage transformer
 
 The last starts two processes; on a CPU with ACCELERATE_USE_CPU=1, and OMP_NUM_THREADS=1 for one core each.
-Stages in order: text (T5 encoder and tokenizer), vae, transformer, decoder (the VAE's, its encoder frozen); dit, a
-class-conditional model, needs only a VAE.
+Stages in order: text (T5 encoder and tokenizer), vae, transformer, decoder (the VAE's, its encoder frozen). dit and
+diffit, models of classes, need only a VAE.
 Call it again to resume.
 """
 
@@ -39,6 +39,7 @@ STAGES = {
     "decoder": VAEStage,
     "transformer": TransformerStage,
     "dit": ClassStage,
+    "diffit": ClassStage,
 }
 
 

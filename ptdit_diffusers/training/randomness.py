@@ -24,7 +24,7 @@ class Stream(IntEnum):
     TEXT_POOL = 0  # scenes
     TEXT_BATCH = 1
     TEXT_IDLE_WORDS = 2
-    # stages "transformer" and "dit"
+    # stages "transformer", "dit" and "diffit"
     PART = 6  # which part of the data a step takes
     SAMPLES = 7  # and their captions
     NOISE = 8  # and times

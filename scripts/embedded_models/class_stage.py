@@ -1,4 +1,4 @@
-"""Stage "dit": a class-conditional transformer learns single figures, in the latents of the frozen VAE.
+"""Stages "dit" and "diffit": a class-conditional transformer learns single figures, in the latents of the frozen VAE.
 
 Two objectives: the noise with a learned variance, as DiT was trained, and rectified flow, as SiT (arXiv 2401.08740).
 """
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from ptdit_diffusers.models.class_transformer import ClassTransformer2DModel
+from ptdit_diffusers.models.transformer_diffit import DiffiT2DModel
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.pipelines.class_sampling import official_scheduler
 from ptdit_diffusers.pipelines.pipeline_class_to_image import ClassToImagePipeline
@@ -24,7 +26,7 @@ from scripts.datasets.shapes import CLASSES, class_name
 from scripts.embedded_models.latents import EncodedPart, PartSettings
 from scripts.embedded_models.vae_stage import save_sheet
 
-CLASS_MODELS: dict[str, type[nn.Module]] = {"dit": DiT2DModel}  # forward(latents, timestep, class_labels).sample
+CLASS_MODELS: dict[str, type[ClassTransformer2DModel]] = {"dit": DiT2DModel, "diffit": DiffiT2DModel}
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """The stage of class-conditional models: both objectives train through the real script, resume exactly, and export."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,9 @@ def run(folder: Path, *flags: str, **data) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("objective", ["diffusion", "flow"])
-def test_the_export_is_a_model_that_makes_pictures_of_named_classes(objective, tmp_path):
-    folder = run(tmp_path, objective=objective)
+@pytest.mark.parametrize(("backbone", "objective"), [("dit", "diffusion"), ("dit", "flow"), ("diffit", "diffusion")])
+def test_the_export_is_a_model_that_makes_pictures_of_named_classes(backbone, objective, tmp_path):
+    folder = run(tmp_path, "--set", f"model.backbone={backbone}", objective=objective)
     pipe = ClassToImagePipeline.from_pretrained(folder / "export")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.transformer.config.out_channels == (8 if objective == "diffusion" else 4)
@@ -109,7 +110,9 @@ def test_other_data_sets_objectives_and_backbones_are_refused_before_anything_is
 
 
 def test_the_published_configurations_are_legal():
-    for name in ("figures", "dit-official"):
-        settings = load_settings(ROOT / "scripts" / "configs" / f"{name}.yaml", "dit", ClassStageSettings, {})
-        assert settings.data.part.world == "figures"
+    configs = ROOT / "scripts" / "configs"
+    dit, diffit = (load_settings(configs / "figures.yaml", name, ClassStageSettings, {}) for name in ("dit", "diffit"))
+    same = {"output_dir": "", "model": dit.model}
+    assert replace(dit, **same) == replace(diffit, **same) and diffit.model == replace(dit.model, backbone="diffit")
+    settings = load_settings(configs / "dit-official.yaml", "dit", ClassStageSettings, {})
     assert (settings.lr, settings.weight_decay, settings.ema_decay, settings.hold) == (1e-4, 0, 0.9999, 1)
