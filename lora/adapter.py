@@ -49,10 +49,18 @@ def target_layers(transformer: nn.Module, targets: str) -> list[str]:
     return matching
 
 
-def check_targets(config: dict, targets: str) -> list[str]:
-    """Return `target_layers` without loading weights: the model is built on the meta device."""
+def adapter_values(config: dict, settings: LoRASettings) -> int:
+    """Return how many values are trained, without loading weights: the model is built on the meta device.
+
+    Raises:
+        ValueError: As `target_layers`.
+    """
     with torch.device("meta"):
-        return target_layers(PTDiTTransformer3DModel.from_config(config), targets)
+        model = PTDiTTransformer3DModel.from_config(config)
+    layers = [model.get_submodule(name) for name in target_layers(model, settings.targets)]
+    return sum(
+        settings.rank * (each.in_features + each.out_features) + settings.dora * each.out_features for each in layers
+    )
 
 
 def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) -> dict[str, Tensor]:

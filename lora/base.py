@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from .config import LoRASettings
 
 logger = logging.getLogger("lora")
 
-SAMPLES, SAMPLE_BYTES = 64, 65536
+SAMPLE_BYTES, STRIDE = 4096, 2**20  # of large files, so much is read in every mebibyte
+PART_FILES = re.compile(r".*\.(json|safetensors|bin|model|txt)")
 
 
 class BaseModel:
@@ -40,6 +42,7 @@ class BaseModel:
         if not (folder / "transformer" / "config.json").is_file():
             raise ValueError(f"base {name!r} is not a model folder: transformer/config.json is missing in {folder}.")
         self.name, self.folder = name, folder
+        self._fingerprints: dict[tuple[str, ...], str] = {}
         self.transformer_config = self._config("transformer")
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
 
@@ -83,20 +86,28 @@ class BaseModel:
         """Load a pipeline that can only encode prompts."""
         return PTDiTPipeline.from_pretrained(self.folder, transformer=None, vae=None, dtype=dtype).to(device)
 
-    def fingerprint(self, part: str) -> str:
-        """Return sixteen digits that change with a part's configuration or weights.
+    def fingerprint(self, *parts: str) -> str:
+        """Return sixteen digits that change with the configuration or weights of these parts of the model.
 
-        Large weight files are represented by name, size, and 64 samples of 64 KiB spread over the file.
+        Of large files, a sample of every mebibyte is read: any matrix of at least a mebibyte that changes is seen.
         """
+        if parts in self._fingerprints:
+            return self._fingerprints[parts]
         digest = hashlib.sha256()
-        for path in sorted(p for p in (self.folder / part).rglob("*") if p.is_file()):
+        for path in (path for part in parts for path in sorted((self.folder / part).glob("*"))):
+            if not PART_FILES.fullmatch(path.name) or not path.is_file():
+                continue  # what the system or a download put there
             size = path.stat().st_size
-            digest.update(f"{path.name} {size}".encode())
+            digest.update(f"{path.parent.name}/{path.name} {size}".encode())
             with open(path, "rb") as file:
-                for index in range(SAMPLES if size > SAMPLES * SAMPLE_BYTES else 1):
-                    file.seek(size * index // SAMPLES)
-                    digest.update(file.read(SAMPLE_BYTES if size > SAMPLES * SAMPLE_BYTES else size))
-        return digest.hexdigest()[:16]
+                if size <= STRIDE:
+                    digest.update(file.read())
+                else:
+                    for place in (*range(0, size - SAMPLE_BYTES, STRIDE), size - SAMPLE_BYTES):
+                        file.seek(place)
+                        digest.update(file.read(SAMPLE_BYTES))
+        self._fingerprints[parts] = digest.hexdigest()[:16]
+        return self._fingerprints[parts]
 
 
 def from_hub(setting: str, name: str, kind: str) -> Path:

@@ -16,8 +16,9 @@ from ptdit_diffusers.pipelines.ptdit_text import join_text
 from ptdit_diffusers.training.objective import sample_times
 from ptdit_diffusers.training.randomness import Stream, mix, numpy_generator, torch_generator
 
-from .cache import Cache, Sample, text_key
+from .cache import Cache
 from .config import LoRASettings
+from .samples import Sample
 
 
 class Plan:
@@ -57,7 +58,7 @@ class CachedBatches(Dataset):
 
     def __init__(self, cache: Cache, settings: LoRASettings, rank: int, processes: int) -> None:
         self.cache, self.settings, self.rank = cache, settings, rank
-        self.samples = cache.samples()
+        self.samples = cache.samples
         self.plan = Plan(self.samples, settings, settings.batch_size * processes)
         self.scaling, self.base_tokens = cache.base.scaling_factor, cache.base.scheduler.config.base_image_seq_len
         self.dynamic = cache.base.scheduler.config.use_dynamic_shifting
@@ -91,7 +92,7 @@ class CachedBatches(Dataset):
             "latents": latents,
             "noise": torch.randn(mean.shape, generator=generator),
             "time": time,
-            "text": self.cache.get(text_key("") if dropped else sample.text, "embeds"),
+            "text": self.cache.get(self.cache.text_key("") if dropped else sample.text, "embeds"),
             "weight": torch.tensor(settings.prior_weight if sample.prior else 1.0),
         }
 

@@ -1,6 +1,8 @@
-"""Latents and embeddings on disk: safetensors files under the hash of what they were made from, and a manifest.
+"""Latents and embeddings on disk: safetensors files of entries, each under a key of everything it depends on.
 
-A file that changes gets another hash, so nothing stale is read; a cache of another VAE or text encoder is refused.
+A key holds the VAE or text encoder, the content of the file or the caption, and the size. So nothing stale is read,
+and runs with other data or other models may share a folder. The folder has no index: the files say what is in them,
+and two runs never write one file. Which samples a run has, stands in a file of its own (`samples.py`).
 Training reads only this and constructs neither the VAE nor the text encoder.
 
 The stages of the embedded models have a reader of their own, `scripts.embedded_models.latents`: their samples are
@@ -9,199 +11,217 @@ embeddings. Pixels and writing files are common to both (`ptdit_diffusers.traini
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.training_utils import free_memory
-from PIL import ImageOps
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ptdit_diffusers.core.files import file_hash, replace_json
-from ptdit_diffusers.training.latents import to_pixels, write_tensors
+from ptdit_diffusers.core.files import file_hash
+from ptdit_diffusers.training.latents import write_tensors
 
-from .base import BaseModel, gpu_dtype
+from .base import BaseModel
 from .dataset import Item
-from .media import fit, read_frames
+from .encode import encode_captions, encode_pictures
+from .samples import Sample
+from .space import require_space
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lora")
 
+FORMAT = 2  # changes when the same file gives other latents
 SHARD = 128  # entries per file
+SHARD_NAME = re.compile(r"(latents|text)-[0-9a-f]+\.safetensors")
+MIRRORED = "-mirrored"  # end of the key of a mirrored copy
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One item as training reads it: keys of its latents and its text, and its size."""
-
-    latents: str  # key
-    mirrored: str  # key of the mirrored copy, "" = none
-    text: str  # key
-    bucket: tuple[int, int, int]
-    prior: bool
+def makers(base: BaseModel) -> dict[str, str]:
+    """Return the beginnings of all keys of entries that a model makes."""
+    return {
+        "latents": f"{FORMAT}-{base.fingerprint('vae')}",
+        "text": f"text-{base.fingerprint('text_encoder', 'tokenizer')}",
+    }
 
 
 class Cache:
-    """The folder of a cache. `get` reads single entries, so every process reads only what it trains on."""
+    """The folder of a cache. `get` reads single entries, so every process reads only what it trains on.
+
+    Attributes:
+        samples: What this run trains on.
+    """
 
     def __init__(self, folder: Path, base: BaseModel, rebuild: bool = False) -> None:
-        """Open the folder, or begin a new one.
+        """Read which entries the folder has.
+
+        Args:
+            folder: Of the cache; it need not exist.
+            base: The model whose VAE and text encoder make the entries.
+            rebuild: Delete everything that is cached there. No other run may be using it.
+        """
+        self.folder, self.base = folder, base
+        self.maker = makers(base)
+        self.samples: list[Sample] = []
+        self.files: dict[str, Any] = {}
+        self.entries: dict[str, str] = {}  # key -> name of the file
+        self.damaged: list[Path] = []
+        for path in sorted(path for path in folder.glob("*.safetensors") if SHARD_NAME.fullmatch(path.name)):
+            if rebuild:
+                path.unlink()
+                continue
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self.entries |= {name.rpartition(".")[0]: path.name for name in file.keys()}  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                logger.warning("%s is damaged and will be made again (%s)", path, error)
+                self.damaged.append(path)
+
+    def latent_key(self, item: Item) -> str:
+        """Return the key of a file's latents: VAE, hash of the file's bytes, and the size to which it is scaled."""
+        return f"{self.maker['latents']}-{file_hash(item.path)[:32]}-{item.frames}x{item.height}x{item.width}"
+
+    def text_key(self, caption: str) -> str:
+        """Return the key of a caption: text encoder and hash."""
+        return f"{self.maker['text']}-{hashlib.sha256(caption.encode()).hexdigest()[:32]}"
+
+    def lacks(self, keys: Iterable[str]) -> list[str]:
+        """Return the keys that are not in the cache, each once."""
+        return [key for key in dict.fromkeys(keys) if key not in self.entries]
+
+    def write(self, kind: str, entries: Iterator[tuple[str, dict[str, Tensor]]]) -> None:
+        """Add entries (key, tensors) in files of their own; after Ctrl-C, those that are finished are kept.
 
         Raises:
-            ValueError: It was made by another VAE or text encoder, and `rebuild` is false.
+            OSError: They could not be written.
         """
-        self.folder, self.path, self.base = folder, folder / "manifest.json", base
-        self.files: dict[str, Any] = {}
-        made_by = {
-            "format": 1,
-            "vae": base.fingerprint("vae"),
-            "text_encoder": base.fingerprint("text_encoder") + base.fingerprint("tokenizer"),
-        }
-        self.manifest: dict[str, Any] = {**made_by, "entries": {}, "samples": []}
-        if self.path.is_file():
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            other = [name for name, value in made_by.items() if found.get(name) != value]
-            if not other:
-                self.manifest = found
-            elif not rebuild:
-                raise ValueError(
-                    f"the cache {folder} was made by another {' and '.join(other)} than that of base {base.name!r}; "
-                    "give another cache_dir, or replace it with --rebuild-cache."
-                )
-            else:
-                logger.info("replacing the cache of another %s", " and ".join(other))
-                for shard in set(found["entries"].values()):
-                    (folder / shard).unlink(missing_ok=True)
-
-    def lacks(self, keys: list[str]) -> list[str]:
-        """Return the keys that are not in the cache, each once."""
-        return [key for key in dict.fromkeys(keys) if key not in self.manifest["entries"]]
-
-    def write(self, name: str, entries: Iterator[tuple[str, dict[str, Tensor]]]) -> None:
-        """Add entries (key, tensors) in files; each file is complete before the manifest names it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         shard: dict[str, dict[str, Tensor]] = {}
-        for key, tensors in entries:
-            shard[key] = tensors
-            if len(shard) == SHARD:
-                self._write_shard(name, shard)
-                shard = {}
-        if shard:
-            self._write_shard(name, shard)
+        try:
+            for key, tensors in entries:
+                shard[key] = tensors
+                if len(shard) == SHARD:
+                    self._write_shard(kind, shard)
+                    shard = {}
+        except KeyboardInterrupt:
+            self._write_shard(kind, shard)
+            raise
+        self._write_shard(kind, shard)
 
-    def _write_shard(self, name: str, shard: dict[str, dict[str, Tensor]]) -> None:
-        number = len(list(self.folder.glob(f"{name}-*.safetensors")))
-        while (self.folder / f"{name}-{number:05d}.safetensors").exists():
-            number += 1
-        target = self.folder / f"{name}-{number:05d}.safetensors"
-        write_tensors(target, {f"{key}.{part}": t for key, tensors in shard.items() for part, t in tensors.items()})
-        self.manifest["entries"] |= {key: target.name for key in shard}
-        replace_json(self.path, self.manifest)
+    def _write_shard(self, kind: str, shard: dict[str, dict[str, Tensor]]) -> None:
+        if shard:
+            path = self.folder / f"{kind}-{uuid.uuid4().hex[:12]}.safetensors"
+            write_tensors(path, {f"{key}.{part}": t for key, tensors in shard.items() for part, t in tensors.items()})
+            self.entries |= dict.fromkeys(shard, path.name)
 
     def get(self, key: str, part: str) -> Tensor:
-        """Return one tensor of one entry, on the CPU."""
-        name = self.manifest["entries"][key]
-        if name not in self.files:
-            self.files[name] = safe_open(self.folder / name, framework="pt")
-        return self.files[name].get_tensor(f"{key}.{part}")
+        """Return one tensor of one entry, on the CPU.
+
+        Raises:
+            OSError: It cannot be read any more.
+        """
+        name = self.entries[key]
+        try:
+            if name not in self.files:
+                self.files[name] = safe_open(self.folder / name, framework="pt")
+            return self.files[name].get_tensor(f"{key}.{part}")
+        except (SafetensorError, FileNotFoundError) as error:
+            raise OSError(
+                f"{self.folder / name} cannot be read any more ({error}); --rebuild-cache mends it"
+            ) from error
 
     def text(self, caption: str) -> Tensor:
         """Return the embedding (L, D) of a caption in the cache."""
-        return self.get(text_key(caption), "embeds")
+        return self.get(self.text_key(caption), "embeds")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "files": {}}  # worker processes open the files themselves
 
-    def samples(self) -> list[Sample]:
-        """Return the samples of the last `fill`.
-
-        Raises:
-            ValueError: There are none.
-        """
-        found = [Sample(**{**entry, "bucket": tuple(entry["bucket"])}) for entry in self.manifest["samples"]]
-        if not found:
-            raise ValueError(f"the cache {self.folder} holds no samples; give `data` to fill it.")
-        return found
-
-    def fill(self, items: list[Item], captions: list[str], flip: bool, device: torch.device) -> None:
-        """Encode what the cache lacks, and write down the samples of a run.
+    def plan(self, items: Sequence[Item], flip: bool) -> list[Sample]:
+        """Return the samples of a run, which say what must be in the cache.
 
         Args:
             items: Files with their captions and sizes.
-            captions: Further texts that the run needs: the empty caption and validation prompts.
-            flip: Also encode mirrored pictures.
-            device: Where to encode.
+            flip: Also train on mirrored pictures.
         """
-        keys = {item: latent_key(item) for item in items}
-        sources = {key: (item, False) for item, key in keys.items()}
-        if flip:
-            sources |= {key + "-mirrored": (item, True) for item, key in keys.items()}
-        new = self.lacks(list(sources))
-        if new:
-            if self.manifest["samples"] and len(new) < len(sources):
-                logger.info(
-                    "the cache is stale for %d of %d pictures: new, changed, or resized", len(new), len(sources)
-                )
-            logger.info("encoding %d pictures or videos", len(new))
-            self.write("latents", encode_pictures(self.base, {key: sources[key] for key in new}, device))
-            free_memory()
-        self.add_captions([*captions, *(item.caption for item in items)], device)
-        self.manifest["samples"] = [
-            {
-                "latents": keys[item],
-                "mirrored": keys[item] + "-mirrored" if flip else "",
-                "text": text_key(item.caption),
-                "bucket": item.bucket,
-                "prior": item.prior,
-            }
-            for item in items
-        ]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_json(self.path, self.manifest)
+        samples = []
+        for item in items:
+            key = self.latent_key(item)
+            mirrored, text = key + MIRRORED if flip else "", self.text_key(item.caption)
+            samples.append(Sample(item.name, key, mirrored, text, item.bucket, item.prior))
+        return samples
 
-    def add_captions(self, captions: list[str], device: torch.device) -> None:
-        """Encode the captions that the cache lacks."""
-        texts = {text_key(caption): caption for caption in captions}
-        new = self.lacks(list(texts))
+    def fill(self, items: Sequence[Item], samples: list[Sample], captions: list[str], device: torch.device) -> None:
+        """Encode what the cache lacks, and take the samples as those of this run.
+
+        Args:
+            items: Files with their captions and sizes.
+            samples: From `plan`, of the same items.
+            captions: Further texts that the run needs: the empty caption and validation prompts.
+            device: Where to encode.
+
+        Raises:
+            ValueError: A file changed meanwhile or cannot be encoded.
+            OSError: There is too little space.
+        """
+        sources = {sample.latents: (item, False) for item, sample in zip(items, samples, strict=True)}
+        sources |= {s.mirrored: (item, True) for item, s in zip(items, samples, strict=True) if s.mirrored}
+        new = self.lacks(sources)
+        texts = dict.fromkeys(captions, "")
+        for item in items:
+            texts.setdefault(item.caption, item.name)
+        self._require_space([sources[key][0] for key in new], list(texts), device)
+        for path in self.damaged:
+            path.unlink(missing_ok=True)
+        if new:
+            if len(new) < len(sources):
+                logger.info("the cache lacks %d of %d pictures: new, changed, or resized", len(new), len(sources))
+            logger.info("encoding %d pictures or videos", len(new))
+            self.write(
+                "latents", encode_pictures(self.base, {key: sources[key] for key in new}, device, self.latent_key)
+            )
+            free_memory()
+        self.add_captions(texts, device)
+        self.samples = samples
+
+    def _require_space(self, items: list[Item], captions: list[str], device: torch.device) -> None:
+        """Raise OSError unless the disk has room for what is encoded now."""
+        config, width = self.base.transformer_config, 2 if device.type == "cuda" else 4
+        pixels = sum((1 + (item.frames - 1) // 4) * item.height * item.width for item in items)
+        latents = pixels // 64 * config["in_channels"] * 2 * 4  # mean and standard deviation, float32
+        new = [caption for caption in captions if self.text_key(caption) not in self.entries]
+        tokens = sum(min(200, len(caption.encode()) // 3 + 2) for caption in new)
+        require_space("cache_dir", self.folder, latents + tokens * config["caption_channels"] * width)
+
+    def add_captions(self, texts: dict[str, str], device: torch.device) -> None:
+        """Encode the captions that the cache lacks; `texts` gives each the name of a file that has it, or ""."""
+        keys = {self.text_key(caption): caption for caption in texts}
+        new = self.lacks(keys)
         if new:
             logger.info("encoding %d captions", len(new))
-            self.write("text", encode_captions(self.base, {key: texts[key] for key in new}, device))
+            captions = {key: (keys[key], texts[keys[key]]) for key in new}
+            self.write("text", encode_captions(self.base, captions, device))
             free_memory()
 
+    def require_samples(self, samples: list[Sample]) -> None:
+        """Take these samples as those of this run.
 
-def latent_key(item: Item) -> str:
-    """Return the hash of the file's bytes, and the size to which it is scaled."""
-    return f"{file_hash(item.path)[:32]}-{item.frames}x{item.height}x{item.width}"
-
-
-def text_key(caption: str) -> str:
-    """Return the hash of a caption."""
-    return "text-" + hashlib.sha256(caption.encode()).hexdigest()[:32]
-
-
-@torch.no_grad()
-def encode_pictures(
-    base: BaseModel, sources: dict[str, tuple[Item, bool]], device: torch.device
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield posterior mean and standard deviation (C, F, H/8, W/8) of each picture or video, float32."""
-    vae = base.load_vae(torch.float32, device)
-    for key, (item, mirror) in sources.items():
-        frames = [fit(frame, item.width, item.height) for frame in read_frames(item.path, item.frames)]
-        pixels = to_pixels(np.stack([np.asarray(ImageOps.mirror(frame) if mirror else frame) for frame in frames]))
-        posterior = vae.encode(pixels[None].to(device)).latent_dist
-        yield key, {"mean": posterior.mean[0].cpu(), "std": posterior.std[0].cpu()}
-
-
-@torch.no_grad()
-def encode_captions(
-    base: BaseModel, texts: dict[str, str], device: torch.device
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the embedding (L, D) of each caption without padding, cleaned as the pipeline cleans prompts."""
-    pipe = base.load_text_pipeline(gpu_dtype(device), device)
-    for key, caption in texts.items():
-        yield key, {"embeds": pipe.encode_prompt(caption, do_classifier_free_guidance=False)[0][0].cpu()}
+        Raises:
+            ValueError: The cache does not have all of them.
+        """
+        keys = [key for s in samples for key in (s.latents, s.mirrored, s.text) if key]
+        foreign = [key for key in keys if not key.startswith(tuple(f"{maker}-" for maker in self.maker.values()))]
+        if foreign:
+            raise ValueError(
+                f"the samples of this run were encoded by another VAE or text encoder than those of base "
+                f"{self.base.name!r}; give `data` to encode them again."
+            )
+        if missing := self.lacks(keys):
+            raise ValueError(
+                f"the cache {self.folder} lacks {len(missing)} of {len(set(keys))} entries of this run for base "
+                f"{self.base.name!r}; give `data` to encode them."
+            )
+        self.samples = samples

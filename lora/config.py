@@ -36,9 +36,9 @@ PACKAGES = {  # (setting, value) -> what must be installed for it
 }
 # May change when a run is resumed; everything else decides what comes out.
 FREE = (
-    "output_dir data outside_files cache_dir rebuild_cache max_steps stop_after max_minutes workers log_every "
-    "checkpoint_every keep validation_every validation_prompts validation_steps validation_guidance "
-    "validation_seed report_to push_to_hub resume compile"
+    "output_dir data base outside_files caption_column cache_dir rebuild_cache max_steps stop_after max_minutes "
+    "workers log_every checkpoint_every keep validation_every validation_prompts validation_steps validation_guidance "
+    "validation_seed report_to push_to_hub resume accept_changes compile"
 ).split()
 
 
@@ -56,7 +56,7 @@ class LoRASettings:
     data: str = setting("", "folder, metadata.jsonl, metadata.csv, or hub:OWNER/DATASET")
     output_dir: str = setting("", "folder of the run: checkpoints, log, pictures and the finished LoRA")
     cache_dir: str = setting("", "folder of the cached latents and embeddings (default: OUTPUT_DIR/cache)")
-    rebuild_cache: bool = setting(False, "replace a cache that was made by another model or for another size")
+    rebuild_cache: bool = setting(False, "delete all that is cached in the folder of the cache, and encode it again")
     outside_files: bool = setting(False, "take also files that a table or link in `data` names outside of its folder")
     default_caption: str = setting("", "caption of files that have none; the log names their number")
     caption_column: str = setting(
@@ -107,6 +107,7 @@ class LoRASettings:
     workers: int = setting(0, "processes that read the cache; 0 = the training process")
     # records
     resume: bool = setting(False, "go on from the newest checkpoint in output_dir")
+    accept_changes: bool = setting(False, "resume although captions, files or base weights are not what they were")
     log_every: int = setting(10, "steps")
     checkpoint_every: int = setting(250, "steps; 0 = only at the end")
     keep: int = setting(2, "checkpoints kept")

@@ -5,45 +5,108 @@
 Training does the same at its start; this is for doing it on another machine or ahead of time.
 """
 
+import hashlib
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
 
+from ptdit_diffusers.training.checkpoint import checkpoints
+from ptdit_diffusers.training.processes import main_process_does
+
 from .base import BaseModel, from_hub
-from .cache import Cache
+from .cache import Cache, makers
 from .config import LoRASettings, make_parser, read_settings
-from .dataset import Findings, as_prior, bucket_sizes, find_items, table
-from .validate import generate_prior
+from .dataset import Findings, Item, bucket_sizes, find_items, nearest_size, table
+from .samples import (
+    Sample,
+    changes,
+    from_json,
+    list_path,
+    read_samples,
+    recorded_samples,
+    to_json,
+    write_samples,
+)
+from .validate import generate_prior, read_prior_prompts
 
 logger = logging.getLogger("lora")
+
+RUN_SAMPLES = "samples.json"  # in the folder of a run
+DATA_SETTINGS = ("default_caption", "trigger", "caption_column", "max_aspect", "num_frames", "flip")
 
 
 def fill_cache(settings: LoRASettings, base: BaseModel, accelerator: Accelerator) -> Cache:
     """Bring the cache up to date with the data and log what was found; without `data` it is used as it is.
 
+    All processes call this; the main process does the work.
+
     Raises:
-        ValueError: There is nothing to train on, or the cache belongs to another model.
+        ValueError: There is nothing to train on, or a resumed run would go on with other data.
     """
-    folder = settings.cache_folder
-    if accelerator.is_main_process:
-        cache = Cache(folder, base, settings.rebuild_cache)
-        if settings.data:
-            findings = find_data(settings, base, accelerator)
-            logger.info("%s", table(findings, settings.repeats, settings.prior_repeats))
-            captions = ["", *settings.validation_prompts]
-            cache.fill(findings.items, captions, settings.flip, accelerator.device)
-        else:
-            logger.info("training from the cache %s alone", folder)
-            cache.samples()
-            cache.add_captions(["", *settings.validation_prompts], accelerator.device)
-    accelerator.wait_for_everyone()
-    return Cache(folder, base)
+    filled: list[Cache] = []
+
+    def fill() -> list[dict[str, Any]]:
+        filled.append(Cache(settings.cache_folder, base, settings.rebuild_cache))
+        choose_samples(settings, base, accelerator.device, filled[0])
+        return to_json(filled[0].samples)
+
+    samples = main_process_does(accelerator, settings.cache_folder, fill)
+    cache = filled[0] if filled else Cache(settings.cache_folder, base)
+    cache.require_samples(from_json(samples))
+    return cache
 
 
-def find_data(settings: LoRASettings, base: BaseModel, accelerator: Accelerator) -> Findings:
+def choose_samples(settings: LoRASettings, base: BaseModel, device: torch.device, cache: Cache) -> None:
+    """Give the cache the samples of this run and everything that it lacks of them."""
+    run, data = Path(settings.output_dir) / RUN_SAMPLES, data_settings(settings, base)
+    prompts = ["", *settings.validation_prompts]
+    goes_on = settings.resume and run.is_file() and checkpoints(run.parent)
+    before = read_samples(run)[0] if goes_on else None
+    if settings.data:
+        findings = find_data(settings, base, device)
+        logger.info("%s", table(findings, settings.repeats, settings.prior_repeats))
+        samples = cache.plan(findings.items, settings.flip)
+        refuse_changes(settings, before, samples)
+        cache.fill(findings.items, samples, prompts, device)
+        write_samples(list_path(cache.folder, data), samples, data)
+    else:
+        logger.info("training from the cache %s alone", cache.folder)
+        samples = before or recorded_samples(cache.folder, data)
+        cache.require_samples(samples)
+        cache.add_captions(dict.fromkeys(prompts, ""), device)
+
+
+def refuse_changes(settings: LoRASettings, before: list[Sample] | None, now: list[Sample]) -> None:
+    """Raise ValueError where a resumed run has other samples than it began with, unless that is accepted."""
+    changed = changes(before, now) if before is not None else []
+    if changed and not settings.accept_changes:
+        raise ValueError(
+            f"the data changed since this run began: {'; '.join(changed)}. Put them back, go on all the same with "
+            "--accept-changes, or start anew in another output_dir."
+        )
+    if changed:
+        logger.warning("going on with changed data: %s", "; ".join(changed))
+
+
+def data_settings(settings: LoRASettings, base: BaseModel) -> dict[str, Any]:
+    """Return what decides about the samples of a data set, as the cache's list of them says it."""
+    found = {name: getattr(settings, name) for name in DATA_SETTINGS}
+    found |= {f"maker of {kind}": maker for kind, maker in makers(base).items()}
+    found["resolution"] = settings.resolution or base.own_resolution
+    found["bucket_step"] = settings.bucket_step or base.window_pixels
+    prompts = read_prior_prompts(settings.prior_prompts)
+    found["prior"] = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16] if prompts else ""
+    is_local = not settings.data.startswith("hub:")
+    found["source"] = str(Path(settings.data).resolve()) if settings.data and is_local else settings.data
+    return found
+
+
+def find_data(settings: LoRASettings, base: BaseModel, device: torch.device) -> Findings:
     """Return all items of the run, including those that the base model generates."""
     sizes = bucket_sizes(
         settings.resolution or base.own_resolution, settings.bucket_step or base.window_pixels, settings.max_aspect
@@ -63,8 +126,10 @@ def find_data(settings: LoRASettings, base: BaseModel, accelerator: Accelerator)
         (Path(settings.output_dir), settings.cache_folder),
     )
     if settings.prior_prompts:
-        prior = find_items(str(generate_prior(base, settings, accelerator.device)), "", "", 1, sizes)
-        findings.items += as_prior(prior.items)
+        height, width = nearest_size(1, 1, sizes)
+        for index, (path, prompt) in enumerate(generate_prior(base, settings, device)):
+            name = f"prior picture {index}"
+            findings.items.append(Item(path, prompt, 1, height, width, prior=True, name=name))
     return findings
 
 
@@ -79,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"lora: {error}\n")
         return 2
-    logger.info("%d samples in %s", len(cache.samples()), cache.folder)
+    logger.info("%d samples in %s", len(cache.samples), cache.folder)
     return 0
 
 

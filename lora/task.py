@@ -92,7 +92,11 @@ class LoRATask(Task):
             parameter.copy_(like(state[name], parameter))
 
     def notes(self) -> dict[str, Any]:
-        return {"settings": dataclasses.asdict(self.settings), "processes": self.accelerator.num_processes}
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "processes": self.accelerator.num_processes,
+            "transformer": self.base.fingerprint("transformer", "scheduler"),
+        }
 
     def sheet_steps(self, last: int) -> Sequence[int]:
         return quarter_steps(last) if self.settings.validation_prompts else ()

@@ -8,62 +8,113 @@ run equals an uninterrupted one.
 """
 
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
+from safetensors import SafetensorError
 
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
-from ptdit_diffusers.training.processes import check_processes
+from ptdit_diffusers.training.processes import (
+    check_processes,
+    is_main_process,
+    lock_folder,
+    main_process_checks,
+    terminate_as_interrupt,
+)
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.trackers import begin_tracking
 
-from .adapter import check_targets
+from .adapter import adapter_values
 from .base import BaseModel, check_device
+from .cache import Cache
 from .config import LoRASettings, check_packages, make_parser, read_settings, refuse_other_settings
 from .export import check_push, push
-from .precompute import fill_cache
+from .precompute import RUN_SAMPLES, data_settings, fill_cache
+from .samples import write_samples
+from .space import require_space, run_bytes
 from .task import LoRATask
 
 logger = logging.getLogger("lora")
 
+INTERRUPTED = 130  # exit code, as shells have it
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code (2 for bad input)."""
-    flags = make_parser(__doc__.splitlines()[0]).parse_args(arguments)
+    """Run the command line; return the exit code: 2 for bad input, 1 for a run that failed, 130 for Ctrl-C."""
     try:
-        settings = read_settings(flags)
+        settings = read_settings(make_parser(__doc__.splitlines()[0]).parse_args(arguments))
         check_packages(settings)
-        folder = Path(settings.output_dir)
-        accelerator = Accelerator(
-            mixed_precision={"fp16": "fp16", "bf16": "bf16", "fp32": "no", "auto": None}[settings.precision],
-            gradient_accumulation_steps=settings.accumulation,
-            log_with=None if settings.report_to == "none" else settings.report_to,
-            project_dir=folder,
-        )
-        check_processes(accelerator)
-        level = logging.INFO if accelerator.is_main_process else logging.ERROR
-        logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-        base = BaseModel(settings.base)
-        check_before_training(settings, base, accelerator)
-        task = LoRATask(settings, base, fill_cache(settings, base, accelerator), accelerator)
-        run = Run(task, settings.loop_settings(task.steps), accelerator)
+        with terminate_as_interrupt():
+            return train(settings)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"lora: {error}\n")
+        complain(str(error))
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("lora: interrupted before the first step; what was encoded stays in the cache\n")
-        return 130
-    begin_tracking(accelerator, folder)
+        complain("interrupted; what was encoded and saved is kept.")
+        return INTERRUPTED
+
+
+def complain(text: str) -> None:
+    """Write one line to stderr, on the main process alone."""
+    if is_main_process():
+        sys.stderr.write(f"lora: {' '.join(text.splitlines())}\n")
+
+
+def train(settings: LoRASettings) -> int:
+    """Encode the data, train, and write the LoRA; return the exit code.
+
+    Raises:
+        ValueError, OSError: Something is not right; training has not begun.
+    """
+    folder = Path(settings.output_dir)
+    accelerator = Accelerator(
+        mixed_precision={"fp16": "fp16", "bf16": "bf16", "fp32": "no", "auto": None}[settings.precision],
+        gradient_accumulation_steps=settings.accumulation,
+        log_with=None if settings.report_to == "none" else settings.report_to,
+        project_dir=folder,
+    )
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    check_processes(accelerator)
+    base = BaseModel(settings.base)
+    check_before_training(settings, base, accelerator)
+    with ExitStack() as held:
+
+        def take_folder() -> None:
+            held.callback(lock_folder(folder, "output_dir").release)
+            refuse_used(settings)  # once more: another run may have ended since
+
+        main_process_checks(accelerator, take_folder)
+        cache = fill_cache(settings, base, accelerator)
+        main_process_checks(accelerator, lambda: note_samples(settings, base, cache))
+        task = LoRATask(settings, base, cache, accelerator)
+        run = Run(task, settings.loop_settings(task.steps), accelerator)
+        begin_tracking(accelerator, folder)
+        return finish(settings, run, accelerator)
+
+
+def note_samples(settings: LoRASettings, base: BaseModel, cache: Cache) -> None:
+    """Write down which samples the run has, for its resume."""
+    write_samples(Path(settings.output_dir) / RUN_SAMPLES, cache.samples, data_settings(settings, base))
+
+
+def finish(settings: LoRASettings, run: Run, accelerator: Accelerator) -> int:
+    """Train to the end or to a stop, and upload what was asked for; return the exit code."""
+    folder = Path(settings.output_dir)
     try:
         finished = run.train()
-    except (OSError, FloatingPointError) as error:
+    except (OSError, SafetensorError, FloatingPointError) as error:
         kept = checkpoints(folder)
         last = f"go on from {kept[-1].name} with --resume" if kept else "no checkpoint was written yet"
-        sys.stderr.write(f"lora: stopped at step {run.step}: {error}; {last}.\n")
+        if isinstance(error, FloatingPointError) and kept:
+            last = f"the last sound checkpoint is {kept[-1].name}"
+        complain(
+            f"stopped at step {run.step}: {(str(error).strip() or type(error).__name__).splitlines()[-1]}; {last}."
+        )
         return 1
     accelerator.end_training()
     if not finished:
@@ -73,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             logger.info("uploaded to %s", push(folder / "lora", settings.push_to_hub))
         except OSError as error:
-            sys.stderr.write(f"lora: {folder / 'lora'} is finished, but not uploaded: {error}\n")
+            complain(f"{folder / 'lora'} is finished, but not uploaded: {error}")
             return 1
     return 0
 
@@ -82,31 +133,50 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
     """Check everything that can be refused before long work.
 
     Raises:
-        ValueError: An unknown target, a used output folder, a checkpoint of other settings, too little disk space.
+        ValueError: An unknown target, a used output folder, a checkpoint of other settings.
+        OSError: There is too little disk space.
     """
-    check_targets(base.transformer_config, settings.targets)
+    values = adapter_values(base.transformer_config, settings)
     check_device(settings, accelerator.device)
     if settings.push_to_hub and accelerator.is_main_process:
         check_push(settings.push_to_hub)
-    folder = Path(settings.output_dir)
-    if not settings.resume and (checkpoints(folder) or (folder / "lora").exists()):
-        raise ValueError(f"output_dir {folder} holds an earlier run; go on with --resume, or give another folder.")
+    refuse_used(settings)
     if settings.prior_prompts and not Path(settings.prior_prompts).is_file():
         raise ValueError(f"prior_prompts {settings.prior_prompts!r} is no file; give one with a prompt per line.")
-    existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
-    if existing.is_file():
-        raise ValueError(f"output_dir {folder} cannot be made: {existing} is a file.")
-    free = shutil.disk_usage(existing).free
-    if free < 100 * 2**20:
-        raise ValueError(f"the disk of output_dir {folder} has {free / 2**20:.0f} MiB free; at least 100 are needed.")
-    saved = load_checkpoint(folder)
+    folder = Path(settings.output_dir)
+    if settings.data and Path(settings.data).is_dir() and Path(settings.data).resolve() == folder.resolve():
+        raise ValueError(f"output_dir {folder} is the folder of the data; give another one, it may lie in it.")
+    doubled = settings.init in ("pissa", "olora")
+    require_space("output_dir", folder, run_bytes(values, settings.keep, settings.ema > 0, doubled))
+    saved = load_checkpoint(folder) if settings.resume else None
     if saved is not None:
         refuse_other_settings(saved["settings"], settings)
+        refuse_other_base(saved, settings, base)
         if saved["processes"] != accelerator.num_processes:
             raise ValueError(
                 f"the checkpoint was made by {saved['processes']} processes, these are {accelerator.num_processes}; "
                 "the batches would differ. Launch as many as before."
             )
+
+
+def refuse_used(settings: LoRASettings) -> None:
+    """Raise ValueError where the output folder holds a run that this one does not go on with."""
+    folder = Path(settings.output_dir)
+    if not settings.resume and (checkpoints(folder) or (folder / "lora").exists()):
+        raise ValueError(f"output_dir {folder} holds an earlier run; go on with --resume, or give another folder.")
+
+
+def refuse_other_base(saved: dict[str, object], settings: LoRASettings, base: BaseModel) -> None:
+    """Raise ValueError where a checkpoint was trained on other base weights, unless that is accepted."""
+    earlier = str(saved["settings"]["base"])
+    if saved.get("transformer", "") == base.fingerprint("transformer", "scheduler") or settings.accept_changes:
+        return
+    if "transformer" in saved or earlier != settings.base:
+        same = f" (the folder {earlier!r} holds others now)" if earlier == settings.base else f", those of {earlier!r}"
+        raise ValueError(
+            f"the checkpoint was trained on other base weights than those of {settings.base!r}{same}. Put them back, "
+            "go on all the same with --accept-changes, or start anew in another output_dir."
+        )
 
 
 if __name__ == "__main__":

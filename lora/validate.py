@@ -3,6 +3,8 @@
 Text embeddings come from the cache; the VAE is loaded for each call and freed.
 """
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from ptdit_diffusers.pipelines.ptdit_text import join_text
 from .base import BaseModel, gpu_dtype
 from .cache import Cache
 from .config import LoRASettings
+from .export import public_name
+from .media import UnreadableError, read_frames
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +62,11 @@ def save_validation(pictures: list[Image.Image], path: Path, step: int, settings
     for index, picture in enumerate(pictures):
         info = PngImagePlugin.PngInfo()
         facts = {"prompt": settings.validation_prompts[index], "seed": settings.validation_seed + index, "step": step}
-        facts |= {"base": settings.base, "steps": settings.validation_steps, "guidance": settings.validation_guidance}
+        facts |= {
+            "base": public_name(settings.base),
+            "steps": settings.validation_steps,
+            "guidance": settings.validation_guidance,
+        }
         for name, value in facts.items():
             info.add_text(name, str(value))
         with new_file(path.with_name(f"{path.name}-{index}.png")) as temporary:
@@ -90,42 +98,67 @@ def write_sheet(folder: Path, target: Path, steps: list[int], settings: LoRASett
         sheet.save(temporary, format="PNG")
 
 
-def generate_prior(base: BaseModel, settings: LoRASettings, device: torch.device) -> Path:
+def read_prior_prompts(path: str) -> list[str]:
+    """Return the prompts of the file `prior_prompts`, one in each line; none for "".
+
+    Raises:
+        ValueError: The file is empty or not UTF-8.
+        OSError: It cannot be read.
+    """
+    if not path:
+        return []
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prior_prompts {path} is not UTF-8: {error}.") from error
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise ValueError(f"prior_prompts {path} holds no prompts.")
+    return prompts
+
+
+def generate_prior(base: BaseModel, settings: LoRASettings, device: torch.device) -> list[tuple[Path, str]]:
     """Let the base model generate a picture of each prompt of `prior_prompts`; pictures that exist stay.
 
+    The name of a picture holds everything that it depends on: prompt, seed, size, and the weights of the base model.
+
     Returns:
-        A data folder: NNNN.png with NNNN.txt.
+        The pictures with their prompts.
 
     Raises:
         ValueError: The file of prompts is empty or not UTF-8.
     """
-    try:
-        text = Path(settings.prior_prompts).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prior_prompts {settings.prior_prompts} is not UTF-8: {error}.") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"prior_prompts {settings.prior_prompts} holds no prompts.")
-    folder = settings.cache_folder / "prior"
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("*.png"):
-        if int(leftover.stem) >= len(prompts):
-            leftover.unlink()
-    missing = []
+    prompts = read_prior_prompts(settings.prior_prompts)
+    side = settings.resolution or base.own_resolution
+    made_by = base.fingerprint("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    folder, pictures, missing = settings.cache_folder / "prior", [], []
     for index, prompt in enumerate(prompts):
-        note = folder / f"{index:04d}.txt"
-        done = note.is_file() and note.read_text(encoding="utf-8") == prompt and note.with_suffix(".png").is_file()
-        missing += [] if done else [index]
+        facts = json.dumps([made_by, prompt, settings.seed + index, side])
+        path = folder / f"{index:04d}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.png"
+        pictures.append((path, prompt))
+        missing += [] if is_readable(path) else [index]
     if missing:
+        folder.mkdir(parents=True, exist_ok=True)
         logger.info("the base model generates %d pictures to keep", len(missing))
         pipe = PTDiTPipeline.from_pretrained(base.folder).to(device)
         pipe.set_progress_bar_config(disable=True)
-        side = settings.resolution or base.own_resolution
         for index in missing:
+            path, prompt = pictures[index]
             generator = torch.Generator().manual_seed(settings.seed + index)
-            picture = pipe(prompts[index], height=side, width=side, generator=generator).images[0]
-            picture.save(folder / f"{index:04d}.png")
-            (folder / f"{index:04d}.txt").write_text(prompts[index], encoding="utf-8")
+            picture = pipe(prompt, height=side, width=side, generator=generator).images[0]
+            info = PngImagePlugin.PngInfo()
+            for name, value in {"prompt": prompt, "seed": settings.seed + index}.items():
+                info.add_text(name, str(value))
+            with new_file(path) as temporary:
+                picture.save(temporary, format="PNG", pnginfo=info)
         del pipe
         free_memory()
-    return folder
+    return pictures
+
+
+def is_readable(path: Path) -> bool:
+    """Return whether a picture is there and whole."""
+    try:
+        return path.is_file() and bool(read_frames(path, 1))
+    except UnreadableError:
+        return False

@@ -82,6 +82,7 @@ MAY_IMPORT = {
         "prodigyopt",
         "safetensors",
         "accelerate",
+        "filelock",
         "diffusers",
         "ptdit_diffusers.",
     ),

@@ -136,26 +136,38 @@ def tokenize(
 
 
 def warn_about_cut_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_sequence_length: int) -> None:
-    """Warn once for each prompt that has more than `max_sequence_length` tokens, and name the part that is lost."""
-    room = max_sequence_length - tokenizer.num_special_tokens_to_add()
+    """Warn once for each prompt with more than `max_sequence_length` tokens, and name the part that is lost."""
     for prompt in prompts:
-        ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
-        if len(ids) > room:
+        count, lost = lost_part(tokenizer, prompt, max_sequence_length)
+        if lost:
             warnings.warn(
-                f"the prompt has {len(ids)} tokens and max_sequence_length={max_sequence_length} leaves room for "
-                f"{room}; this part is not used: {tokenizer.decode(ids[room:])!r}",
+                f"the prompt has {count} tokens and max_sequence_length={max_sequence_length} leaves room for "
+                f"{max_sequence_length - tokenizer.num_special_tokens_to_add()}; this part is not used: {lost!r}",
                 stacklevel=2,
             )
 
 
+def lost_part(tokenizer: PreTrainedTokenizerBase, prompt: str, max_sequence_length: int) -> tuple[int, str]:
+    """Return how many tokens a prompt has, and what of it is behind the last token that is read."""
+    room = max_sequence_length - tokenizer.num_special_tokens_to_add()
+    ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    return len(ids), tokenizer.decode(ids[room:]) if len(ids) > room else ""
+
+
 def warn_about_unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> None:
     """Warn once for each prompt with words that the tokenizer turns into its unknown token, and name them."""
-    unknown = tokenizer.unk_token_id
     for prompt in prompts:
-        if unknown is None or unknown not in tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids:
-            continue
-        words = [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
-        warnings.warn(f"the text encoder does not know {', '.join(map(repr, words or [prompt]))}", stacklevel=2)
+        if words := unknown_words(tokenizer, prompt):
+            warnings.warn(f"the text encoder does not know {', '.join(map(repr, words))}", stacklevel=2)
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
+    """Return the words of a prompt that the tokenizer turns into its unknown token."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown not in tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids:
+        return []
+    words = [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
+    return words or [prompt]
 
 
 def warn_about_untaught_words(tokenizer: PreTrainedTokenizerBase, prompts: list[str], negative: bool) -> None:

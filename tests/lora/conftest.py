@@ -42,6 +42,21 @@ def cached(pictures, tiny_model_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def cache(cached, tiny_model_folder):
+    """That cache, with the samples that are recorded in it."""
+    from lora.base import BaseModel
+    from lora.cache import Cache
+    from lora.config import LoRASettings
+    from lora.precompute import data_settings
+    from lora.samples import recorded_samples
+
+    base = BaseModel(str(tiny_model_folder))
+    cache = Cache(cached, base)
+    cache.require_samples(recorded_samples(cached, data_settings(LoRASettings(output_dir="x"), base)))
+    return cache
+
+
+@pytest.fixture
 def train(tiny_model_folder, cached, tmp_path) -> Callable[..., int]:
     """Run the training script on the cache: train("output", "--flag", ...) -> exit code."""
     from accelerate.state import AcceleratorState

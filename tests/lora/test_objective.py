@@ -4,14 +4,13 @@ import torch
 
 from lora.base import BaseModel
 from lora.batches import CachedBatches
-from lora.cache import Cache, text_key
 from lora.config import LoRASettings
 from lora.task import lora_loss
 
 
-def test_the_loss_is_the_squared_error_of_x0_minus_noise_on_the_first_half_of_the_channels(cached, tiny_model_folder):
+def test_the_loss_is_the_squared_error_of_x0_minus_noise_on_the_first_half_of_the_channels(cache, tiny_model_folder):
     base = BaseModel(str(tiny_model_folder))
-    batch = CachedBatches(Cache(cached, base), LoRASettings(output_dir="x", batch_size=2), 0, 1)[0]
+    batch = CachedBatches(cache, LoRASettings(output_dir="x", batch_size=2), 0, 1)[0]
     batch["weight"] = torch.tensor([1.0, 3.0])
     transformer = base.load_transformer(torch.float32, "none", torch.device("cpu")).eval()
     calls = []
@@ -28,12 +27,11 @@ def test_the_loss_is_the_squared_error_of_x0_minus_noise_on_the_first_half_of_th
     torch.testing.assert_close(loss, (error[0] + 3 * error[1]) / 2)
 
 
-def test_captions_are_dropped_and_times_follow_the_settings(cached, tiny_model_folder):
-    cache = Cache(cached, BaseModel(str(tiny_model_folder)))
+def test_captions_are_dropped_and_times_follow_the_settings(cache):
     dropped = CachedBatches(cache, LoRASettings(output_dir="x", batch_size=2, caption_dropout=1.0), 0, 1)
     kept = CachedBatches(cache, LoRASettings(output_dir="x", batch_size=2, caption_dropout=0.0), 0, 1)
     late = CachedBatches(cache, LoRASettings(output_dir="x", batch_size=2, caption_dropout=0.0, time_mean=2.0), 0, 1)
-    empty = cache.get(text_key(""), "embeds")
+    empty = cache.text("")
     for number in range(6):
         assert all(torch.equal(row[: len(empty)], empty) for row in dropped[number]["text"])
         assert (late[number]["time"] > kept[number]["time"]).all()

@@ -134,10 +134,10 @@ def test_pictures_of_the_base_model_are_generated_once_and_trained_on(train, pic
     words = ["--data", pictures, "--cache-dir", cache, "--prior-prompts", prompts, "--max-steps", "2"]
     assert train("one", *words, "--prior-weight", "0") == 0
     made = {path.name: path.stat().st_mtime_ns for path in (cache / "prior").iterdir()}
-    assert sorted(made) == ["0000.png", "0000.txt", "0001.png", "0001.txt"]
+    assert sorted(name[:5] for name in made) == ["0000-", "0001-"]
     assert train("two", *words, "--prior-weight", "5") == 0
     assert {path.name: path.stat().st_mtime_ns for path in (cache / "prior").iterdir()} == made
-    samples = json.loads((cache / "manifest.json").read_text(encoding="utf-8"))["samples"]
+    samples = json.loads((tmp_path / "two" / "samples.json").read_text(encoding="utf-8"))["samples"]
     assert [sample["prior"] for sample in samples] == [False] * 5 + [True] * 2
     one, two = ((tmp_path / name / "log.jsonl").read_text() for name in ("one", "two"))
     assert one != two
@@ -157,7 +157,7 @@ def test_short_videos_are_trained_on_beside_pictures(train, pictures, tmp_path):
         (data / f"{index}.txt").write_text("a red square", encoding="utf-8")
     words = ["--data", data, "--cache-dir", tmp_path / "cache", "--num-frames", "5", "--epochs", "1"]
     assert train("out", *words) == 0
-    samples = json.loads((tmp_path / "cache" / "manifest.json").read_text(encoding="utf-8"))["samples"]
+    samples = json.loads((tmp_path / "out" / "samples.json").read_text(encoding="utf-8"))["samples"]
     assert sorted(tuple(sample["bucket"]) for sample in samples) == [(1, 64, 64), (5, 64, 64), (5, 64, 64)]
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2
 
