@@ -9,7 +9,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ptdit_diffusers.core.headers import check_layers
+from ptdit_diffusers.core.model_folder import check_layers
 
 from .folders import (
     WEIGHT_DTYPES,

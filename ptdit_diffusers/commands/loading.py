@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ptdit_diffusers.core.headers import check_layers
-
 from .models import load_pipeline_class
 from .terminal import UserError, first_line
 
@@ -101,7 +99,6 @@ def load(plan: Plan, without: tuple[str, ...] = ()) -> "PTDiTPipeline":
     options: dict[str, Any] = dict.fromkeys(without)
     dtype = getattr(torch, DTYPES[plan.dtype])
     try:
-        check_layers(plan.folder, without)
         if plan.quantize == "int8":
             options["quantization_config"] = int8_on_load()
         elif plan.quantize == "fp8":

@@ -30,9 +30,9 @@ from ptdit_diffusers.core.checkpoint_names import (
 )
 from ptdit_diffusers.core.configuration import carried_config
 from ptdit_diffusers.core.files import shard_files
+from ptdit_diffusers.core.model_folder import LARGEST_HEADER
 
 RELEASE_BYTES = 256 * 1024**2  # pages of a mapped file count as memory until it is mapped anew
-LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 LARGEST_PICKLE = 32_000_000  # bytes of a torch file besides numbers; a weight takes about 150
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # What a torch file with nothing but weights imports.

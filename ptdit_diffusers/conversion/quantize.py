@@ -30,7 +30,7 @@ from ptdit_diffusers.core.checkpoint_names import (
 from ptdit_diffusers.core.configuration import GGUF_CONFIG, carried_config, folder_config, pack_config
 from ptdit_diffusers.core.documents import read_json
 from ptdit_diffusers.core.folder_files import inside, model_files, new_folder
-from ptdit_diffusers.core.headers import check_layers
+from ptdit_diffusers.core.model_folder import check_layers
 
 from ..models.class_transformer import ClassTransformer2DModel
 from ..models.transformer_diffit import DiffiT2DModel

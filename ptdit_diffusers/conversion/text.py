@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 from ptdit_diffusers.core.checkpoint_names import ConversionError, Shapes, check_weights, shapes_of
 from ptdit_diffusers.core.configuration import count, length
 from ptdit_diffusers.core.documents import read_json
-from ptdit_diffusers.core.headers import check_count
+from ptdit_diffusers.core.model_folder import check_count
 
 from .containers import Weights, one_line
 from .networks import Part, build, weights_in_words

@@ -1,15 +1,24 @@
 """Whether the parts of a model folder fit their weights and each other, read from JSON and headers alone."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from .backbones.parameters import MOST_LAYERS
 from .checkpoint_names import Shapes
-from .documents import parse_json
+from .configuration import count
+from .documents import parse_json, read_mapping
 
 PARTS = ("transformer", "vae", "text_encoder")
-LARGEST_HEADER = 100_000_000  # bytes, as of the safetensors library
+LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
+# Component -> its setting with the number of layers, and how names of the layers of one stack begin.
+LAYERS = {
+    "transformer": ("num_layers", ("transformer_blocks.", "blocks.")),
+    "text_encoder": ("num_layers", ("encoder.block.",)),
+    "vae": ("num_res_blocks", ("encoder.down.0.block.",)),
+}
+IMAGE_VAE = ("layers_per_block", ("encoder.down_blocks.0.resnets.",))  # of diffusers
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a list of integers"}
 
 
@@ -20,12 +29,9 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: There is no file, or something else in it.
     """
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
+        return read_mapping(path)
     except (OSError, ValueError) as problem:
         raise ValueError(f"{path} cannot be read: {problem}") from problem
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds {type(config).__name__}, and must hold an object of names and values")
-    return config
 
 
 def check_types(path: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -48,6 +54,23 @@ def check_types(path: Path, config: Mapping[str, Any], defaults: Mapping[str, An
             raise ValueError(f"{path}: {key} is {value!r}, and must be {what}")
 
 
+def header_shapes(path: Path) -> Shapes:
+    """Return name -> shape of the weights in a safetensors file.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > min(LARGEST_HEADER, path.stat().st_size):
+                raise ValueError("its header is cut off")
+            header = parse_json(file.read(size))
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"{path} is no safetensors file, or only a part of one") from problem
+
+
 def weights_shapes(folder: Path) -> Shapes | None:
     """Return name -> shape of the safetensors files in the folder of a component; None if there are none.
 
@@ -56,16 +79,38 @@ def weights_shapes(folder: Path) -> Shapes | None:
     """
     names = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
     files = sorted(path for path in folder.glob("*.safetensors") if names.fullmatch(path.name))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = parse_json(file.read(min(size, LARGEST_HEADER)))
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise ValueError(f"{path} is no safetensors file, or only a part of one") from problem
-    return shapes if files else None
+    return {name: shape for path in files for name, shape in header_shapes(path).items()} if files else None
+
+
+def check_layers(folder: Path, without: Collection[str] = ()) -> None:
+    """Check that the configurations in a model folder ask for no more layers than the weights beside them have.
+
+    diffusers and transformers build what the configuration says before they look at weights. A component without
+    safetensors files is left to them, and one in `without` is not looked at.
+
+    Raises:
+        ValueError: One does; names it.
+    """
+    for component, (setting, stacks) in LAYERS.items():
+        path = folder / component / "config.json"
+        files = sorted(path.parent.glob("*.safetensors"))
+        if component in without or not path.is_file() or not files:
+            continue
+        config = read_config(path)
+        shapes = {name: shape for file in files for name, shape in header_shapes(file).items()}
+        if component == "vae" and setting not in config:
+            setting, stacks = IMAGE_VAE
+        check_count(path, setting, config.get(setting), max(count(shapes, stack) for stack in stacks))
+
+
+def check_count(path: Path, setting: str, asked: Any, found: int) -> None:
+    """Refuse a number of layers above what was found, or above `MOST_LAYERS` where none was; other types pass.
+
+    Raises:
+        ValueError: Names the file, the setting and both numbers.
+    """
+    if isinstance(asked, int) and asked > (found or MOST_LAYERS):
+        raise ValueError(f"{path} has {setting}={asked:g}, but its weights have {found} layers")
 
 
 def check_fit(configs: Mapping[str, Mapping[str, Any]], words: int | None = None) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import T5Config, T5EncoderModel
 
 from ptdit_diffusers.core.checkpoint_names import check_weights, shapes_of
-from ptdit_diffusers.core.model_folder import PARTS, check_fit, check_types, read_config, weights_shapes
+from ptdit_diffusers.core.model_folder import PARTS, check_fit, check_layers, check_types, read_config, weights_shapes
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_diffit import DiffiT2DModel
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
@@ -35,8 +35,10 @@ def check_folder(folder: Path, without: Collection[str] = ()) -> None:
         without: Components that are not loaded from it.
 
     Raises:
-        ValueError: A file is damaged, a value has a wrong type, or components do not fit their weights or each other.
+        ValueError: A file is damaged, a configuration asks for more layers than the weights have, a value has a wrong
+            type, or components do not fit their weights or each other.
     """
+    check_layers(folder, without)
     index = read_config(folder / "model_index.json")
     configs = {}
     for name, entry in index.items():

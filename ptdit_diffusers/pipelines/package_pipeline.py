@@ -7,7 +7,6 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ptdit_diffusers.core.embedded import resolve_model
-from ptdit_diffusers.core.headers import check_layers
 from ptdit_diffusers.core.model_folder import read_config
 
 from .model_folders import check_folder
@@ -41,7 +40,6 @@ class PackagePipeline(DiffusionPipeline):
         source = resolve_model(pretrained_model_name_or_path)
         if (Path(source) / "model_index.json").is_file() and not kwargs.get("variant"):
             cls._check_kind(Path(source), without=kwargs)
-            check_layers(Path(source), without=kwargs)
             check_folder(Path(source), without=kwargs)
         return super().from_pretrained(source, **kwargs)
 

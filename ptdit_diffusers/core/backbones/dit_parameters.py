@@ -8,6 +8,7 @@ from .parameters import FromConfig
 BLOCK_TYPES = ("adaln_zero", "adaln", "cross_attention", "in_context")
 ADAPTIVE = ("adaln_zero", "adaln")  # block types whose norms are modulated
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # layers, width, heads
+LARGEST_TABLE = 2**28  # numbers of the position table, 1 GiB
 PRESETS = tuple(f"DiT-{size}/{patch}" for size in SIZES for patch in (8, 4, 2))
 
 
@@ -48,6 +49,12 @@ class ClassParameters(FromConfig):
                 f"nearest: {max(4, round(self.dim / 4) * 4)}."
             )
         check_multiple("sample_size", self.sample_size, self.patch_size)
+        if self.grid_side**2 * self.dim > LARGEST_TABLE:
+            side = int((LARGEST_TABLE / self.dim) ** 0.5) * self.patch_size
+            raise ValueError(
+                f"sample_size={self.sample_size} with width {self.dim} needs a position table of "
+                f"{self.grid_side**2 * self.dim:,} numbers, at most {LARGEST_TABLE:,} are made; nearest: {side}."
+            )
         if not 0 <= self.class_dropout_prob < 1:
             raise ValueError(
                 f"class_dropout_prob={self.class_dropout_prob!r} must be at least 0 and below 1; nearest: "

@@ -326,3 +326,8 @@ def test_one_timestep_and_one_label_serve_all_samples():
     expected = transformer(latents, torch.tensor([7, 7]), torch.tensor([1, 1])).sample
     for time, label in ((7, 1), (torch.tensor(7), torch.tensor(1)), (torch.tensor([7.0]), torch.tensor([1]))):
         assert torch.allclose(transformer(latents, time, label, return_dict=False)[0], expected, atol=1e-6)
+
+
+def test_a_position_table_that_fills_memory_is_refused_before_it_is_made():
+    with pytest.raises(ValueError, match="sample_size=1000000 with width 16 .* at most 268,435,456 .*; nearest: 8192"):
+        DiT2DModel(**TINY | {"sample_size": 10**6})

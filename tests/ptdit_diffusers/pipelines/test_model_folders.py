@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -46,4 +47,25 @@ def test_a_missing_weight_is_named(folder, part):
 def test_a_value_of_a_wrong_type_names_file_and_key(folder, file, key, value):
     change(folder / file, **{key: value})
     with pytest.raises(ValueError, match=rf"{file}: {key} is"):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("transformer", "num_layers"), ("text_encoder", "num_layers"), ("vae", "num_res_blocks")]
+)
+def test_more_layers_than_the_weights_have_are_refused_before_they_are_built(folder, part, key):
+    change(folder / part / "config.json", **{key: 10**8})
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=f"{key}=1e.08, but its weights have [12] layers"):
+        check_folder(folder)
+    assert time.process_time() - begin < 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "long", "deep", "list", "shape"])
+def test_a_header_that_is_none_is_refused(folder, damage):
+    (path,) = (folder / "vae").glob("*.safetensors")
+    headers = {"deep": b"[" * 200000, "list": b"[1]", "shape": b'{"a": {"dtype": "F32"}}', "cut": b"{", "long": b"{}"}
+    size = 2**40 if damage == "long" else 2 * len(headers[damage]) if damage == "cut" else len(headers[damage])
+    path.write_bytes(size.to_bytes(8, "little") + headers[damage])
+    with pytest.raises(ValueError, match="is no safetensors file, or only a part of one"):
         check_folder(folder)
