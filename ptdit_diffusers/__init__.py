@@ -16,6 +16,8 @@ _MODULES = {  # public name -> module of it
     "AutoencoderKLOpenSoraPlan": "models.autoencoder_ptdit",
     "ClassToImagePipeline": "pipelines.pipeline_class_to_image",
     "DiffiT2DModel": "models.transformer_diffit",
+    "DiffiTImagePipeline": "pipelines.pipeline_diffit_image",
+    "DiffiTUNet2DModel": "models.unet_diffit",
     "DiT2DModel": "models.transformer_dit",
     "PTDiTBlocks": "pipelines.modular_ptdit",
     "PTDiTImg2ImgPipeline": "pipelines.pipeline_ptdit_img2img",

@@ -10,7 +10,7 @@ from .checkpoint_names import Shapes
 from .configuration import count
 from .documents import parse_json, read_mapping
 
-PARTS = ("transformer", "vae", "text_encoder")
+PARTS = ("transformer", "unet", "vae", "text_encoder")
 LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 # Component -> its setting with the number of layers, and how names of the layers of one stack begin.
 LAYERS = {
@@ -44,7 +44,7 @@ def check_types(path: Path, config: Mapping[str, Any], defaults: Mapping[str, An
         kind = type(defaults.get(key))
         legal = {
             bool: isinstance(value, bool),
-            int: type(value) is int and value > 0,
+            int: type(value) is int and (value > 0 or value == defaults[key]),
             float: type(value) in (int, float),
             str: isinstance(value, str),
             tuple: isinstance(value, list) and all(type(part) is int and part > 0 for part in value),

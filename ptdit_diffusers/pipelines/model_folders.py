@@ -15,11 +15,13 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_diffit import DiffiT2DModel
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.models.unet_diffit import DiffiTUNet2DModel
 
 CLASSES = {
     "PTDiTTransformer3DModel": PTDiTTransformer3DModel,
     "DiT2DModel": DiT2DModel,
     "DiffiT2DModel": DiffiT2DModel,
+    "DiffiTUNet2DModel": DiffiTUNet2DModel,
     "AutoencoderKLOpenSoraPlan": AutoencoderKLOpenSoraPlan,
     "T5EncoderModel": T5EncoderModel,
 }

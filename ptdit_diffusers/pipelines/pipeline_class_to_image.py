@@ -28,6 +28,7 @@ from .ptdit_checks import (
     check_callback_inputs,
     check_count,
     check_generator,
+    check_guidance,
     check_output_type,
     check_size,
     require_finite,
@@ -177,6 +178,7 @@ class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
             shape, num_inference_steps, generator, latents, output_type, callback_on_step_end_tensor_inputs
         )
         self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        check_guidance(self._guidance_scale, 0.0)
         self._guidance_channels, self._interrupt = self.channels_to_guide(guidance_channels), False
         self._guidance_schedule = guidance_schedule or self.config.guidance_schedule
         self._guidance_power = self.config.guidance_power if guidance_power is None else guidance_power

@@ -21,9 +21,11 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_diffit import DiffiT2DModel, DiffiTAttnProcessor
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.models.unet_diffit import DiffiTUNet2DModel
 
 from .modular_ptdit import PTDiTBlocks, PTDiTModularPipeline
 from .pipeline_class_to_image import ClassToImagePipeline
+from .pipeline_diffit_image import DiffiTImagePipeline
 from .pipeline_ptdit import PTDiTPipeline
 from .pipeline_ptdit_img2img import PTDiTImg2ImgPipeline
 from .pipeline_ptdit_inpaint import PTDiTInpaintPipeline
@@ -41,11 +43,13 @@ NAMESPACES = {  # class -> the module of diffusers that has it, besides `diffuse
     AutoencoderKLOpenSoraPlan: diffusers.models,
     DiT2DModel: diffusers.models,
     DiffiT2DModel: diffusers.models,
+    DiffiTUNet2DModel: diffusers.models,
     PTDiTLoraLoaderMixin: diffusers.loaders,
     PTDiTPipeline: diffusers.pipelines,
     PTDiTImg2ImgPipeline: diffusers.pipelines,
     PTDiTInpaintPipeline: diffusers.pipelines,
     ClassToImagePipeline: diffusers.pipelines,
+    DiffiTImagePipeline: diffusers.pipelines,
     PTDiTModularPipeline: diffusers,
     PTDiTBlocks: diffusers,
 }
@@ -77,7 +81,7 @@ def register_classes() -> None:
         single_files[name] = {"checkpoint_mapping_fn": mapping, "default_subfolder": "transformer"}
     adapter_scales = _table("diffusers.loaders.peft", "_SET_ADAPTER_SCALE_FN_MAPPING")
     adapter_scales["PTDiTTransformer3DModel"] = expand_block_scales
-    for name in ("DiT2DModel", "DiffiT2DModel"):
+    for name in ("DiT2DModel", "DiffiT2DModel", "DiffiTUNet2DModel"):
         adapter_scales[name] = lambda _, scales: scales
     _register_blocks()
 
