@@ -44,7 +44,7 @@ def check_types(path: Path, config: Mapping[str, Any], defaults: Mapping[str, An
         kind = type(defaults.get(key))
         legal = {
             bool: isinstance(value, bool),
-            int: type(value) is int and (value > 0 or value == defaults[key]),
+            int: type(value) is int and (value > 0 or value == defaults.get(key)),
             float: type(value) in (int, float),
             str: isinstance(value, str),
             tuple: isinstance(value, list) and all(type(part) is int and part > 0 for part in value),
