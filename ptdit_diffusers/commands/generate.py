@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import __version__
 from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_parts, check_plan, encode, load, load_rest
 from .models import (
+    CLASS_STEPS,
     DEFAULT_MODEL,
     check_class,
     check_length,
     check_words,
-    class_settings,
     download,
     find_model,
     is_class_model,
@@ -42,7 +42,7 @@ LARGEST_SEED = 2**63 - 1
 MOST_FPS = 60
 DEFAULT_FPS = 8  # of the file; the model knows no speed
 PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more images are generated in several calls
-STEPS, CLASS_STEPS = 30, 250  # of prompts and of classes, by default
+STEPS = 30  # of prompts, by default
 GUIDANCE = 4.0  # of prompts, by default
 LARGE_MODEL = 4 * 10**9  # bytes of weights from which fp32 needs too much memory on an ordinary machine
 
@@ -77,7 +77,7 @@ def add_command(commands: Any) -> None:
     add("--seed", type=number(int, 0, LARGEST_SEED), default=0, help="seed of the noise; image i gets seed + i "
         "(default: 0)")  # fmt: skip
     add("--steps", type=number(int, 1), metavar="N", help=f"sampling steps (default: {STEPS}, of classes "
-        f"{CLASS_STEPS})")  # fmt: skip
+        f"{CLASS_STEPS}, of models without a VAE 18 or 40)")  # fmt: skip
     add("--guidance", type=number(float, 0), metavar="SCALE", help="how strongly to follow the prompt or class; 1 is "
         f"off and twice as fast (default: {GUIDANCE}, of classes what the model says)")  # fmt: skip
     add("--negative-prompt", default="", metavar="TEXT", help="what to avoid (default: nothing)")
@@ -185,9 +185,8 @@ def check_text(arguments: argparse.Namespace) -> None:
 
 def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
     """Refuse a prompt, class or size that the model in a folder cannot generate; fill in its steps and guidance."""
-    of_classes = is_class_model(folder)
-    arguments.steps = arguments.steps or (CLASS_STEPS if of_classes else STEPS)
-    if not of_classes:
+    if not is_class_model(folder):
+        arguments.steps = arguments.steps or STEPS
         arguments.guidance = GUIDANCE if arguments.guidance is None else arguments.guidance
         if arguments.class_name is not None:
             raise UserError(f"--model {arguments.model} reads prompts, not classes; give a prompt in place of --class")
@@ -203,15 +202,17 @@ def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
     }
     for option in [option for option, value in given.items() if value]:
         raise UserError(f"{option} does not fit --model {arguments.model}, which generates images of classes")
-    check_class(folder, arguments.class_name)
-    guidance, only_size = class_settings(folder)
-    arguments.guidance = guidance if arguments.guidance is None else arguments.guidance
+    settings = check_class(folder, arguments.class_name)
+    arguments.steps = arguments.steps or settings.steps
+    arguments.guidance = settings.guidance if arguments.guidance is None else arguments.guidance
+    only = settings.only_size
     for option in ("height", "width"):
-        size = getattr(arguments, option)
-        if only_size and size not in (None, only_size):
-            raise UserError(
-                f"--{option} {size}: this model makes {only_size} x {only_size} only; nearest: {only_size}"
-            )
+        if only and (size := getattr(arguments, option)) not in (None, only):
+            raise UserError(f"--{option} {size}: this model makes {only} x {only} only; nearest: {only}")
+    if arguments.quantize and settings.network == "unet":
+        raise UserError(
+            f"--quantize does not fit --model {arguments.model}, whose network works on pixels; leave it out"
+        )
 
 
 def check_seeds(seed: int, count: int) -> None:

@@ -3,19 +3,21 @@
 import difflib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptdit_diffusers.core.documents import read_mapping
 from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
+from ptdit_diffusers.core.folder_files import CLASS_PIPELINES
 from ptdit_diffusers.core.folder_files import read_index as read_model_index
 
 from .terminal import UserError, first_line, say
 
 if TYPE_CHECKING:
-    from .. import ClassToImagePipeline, PTDiTPipeline
+    from .. import ClassToImagePipeline, DiffiTImagePipeline, PTDiTPipeline
 
 DEFAULT_MODEL = "shapes-128"
-CLASS_PIPELINE = "ClassToImagePipeline"
+CLASS_STEPS = 250  # of classes, by default
+SMALL_EDM_STEPS, EDM_STEPS = 18, 40  # of models without a VAE: up to 32 px, and above
 EMBEDDED = {"clips": "clips-128", "views": "views-96"}  # data set -> a model of it
 TOKENIZER = Path("tokenizer/tokenizer.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -50,12 +52,13 @@ def find_model(name: str) -> Path | None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that is not a complete diffusers folder of a PT-DiT or class-conditional pipeline."""
+    """Refuse a folder that is not a complete diffusers folder of one of our pipelines."""
     path = folder / "model_index.json"
     index = read_index(folder)
     class_name = index["_class_name"]
-    if not class_name.startswith("PTDiT") and class_name != CLASS_PIPELINE:
-        raise UserError(f"the folder {folder} holds a {class_name}, not a PTDiTPipeline or {CLASS_PIPELINE}")
+    if not class_name.startswith("PTDiT") and class_name not in CLASS_PIPELINES:
+        ours = " or ".join(["PTDiTPipeline", *CLASS_PIPELINES])
+        raise UserError(f"the folder {folder} holds a {class_name}, not a {ours}")
     absent = [component for component, source in index.items() if source == [None, None]]
     if absent:
         raise UserError(
@@ -83,45 +86,69 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def is_class_model(folder: Path) -> bool:
     """Return whether the model in a folder generates images of classes instead of prompts."""
-    return read_index(folder).get("_class_name") == CLASS_PIPELINE
+    return read_index(folder).get("_class_name") in CLASS_PIPELINES
 
 
-def check_class(folder: Path, name: str) -> None:
-    """Refuse a class that a class-conditional model does not have, and name the nearest.
+class ClassSettings(NamedTuple):
+    """What a class-conditional model says about itself.
 
-    Raises:
-        UserError: There is no such class, or the transformer's configuration cannot be read.
+    Attributes:
+        classes: Number of classes.
+        names: Class number -> name, or None.
+        guidance: Strength of guidance by default.
+        steps: Sampling steps by default.
+        only_size: Side in pixels that it can make; None if it can make several.
+        network: Name of the network's component.
     """
-    from ptdit_diffusers.core.class_labels import class_ids
 
-    path = folder / "transformer" / "config.json"
-    try:
-        classes = read_mapping(path)["num_classes"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
-    try:
-        class_ids(name, read_index(folder).get("id2label"), classes)
-    except ValueError as error:
-        raise UserError(f"--class: {error}".rstrip(".")) from error
+    classes: int
+    names: dict[str, str] | None
+    guidance: float
+    steps: int
+    only_size: int | None
+    network: str
 
 
-def class_settings(folder: Path) -> tuple[float, int | None]:
-    """Return the strength of guidance of a class-conditional model, and the one size in pixels that it can make.
-
-    The size is None if it can make several.
+def class_settings(folder: Path) -> ClassSettings:
+    """Return the settings of the class-conditional model in a folder.
 
     Raises:
         UserError: A configuration cannot be read.
     """
-    path = folder / "transformer" / "config.json"
+    index = read_index(folder)
+    network = CLASS_PIPELINES[index["_class_name"]]
+    path = folder / network / "config.json"
     try:
-        config, vae = read_mapping(path), read_mapping(folder / "vae" / "config.json")
-        guidance = float(read_index(folder).get("guidance_scale", 4.0))
-        if config.get("_class_name") != "DiffiT2DModel" or config.get("window_size"):
-            return guidance, None
-        return guidance, config["sample_size"] * 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
+        config = read_mapping(path)
+        classes, names, side = config["num_classes"], index.get("id2label"), config["sample_size"]
+        if network == "unet":
+            return ClassSettings(classes, names, 1.0, SMALL_EDM_STEPS if side <= 32 else EDM_STEPS, None, network)
+        path = folder / "vae" / "config.json"
+        levels = read_mapping(path).get("block_out_channels", (0,) * 4)
+        is_fixed = config.get("_class_name") == "DiffiT2DModel" and not config.get("window_size")
+        only_size = side * 2 ** (len(levels) - 1) if is_fixed else None
+        guidance = float(index.get("guidance_scale", 4.0))
+        return ClassSettings(classes, names, guidance, CLASS_STEPS, only_size, network)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the configurations in {folder} cannot be read: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def check_class(folder: Path, name: str) -> ClassSettings:
+    """Refuse a class that a class-conditional model does not have, and name the nearest; return its settings.
+
+    Raises:
+        UserError: There is no such class, or a configuration cannot be read.
+    """
+    from ptdit_diffusers.core.class_labels import class_ids
+
+    settings = class_settings(folder)
+    if not settings.classes:
+        raise UserError(f"the model in {folder} has no classes; use it in Python, with DiffiTImagePipeline")
+    try:
+        class_ids(name, settings.names, settings.classes)
+    except ValueError as error:
+        raise UserError(f"--class: {error}".rstrip(".")) from error
+    return settings
 
 
 def download(name: str) -> Path:
@@ -160,12 +187,13 @@ def silence_libraries() -> None:
     diffusers.utils.logging.disable_progress_bar()
 
 
-def load_pipeline_class(folder: Path) -> "type[PTDiTPipeline | ClassToImagePipeline]":
+def load_pipeline_class(folder: Path) -> "type[PTDiTPipeline | ClassToImagePipeline | DiffiTImagePipeline]":
     """Return the pipeline class of a folder, with the libraries silenced."""
     silence_libraries()
-    from .. import ClassToImagePipeline, PTDiTPipeline
+    import ptdit_diffusers
 
-    return ClassToImagePipeline if is_class_model(folder) else PTDiTPipeline
+    name = read_index(folder)["_class_name"]
+    return getattr(ptdit_diffusers, name if name in CLASS_PIPELINES else "PTDiTPipeline")
 
 
 def check_words(folder: Path, prompt: str, negative_prompt: str) -> None:

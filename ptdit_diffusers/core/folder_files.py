@@ -13,7 +13,8 @@ from .documents import read_mapping
 
 INDEX = "model_index.json"
 SCANNER_WAITS = (0.1, 0.2, 0.4, 0.8)  # seconds between tries
-COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+COMPONENTS = ("transformer", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
+CLASS_PIPELINES = {"ClassToImagePipeline": "transformer", "DiffiTImagePipeline": "unet"}  # pipeline -> its network
 _COMPONENT_FILE = re.compile(
     rf"({'|'.join(COMPONENTS)})/("
     r"(diffusion_pytorch_)?model([.-][\w.-]+)?\.safetensors(\.index\.json)?"

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from ptdit_diffusers.core.folder_files import CLASS_PIPELINES
+
 REPO, COMMIT = "OWNER/NAME", "COMMIT"  # what `push` replaces in the card once it knows them
 
 _FRONT_MATTER = """---
@@ -25,8 +27,14 @@ tags: [class-conditional, dit, diffusers]
 
 # {title}
 
-A class-conditional diffusion transformer as a model folder for diffusers.
+{what} as a model folder for diffusers.
 """
+_WHAT = {  # pipeline -> what its folder holds
+    "ClassToImagePipeline": "A class-conditional diffusion transformer",
+    "DiffiTImagePipeline": "The image-space model of DiffiT (arXiv 2312.02139), of which no code was released. Heads, "
+    "groups of the norms, the merge of skip connections, resampling, and the widths below 64 pixels are our choice, "
+    "as the paper does not fix them, so its results are no reproduction of the paper's. This is such a model",
+}
 
 _USE = """
 ## Use
@@ -113,14 +121,14 @@ def write_card(
     """
     from ptdit_diffusers import __version__
 
-    of_classes = pipeline == "ClassToImagePipeline"
+    of_classes = pipeline in CLASS_PIPELINES
     if own_card.is_file():
         text = own_card.read_text(encoding="utf-8")
         if license is not None:
             text = set_license(text, license)
     else:
         front_matter = _CLASS_FRONT_MATTER if of_classes else _FRONT_MATTER
-        text = front_matter.format(license=license or "other", title=title)
+        text = front_matter.format(license=license or "other", title=title, what=_WHAT.get(pipeline))
     prompt = next(iter(images.values()), "a class" if of_classes else "a prompt")
     use = "".join([_USE, _CLASS_USE if of_classes else _TEXT_USE, _END])
     quoted = json.dumps(prompt, ensure_ascii=False)

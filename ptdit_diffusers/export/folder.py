@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptdit_diffusers.core.files import file_hash
-from ptdit_diffusers.core.folder_files import first_foreign, inside, model_files, new_folder
+from ptdit_diffusers.core.folder_files import CLASS_PIPELINES, first_foreign, inside, model_files, new_folder
 from ptdit_diffusers.core.folder_files import read_index as read_model_index
 
 from .card import write_card
@@ -68,8 +68,9 @@ def read_index(model: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ExportError(f"{model} holds no model: model_index.json cannot be read ({error})") from error
     class_name = index["_class_name"]
-    if not class_name.startswith("PTDiT") and class_name != "ClassToImagePipeline":
-        raise ExportError(f"{model} holds a {class_name}, not a PTDiTPipeline or ClassToImagePipeline")
+    if not class_name.startswith("PTDiT") and class_name not in CLASS_PIPELINES:
+        ours = " or ".join(["PTDiTPipeline", *CLASS_PIPELINES])
+        raise ExportError(f"{model} holds a {class_name}, not a {ours}")
     if class_name.startswith("PTDiT"):
         index["_class_name"] = "PTDiTPipeline"
     for name, source in index.items():

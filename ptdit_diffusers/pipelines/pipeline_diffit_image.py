@@ -10,8 +10,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from ptdit_diffusers.core import edm
 from ptdit_diffusers.core.class_labels import class_ids
+from ptdit_diffusers.core.edm import denoised, heun_step, noise_levels, preconditioning, state_dtype
 from ptdit_diffusers.models.unet_diffit import DiffiTUNet2DModel
 
 from .class_sampling import Generators, draw_noise
@@ -134,15 +134,15 @@ class DiffiTImagePipeline(PackagePipeline):
     def run_heun(self, steps: int, labels: Tensor | None) -> Any:
         """Yield (c_noise, step) of EDM's deterministic sampler; pictures are kept in float64 where the device can."""
         config = self.scheduler.config
-        levels = edm.noise_levels(steps, config.sigma_min, config.sigma_max, config.rho)
+        levels = noise_levels(steps, config.sigma_min, config.sigma_max, config.rho)
         denoise = partial(self.denoised, labels)
 
         def update(number: int, pictures: Tensor) -> Tensor:
-            pictures = pictures.to(edm.state_dtype(pictures.device)) * (levels[0] if number == 0 else 1)
-            return edm.heun_step(denoise, pictures, levels[number], levels[number + 1])
+            pictures = pictures.to(state_dtype(pictures.device)) * (levels[0] if number == 0 else 1)
+            return heun_step(denoise, pictures, levels[number], levels[number + 1])
 
         for number, level in enumerate(levels[:-1]):
-            yield edm.preconditioning(torch.tensor(level)).noise, partial(update, number)
+            yield preconditioning(torch.tensor(level)).noise, partial(update, number)
 
     def run_scheduler(self, steps: int, labels: Tensor | None) -> Any:
         """Yield (c_noise, step) of the pipeline's scheduler; pictures are kept in float32."""
@@ -160,7 +160,7 @@ class DiffiTImagePipeline(PackagePipeline):
     def denoised(self, labels: Tensor | None, noisy: Tensor, level: float) -> Tensor:
         """Return the denoised pictures (B, C, H, W) of noisy ones at one noise level."""
         sigma = torch.full((len(noisy),), level, dtype=noisy.dtype, device=noisy.device)
-        return edm.denoised(partial(self.predict, labels), noisy, sigma, self.scheduler.config.sigma_data)
+        return denoised(partial(self.predict, labels), noisy, sigma, self.scheduler.config.sigma_data)
 
     def predict(self, labels: Tensor | None, scaled: Tensor, noise_level: Tensor) -> Tensor:
         """Return the network's raw output (B, C, H, W) in float32, guided if guidance is on."""
@@ -177,6 +177,10 @@ class DiffiTImagePipeline(PackagePipeline):
         return unconditional + self._guidance_scale * (conditional - unconditional)
 
     # --- arguments and results ---------------------------------------------------------------------------------------
+
+    def default_size(self) -> tuple[int, int]:
+        """Return height and width in pixels of the training."""
+        return self.unet.config.sample_size, self.unet.config.sample_size
 
     def default_steps(self) -> int:
         """Return EDM's number of steps for pictures of this size."""
@@ -211,8 +215,8 @@ class DiffiTImagePipeline(PackagePipeline):
             ValueError: A side does not divide by the window at every stage.
         """
         sides = []
-        for name, size in (("height", height), ("width", width)):
-            size = self.unet.config.sample_size if size is None else size
+        for name, size, default in zip(("height", "width"), (height, width), self.default_size(), strict=True):
+            size = default if size is None else size
             check_count(name, size)
             self.unet.parameters_of.check_side(name, size)
             sides.append(size)

@@ -29,6 +29,7 @@ else:
 _OFFERED = {
     "PTDiTPipeline": {"PTDiTBlocks": "modular_ptdit", "PTDiTPipeline": "pipeline_ptdit"},
     "ClassToImagePipeline": {"ClassToImagePipeline": "ptdit_pipeline_class_to_image"},
+    "DiffiTImagePipeline": {"DiffiTImagePipeline": "ptdit_pipeline_diffit_image"},
 }
 
 
@@ -40,7 +41,7 @@ def entry_files(modules: list[str], pipeline: str = "PTDiTPipeline") -> dict[str
 
     Args:
         modules: Names of the code files without ".py".
-        pipeline: Name of the folder's pipeline class, `ClassToImagePipeline` or one of the PT-DiT pipelines.
+        pipeline: Name of the folder's pipeline class, one of `_OFFERED` or of the PT-DiT pipelines.
     """
     offered = _OFFERED.get(pipeline, _OFFERED["PTDiTPipeline"])
     lines = [f"    from .{name} import __doc__ as _" for name in modules

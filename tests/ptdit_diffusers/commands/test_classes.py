@@ -6,7 +6,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from ptdit_diffusers.cli import main
-from tests.ptdit_diffusers.class_models import tiny_folder
+from tests.ptdit_diffusers.class_models import tiny_diffit_pipeline, tiny_folder
+from tests.ptdit_diffusers.pipelines.test_pipeline_diffit_image import tiny_pipeline as tiny_image_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +64,31 @@ def test_a_model_of_prompts_is_not_asked_for_a_class(tiny_model_folder, tmp_path
 def test_fp8_storage_is_used_when_asked_for(model, tmp_path, capsys):
     assert generate(model, tmp_path / "a.png", "--class", "1", "--steps", "2", "--quantize", "fp8") == 0
     assert "quantize: fp8" in capsys.readouterr().out
+
+
+def test_diffit_is_guided_as_its_folder_says_and_makes_one_size(tmp_path, capsys):
+    folder = tiny_folder(tmp_path / "diffit", tiny_diffit_pipeline)
+    assert generate(folder, tmp_path / "a.png", "--class", "1", "--steps", "2") == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.text["guidance"] == "4.4"
+    capsys.readouterr()
+    assert generate(folder, tmp_path / "b.png", "--class", "1", "--width", "128") == 2
+    assert "--width 128: this model makes 64 x 64 only; nearest: 64" in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_a_model_without_a_vae_makes_images_of_classes(tmp_path, capsys):
+    folder = tiny_folder(tmp_path / "pixels", tiny_image_pipeline)
+    assert generate(folder, tmp_path / "a.png", "--class", "blue disk") == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (8, 8) and image.text["steps"] == "18" and image.text["guidance"] == "1.0"
+    capsys.readouterr()
+    words = ("--class", "1", "--height", "48")
+    assert generate(folder, tmp_path / "b.png", *words, "--quantize", "fp8") == 2
+    assert "--quantize does not fit --model" in capsys.readouterr().err
+    assert generate(folder, tmp_path / "b.png", "--class", "reed star") == 2
+    assert "there is no class 'reed star'; nearest: red star" in capsys.readouterr().err
+    unconditional = tiny_folder(tmp_path / "unconditional", lambda: tiny_image_pipeline(num_classes=0))
+    assert generate(unconditional, tmp_path / "b.png", "--class", "1") == 2
+    assert "has no classes; use it in Python, with DiffiTImagePipeline" in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()

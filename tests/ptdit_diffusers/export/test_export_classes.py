@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from ptdit_diffusers import ClassToImagePipeline
+from ptdit_diffusers import ClassToImagePipeline, DiffiTImagePipeline
 from ptdit_diffusers.cli import main
 from tests.ptdit_diffusers.class_models import tiny_diffit_pipeline, tiny_folder, tiny_pipeline
 from tests.ptdit_diffusers.export.test_export import WITHOUT_US, run_python
+from tests.ptdit_diffusers.pipelines.test_pipeline_diffit_image import tiny_pipeline as tiny_image_pipeline
 
 STRANGER = """
 import torch
@@ -50,3 +51,17 @@ def test_an_exported_folder_loads_where_this_package_is_missing(tmp_path, pipeli
     assert torch.equal(run_python(code, tmp_path), expected)
     saved = {path.name for path in (tmp_path / "again").glob("*.py")}
     assert saved == {path.name for path in folder.glob("*.py")}
+
+
+@pytest.mark.slow
+def test_an_exported_image_space_model_loads_where_this_package_is_missing(tmp_path):
+    model, folder = tiny_folder(tmp_path / "model", tiny_image_pipeline), tmp_path / "export"
+    assert main(["export", "--model", str(model), "--output", str(folder), "--prompt", "blue disk"]) == 0
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "no reproduction of the paper's" in card and 'pipe("blue disk"' in card
+    pipe = DiffiTImagePipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 3, "output_type": "latent"}
+    expected = pipe("red star", generator=torch.manual_seed(0), **options).images
+    code = f"{WITHOUT_US}\nFOLDER = {str(folder)!r}\n{STRANGER}"
+    assert torch.equal(run_python(code, tmp_path), expected)
