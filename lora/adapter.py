@@ -29,9 +29,9 @@ def target_layers(transformer: nn.Module, targets: str) -> list[str]:
         ValueError: A name or the expression matches no Linear layer.
     """
     linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    if re.fullmatch(r"[\w.]+(,[\w.]+)*", targets) and targets not in TARGETS:
+    if re.fullmatch(r"[\w.,\s]*\w[\w.,\s]*", targets) and targets not in TARGETS:
         found: set[str] = set()
-        for part in targets.split(","):
+        for part in re.split(r"[,\s]+", targets.strip(" ,")):
             matching = {name for name in linear if f".{name}".endswith(f".{part}")}
             if not matching:
                 ends = {name.split(".", 2)[-1] for name in linear}

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.training.optimizers import OPTIMIZERS
 from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.schedules import SCHEDULES
@@ -34,6 +35,61 @@ PACKAGES = {  # (setting, value) -> what must be installed for it
     ("report_to", "tensorboard"): "tensorboard",
     ("report_to", "wandb"): "wandb",
 }
+SYNONYMS = {  # names that other trainers have -> ours
+    "learning_rate": "lr",
+    "unet_lr": "lr",
+    "lr_scheduler": "schedule",
+    "lr_warmup_steps": "warmup",
+    "warmup_steps": "warmup",
+    "max_train_steps": "max_steps",
+    "steps": "max_steps",
+    "num_train_epochs": "epochs",
+    "max_train_epochs": "epochs",
+    "train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulation",
+    "mixed_precision": "precision",
+    "dtype": "precision",
+    "max_grad_norm": "clip",
+    "adam_weight_decay": "weight_decay",
+    "optimizer_type": "optimizer",
+    "pretrained_model_name_or_path": "base",
+    "model": "base",
+    "train_data_dir": "data",
+    "instance_data_dir": "data",
+    "dataset": "data",
+    "dataset_name": "data",
+    "output": "output_dir",
+    "instance_prompt": "default_caption",
+    "trigger_word": "trigger",
+    "class_prompt": "prior_prompts",
+    "network_dim": "rank",
+    "lora_rank": "rank",
+    "network_alpha": "alpha",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "network_dropout": "dropout",
+    "target_modules": "targets",
+    "lora_layers": "targets",
+    "use_dora": "dora",
+    "random_flip": "flip",
+    "num_repeats": "repeats",
+    "caption_dropout_rate": "caption_dropout",
+    "size": "resolution",
+    "width": "resolution",
+    "height": "resolution",
+    "frames": "num_frames",
+    "checkpointing_steps": "checkpoint_every",
+    "save_every_n_steps": "checkpoint_every",
+    "checkpoints_total_limit": "keep",
+    "resume_from_checkpoint": "resume",
+    "logging_steps": "log_every",
+    "validation_prompt": "validation_prompts",
+    "validation_steps_every": "validation_every",
+    "dataloader_num_workers": "workers",
+    "use_ema": "ema",
+    "hub_model_id": "push_to_hub",
+}
+PRODIGY_LEAST = 0.1  # learning rate: a factor of the rate that prodigy finds
 # May change when a run is resumed; everything else decides what comes out.
 FREE = (
     "output_dir data base outside_files caption_column cache_dir rebuild_cache max_steps stop_after max_minutes "
@@ -142,6 +198,12 @@ class LoRASettings:
         choices |= {"schedule": SCHEDULES, "report_to": REPORTS, "proxy_mode": ("mean", "random")}
         for name, allowed in choices.items():
             one_of(name, getattr(self, name), allowed)
+        if self.optimizer == "prodigy" and self.lr < PRODIGY_LEAST:
+            raise ValueError(
+                f"lr={self.lr} is a factor of the learning rate that optimizer='prodigy' finds by itself; nearest: 1."
+            )
+        if not self.epochs:
+            check_warmup(self.warmup, self.max_steps)
         if (self.num_frames - 1) % 4:
             low = (self.num_frames - 1) // 4 * 4 + 1
             raise ValueError(f"num_frames={self.num_frames} is not of the form 4n + 1; nearest: {low} or {low + 4}.")
@@ -178,9 +240,24 @@ class LoRASettings:
         )
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Make a parser with `--config` and a flag for every setting; without a flag the file's value stays."""
-    parser = argparse.ArgumentParser(prog="lora", description=description, allow_abbrev=False)
+def check_warmup(warmup: int, steps: int) -> None:
+    """Raise ValueError where the learning rate would never reach its peak."""
+    if warmup > steps:
+        raise ValueError(f"warmup={warmup} is longer than the {steps} steps of the run; nearest: {steps}.")
+
+
+def make_parser(description: str) -> LineParser:
+    """Make a parser with `--config` and a flag for every setting; without a flag the file's value stays.
+
+    What it refuses is a ValueError.
+    """
+    parser = LineParser(
+        prog="lora",
+        description=description,
+        allow_abbrev=False,
+        epilog="`ptdit lora` also takes --num-processes N and --cpu.",
+    )
+    parser.synonyms = {f"--{name.replace('_', '-')}": f"--{ours.replace('_', '-')}" for name, ours in SYNONYMS.items()}
     parser.add_argument(
         "--config", metavar="FILE", help=f"YAML file with settings, or a preset: {', '.join(presets())}"
     )
@@ -231,6 +308,9 @@ def read_settings(flags: argparse.Namespace) -> LoRASettings:
     """
     given = {name: value for name, value in vars(flags).items() if name != "config" and value is not None}
     values = read_config(flags.config) if flags.config else {}
+    for name in values:
+        if name in SYNONYMS:
+            raise ValueError(f"{flags.config}.{name} is not a setting; nearest: {SYNONYMS[name]}.")
     settings = build(LoRASettings, values | given, flags.config or "the command line")
     for name in ("output_dir", "data"):
         if not getattr(settings, name) and not (name == "data" and settings.cache_dir):

@@ -14,12 +14,12 @@ import torch
 from huggingface_hub import HfApi
 from peft import LoraConfig
 from peft.utils.integrations import dequantize_module_weight
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ptdit_diffusers.core.folder_files import first_foreign, move, new_folder
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.checkpoint import whole
+from ptdit_diffusers.training.latents import write_tensors
 from ptdit_diffusers.training.record import versions
 
 from .adapter import dora_scale_for_comfyui
@@ -73,7 +73,7 @@ def write_files(
         temporary, transformer_lora_layers=weights, transformer_lora_adapter_metadata=adapter_config(weights)
     )
     comfyui = temporary / "comfyui" / f"{folder.resolve().name}.safetensors"
-    save_file(comfyui_weights(weights, base_weights), comfyui, metadata={"format": "pt", "base": base})
+    write_tensors(comfyui, comfyui_weights(weights, base_weights), {"format": "pt", "base": base})
     for name in ("sheet.png", "loss.png"):
         if (folder / name).is_file():
             shutil.copy(folder / name, temporary / name)

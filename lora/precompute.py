@@ -7,7 +7,6 @@ Training does the same at its start; this is for doing it on another machine or 
 
 import hashlib
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ptdit_diffusers.training.processes import main_process_does
 
 from .base import BaseModel, from_hub
 from .cache import Cache, makers
+from .command import exit_code
 from .config import LoRASettings, make_parser, read_settings
 from .dataset import Findings, Item, bucket_sizes, find_items, nearest_size, table
 from .samples import (
@@ -106,12 +106,25 @@ def data_settings(settings: LoRASettings, base: BaseModel) -> dict[str, Any]:
     return found
 
 
+def run_sizes(settings: LoRASettings, base: BaseModel) -> list[tuple[int, int]]:
+    """Return the sizes (height, width) of buckets.
+
+    Raises:
+        ValueError: `resolution` or `bucket_step` is not possible; names the nearest.
+    """
+    token, step = 8 * base.transformer_config["patch_size"], settings.bucket_step or base.window_pixels
+    if step % token:
+        low = max(token, step // token * token)
+        raise ValueError(
+            f"bucket_step={step} is not a multiple of {token} (VAE 8 x patch {token // 8}); nearest: {low} or "
+            f"{low + token}; one window of this model is {base.window_pixels}."
+        )
+    return bucket_sizes(settings.resolution or base.own_resolution, step, settings.max_aspect)
+
+
 def find_data(settings: LoRASettings, base: BaseModel, device: torch.device) -> Findings:
     """Return all items of the run, including those that the base model generates."""
-    sizes = bucket_sizes(
-        settings.resolution or base.own_resolution, settings.bucket_step or base.window_pixels, settings.max_aspect
-    )
-    source = settings.data
+    sizes, source = run_sizes(settings, base), settings.data
     if source.startswith("hub:"):
         source = str(from_hub("data", source.removeprefix("hub:"), "dataset"))
     downloaded = settings.data.startswith("hub:")  # never reads files of this machine
@@ -135,15 +148,20 @@ def find_data(settings: LoRASettings, base: BaseModel, device: torch.device) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (2 for bad input)."""
+    return exit_code(lambda: precompute(arguments))
+
+
+def precompute(arguments: Sequence[str] | None) -> int:
+    """Fill the cache as the command line says; return the exit code.
+
+    Raises:
+        ValueError, OSError: Something is not right.
+    """
     flags = make_parser(__doc__.splitlines()[0]).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        flags.output_dir = flags.output_dir or (str(Path(flags.cache_dir).parent) if flags.cache_dir else None)
-        settings = read_settings(flags)
-        cache = fill_cache(settings, BaseModel(settings.base), Accelerator())
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"lora: {error}\n")
-        return 2
+    flags.output_dir = flags.output_dir or (str(Path(flags.cache_dir).parent) if flags.cache_dir else None)
+    settings = read_settings(flags)
+    cache = fill_cache(settings, BaseModel(settings.base), Accelerator())
     logger.info("%d samples in %s", len(cache.samples), cache.folder)
     return 0
 

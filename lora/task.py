@@ -29,7 +29,7 @@ from .adapter import add_adapter, folded_weights
 from .base import BaseModel, choose_dtype
 from .batches import CachedBatches, describe_epoch
 from .cache import Cache
-from .config import LoRASettings
+from .config import LoRASettings, check_warmup
 from .export import base_layer_weights, export
 from .validate import generate_validation, quarter_steps, save_validation, write_sheet
 
@@ -47,6 +47,11 @@ class LoRATask(Task):
     def __init__(self, settings: LoRASettings, base: BaseModel, cache: Cache, accelerator: Accelerator) -> None:
         """Load the transformer and add the adapter."""
         self.settings, self.base, self.cache, self.accelerator = settings, base, cache, accelerator
+        self.data = CachedBatches(cache, settings, accelerator.process_index, accelerator.num_processes)
+        per_epoch = math.ceil(self.data.plan.per_epoch / settings.accumulation)
+        self.steps = settings.epochs * per_epoch or settings.max_steps
+        check_warmup(settings.warmup, self.steps)
+        self.schedule = named_schedule(settings.schedule, settings.lr, settings.warmup, self.steps)
         self.device, self.dtype = accelerator.device, choose_dtype(settings.precision, accelerator.device)
         logger.info("%s on %s, base weights kept in %s", self.dtype, self.device, settings.base_weights)
         self.model = base.load_transformer(self.dtype, settings.base_weights, self.device)
@@ -57,10 +62,6 @@ class LoRATask(Task):
         self.model.train()
         if settings.compile:
             self.model.compile_repeated_blocks()
-        self.data = CachedBatches(cache, settings, accelerator.process_index, accelerator.num_processes)
-        per_epoch = math.ceil(self.data.plan.per_epoch / settings.accumulation)
-        self.steps = settings.epochs * per_epoch or settings.max_steps
-        self.schedule = named_schedule(settings.schedule, settings.lr, settings.warmup, self.steps)
         logger.info("%s; %d steps", describe_epoch(self.data), self.steps)
 
     def batches(self, rank: int) -> CachedBatches:

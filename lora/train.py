@@ -8,7 +8,6 @@ run equals an uninterrupted one.
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,10 +19,8 @@ from safetensors import SafetensorError
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from ptdit_diffusers.training.processes import (
     check_processes,
-    is_main_process,
     lock_folder,
     main_process_checks,
-    terminate_as_interrupt,
 )
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.trackers import begin_tracking
@@ -31,37 +28,31 @@ from ptdit_diffusers.training.trackers import begin_tracking
 from .adapter import adapter_values
 from .base import BaseModel, check_device
 from .cache import Cache
+from .command import complain, exit_code
 from .config import LoRASettings, check_packages, make_parser, read_settings, refuse_other_settings
 from .export import check_push, push
-from .precompute import RUN_SAMPLES, data_settings, fill_cache
+from .precompute import RUN_SAMPLES, data_settings, fill_cache, run_sizes
 from .samples import write_samples
 from .space import require_space, run_bytes
 from .task import LoRATask
 
 logger = logging.getLogger("lora")
 
-INTERRUPTED = 130  # exit code, as shells have it
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 2 for bad input, 1 for a run that failed, 130 for Ctrl-C."""
-    try:
-        settings = read_settings(make_parser(__doc__.splitlines()[0]).parse_args(arguments))
-        check_packages(settings)
-        with terminate_as_interrupt():
-            return train(settings)
-    except (ValueError, OSError) as error:
-        complain(str(error))
-        return 2
-    except KeyboardInterrupt:
-        complain("interrupted; what was encoded and saved is kept.")
-        return INTERRUPTED
+    return exit_code(lambda: train(settings_of(arguments)))
 
 
-def complain(text: str) -> None:
-    """Write one line to stderr, on the main process alone."""
-    if is_main_process():
-        sys.stderr.write(f"lora: {' '.join(text.splitlines())}\n")
+def settings_of(arguments: Sequence[str] | None) -> LoRASettings:
+    """Return the settings of a command line.
+
+    Raises:
+        ValueError, OSError: A setting is not right, or its package is missing.
+    """
+    settings = read_settings(make_parser(__doc__.splitlines()[0]).parse_args(arguments))
+    check_packages(settings)
+    return settings
 
 
 def train(settings: LoRASettings) -> int:
@@ -136,6 +127,7 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
         ValueError: An unknown target, a used output folder, a checkpoint of other settings.
         OSError: There is too little disk space.
     """
+    run_sizes(settings, base)
     values = adapter_values(base.transformer_config, settings)
     check_device(settings, accelerator.device)
     if settings.push_to_hub and accelerator.is_main_process:

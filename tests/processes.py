@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -118,15 +118,19 @@ def run(words: Sequence[object], folder: Path = ROOT, real: bool = False, **vari
         return wait([running])[0]
 
 
-def run_ranks(words: Sequence[object], count: int, **variables: str) -> list[CompletedProcess]:
-    """Run `python WORDS` as `count` processes that know each other, with the variables that torchrun sets."""
+def started_ranks(words: Sequence[object], count: int, **variables: str) -> list[AbstractContextManager[Running]]:
+    """Return starts of `python WORDS` as `count` processes that know each other, with torchrun's variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     variables |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [start(words, **variables, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+
+
+def run_ranks(words: Sequence[object], count: int, **variables: str) -> list[CompletedProcess]:
+    """Run `python WORDS` as `started_ranks` does, to its end."""
     with ExitStack() as stack:
-        ranks = [variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-        return wait([stack.enter_context(start(words, **each)) for each in ranks])
+        return wait([stack.enter_context(each) for each in started_ranks(words, count, **variables)])
 
 
 def _run_module(line: list[str], folder: Path, environment: dict[str, str], output: str) -> None:

@@ -1,16 +1,20 @@
-"""`ptdit lora`: train a LoRA, here, or on several GPUs through `accelerate launch` with the training module."""
+"""`ptdit lora`: train a LoRA, in this process, in several, or as `accelerate config` has written it down."""
 
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .terminal import UserError
+from .terminal import LineParser, UserError, interrupt_ends_at_once, number
 
 # `accelerate launch` that leaves Ctrl-C to the training, which gets it, too, and hands SIGTERM on as Ctrl-C.
 LAUNCH = """
@@ -55,11 +59,85 @@ def run(arguments: argparse.Namespace) -> None:
         sys.path.insert(0, os.getcwd())
     else:
         raise UserError("ptdit_diffusers is not installed; run this in a clone of the repository")
-    from ptdit_diffusers.training.processes import needs_launcher
+    from ptdit_diffusers.training.processes import default_processes, has_launch_settings
 
-    if needs_launcher():
-        raise SystemExit(launch(module, arguments.options))
-    raise SystemExit(import_module(module).main(arguments.options))
+    count, options = processes_asked_for(arguments.options)
+    if count is None and has_launch_settings():
+        raise SystemExit(launch(module, options))
+    if (count := count or default_processes()) > 1:
+        raise SystemExit(run_processes(module, options, count))
+    with interrupt_ends_at_once():
+        training = import_module(module)
+    raise SystemExit(training.main(options))
+
+
+class OwnOptions(LineParser):
+    """Knows the options of the command itself; all others are the training's."""
+
+    parse_known_args = argparse.ArgumentParser.parse_known_args
+
+
+def processes_asked_for(options: list[str]) -> tuple[int | None, list[str]]:
+    """Return the number of processes, None if it is not given, and the options of the training.
+
+    `--cpu` sets the variable by which accelerate keeps from the GPUs.
+    """
+    parser = OwnOptions(prog="ptdit lora", add_help=False, allow_abbrev=False)
+    parser.add_argument("--num-processes", "--num_processes", type=number(int, 1, 1024))
+    parser.add_argument("--cpu", action="store_true")
+    own, others = parser.parse_known_args(options)
+    if own.cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    return own.num_processes or (1 if own.cpu else None), others
+
+
+def run_processes(module: str, options: list[str], count: int) -> int:
+    """Run the training in processes of this machine that know each other; return the exit code of the first to fail.
+
+    Where one fails, the others are ended: they would wait for it.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    words = [sys.executable, "-m", module, *options]
+    apart = os.name == "posix"  # so that the terminal's Ctrl-C comes once, from here
+    started = [
+        subprocess.Popen(words, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=apart)
+        for rank in range(count)
+    ]
+    with signals_go_to(started, (signal.SIGINT, signal.SIGTERM) if apart else (signal.SIGTERM,)):
+        while None in (codes := [process.poll() for process in started]) and not any(codes):
+            time.sleep(0.1)
+        end_others(started)
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+def end_others(started: list[subprocess.Popen], seconds: float = 15) -> None:
+    """Give processes some time to end by themselves, then end them."""
+    end = time.monotonic() + seconds
+    while any(process.poll() is None for process in started) and time.monotonic() < end:
+        time.sleep(0.1)
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def signals_go_to(processes: list[subprocess.Popen], numbers: tuple[int, ...]) -> Iterator[None]:
+    """Hand these signals on to processes, and do nothing else at them."""
+
+    def hand_on(number: int, _: Any) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    earlier = {each: signal.signal(each, hand_on) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, handler in earlier.items():
+            signal.signal(each, handler)
 
 
 def launch(module: str, options: list[str]) -> int:

@@ -1,7 +1,6 @@
 """What the subcommands share: messages, errors, and types of arguments. It imports neither torch nor diffusers."""
 
 import argparse
-import difflib
 import logging
 import math
 import os
@@ -12,7 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from ..core import arguments
 
 SIZE_STEP = 16  # pixels: VAE 8 x patch 2
 FRAME_STEP = 4  # frames that the VAE packs into one latent frame, after the first
@@ -24,19 +25,10 @@ class UserError(Exception):
     """Something the user can put right. Its text is shown as one line; the exit code is 2."""
 
 
-class LineParser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake in one line, without the usage text, and names the nearest option."""
+class LineParser(arguments.LineParser):
+    """Reports a mistake in one line, with the nearest option."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        """Parse, and refuse here what is left over, since only this parser knows the options of its subcommand."""
-        namespace, extras = super().parse_known_args(args, namespace)
-        if extras:
-            near = difflib.get_close_matches(extras[0].partition("=")[0], self._option_string_actions, n=1)
-            self.error(f"unrecognized arguments: {' '.join(extras)}" + (f"; nearest: {near[0]}" if near else ""))
-        return namespace, extras
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+    refusal = UserError
 
 
 def say(text: str, error: bool = False) -> None:

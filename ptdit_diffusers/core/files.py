@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 from .checkpoint_names import ConversionError
 from .documents import read_json
-from .folder_files import move
+from .folder_files import move, usual_rights
 
 
 def file_hash(path: Path) -> str:
@@ -32,8 +31,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem[:100]}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(temporary, "xb") as made:
-            rights = os.fstat(made.fileno()).st_mode & 0o777
+        rights = usual_rights(path.parent)
         yield temporary
         temporary.chmod(rights)
         move(temporary, path)

@@ -1,5 +1,6 @@
 """Model folders: their index, the files that belong to them, and how a folder replaces another. Needs no torch."""
 
+import os
 import re
 import shutil
 import time
@@ -101,11 +102,22 @@ def move(path: Path, target: Path) -> None:
     path.replace(target)
 
 
+def usual_rights(folder: Path) -> int:
+    """Return the rights that a new file in a folder gets: those that the process's umask leaves."""
+    path = folder / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with open(path, "xb") as made:
+            return os.fstat(made.fileno()).st_mode & 0o777
+    finally:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_folder(output: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Give a hidden folder to write into, and rename it to `output` at the end; after an error nothing is left.
 
-    The folder that it replaces is deleted last, and put back if the renaming fails.
+    The folder that it replaces is deleted last, and put back if the renaming fails. The files get the rights that any
+    new file has: some libraries make theirs readable for one user alone.
 
     Args:
         output: The folder; its parent exists.
@@ -117,6 +129,10 @@ def new_folder(output: Path, check: Callable[[], None] = lambda: None) -> Iterat
     try:
         unfinished.mkdir()
         yield unfinished
+        rights = usual_rights(unfinished)
+        for path in unfinished.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(rights)
         check()
         replaced = output.exists()
         if replaced:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
+from diffusers.loaders.lora_base import _fetch_state_dict
 from torch import Tensor
 
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
@@ -15,7 +16,11 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 OUR_PREFIX = "transformer."
 DOTTED_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", OUR_PREFIX)  # stripped in turn
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya's kind: dots of the module became underscores
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+DORA_SCALE = ".dora_scale"  # ComfyUI's and kohya's size of each output, (outputs, 1), relative to the base weights
+FETCHING = (
+    "weight_name local_files_only cache_dir force_download proxies token revision subfolder use_safetensors".split()
+)
 CASTING = "layerwise_casting"  # diffusers' name of the hook
 SHOWN = 3  # keys named in a message
 BLOCK = re.compile(r"((?:transformer_)?blocks)_(\d+)_(.+)")
@@ -49,9 +54,8 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         """
         wants_metadata = kwargs.pop("return_lora_metadata", False)
         try:
-            weights, metadata = super().lora_state_dict(
-                pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
-            )
+            weights, metadata = fetch_lora(pretrained_model_name_or_path_or_dict, kwargs)
+            weights = super().lora_state_dict(weights, **kwargs)
         except (RecursionError, json.JSONDecodeError) as error:
             raise ValueError("the metadata of this LoRA file is no JSON of an adapter's settings.") from error
         if not _names_no_layer(pretrained_model_name_or_path_or_dict):
@@ -75,12 +79,65 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         """
         if not _names_no_layer(state_dict):
             check_lora(state_dict, transformer)
+            state_dict = magnitudes_of_peft(state_dict, transformer)
         if any(layer.get_hook(CASTING) for layer in _hooked(transformer)):
             raise ValueError(
                 "enable_layerwise_casting() was called before: it would store the LoRA in the small format, too, "
                 "which cannot be scaled. Load the LoRA first, and call enable_layerwise_casting() afterwards."
             )
         super().load_lora_into_transformer(state_dict, transformer, **kwargs)
+
+
+def fetch_lora(
+    source: str | dict[str, Tensor], options: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Read a LoRA as diffusers does, and name the sizes of ComfyUI's DoRA, which diffusers would leave out, as peft's.
+
+    They keep their shape (outputs, 1), by which `magnitudes_of_peft` knows them.
+
+    Args:
+        source: As for `lora_state_dict`.
+        options: Of `lora_state_dict`; those that are about reading are taken out.
+
+    Returns:
+        The weights, and the adapter's settings in the metadata of the file, if there are any.
+    """
+    reading = {name: options.pop(name, False if name == "force_download" else None) for name in FETCHING}
+    pickles = reading["use_safetensors"] is None
+    reading |= {"use_safetensors": pickles or reading["use_safetensors"], "allow_pickle": pickles}
+    agent = {"file_type": "attn_procs_weights", "framework": "pytorch"}
+    weights, metadata = _fetch_state_dict(source, user_agent=agent, **reading)
+    return {
+        key.removesuffix(DORA_SCALE) + MAGNITUDE if key.endswith(DORA_SCALE) else key: value
+        for key, value in weights.items()
+    }, metadata
+
+
+def magnitudes_of_peft(weights: dict[str, Tensor], transformer: PTDiTTransformer3DModel) -> dict[str, Tensor]:
+    """Return the weights with the sizes of ComfyUI's DoRA turned into those of peft, (outputs,).
+
+    ComfyUI computes scale * (W + B A) / |W|, peft magnitude * (W + B A) / |W + B A|; norms are those of rows.
+
+    Args:
+        weights: Checked by `check_lora`.
+        transformer: Has the base weights W.
+
+    Raises:
+        ValueError: The base weights cannot be read.
+    """
+    changed = dict(weights)
+    scales = {key: value for key, value in weights.items() if key.endswith(MAGNITUDE) and value.ndim == 2}
+    for key, scale in scales.items():
+        name = key.removesuffix(MAGNITUDE)
+        layer = transformer.get_submodule(name.removeprefix(OUR_PREFIX))
+        base = getattr(layer, "base_layer", layer).weight.dequantize().float().cpu()
+        product = weights[name + UP].float().cpu() @ weights[name + DOWN].float().cpu()
+        if base.shape != product.shape:
+            raise ValueError(f"{key} needs the base weights, which are packed in 4 bits here; load it without them.")
+        moved = base + product
+        sizes = scale.flatten().float().cpu() * moved.norm(dim=1) / base.norm(dim=1)
+        changed[key] = sizes.to(scale.dtype)
+    return changed
 
 
 def convert_foreign_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -218,12 +275,14 @@ def check_lora(weights: dict[str, Tensor], transformer: PTDiTTransformer3DModel)
             wrong.append(f"{key} ({value.shape[1]} inputs, the layer has {inputs})")
         elif kind == "B.weight" and value.shape[0] != outputs:
             wrong.append(f"{key} ({value.shape[0]} outputs, the layer has {outputs})")
+        elif kind == "magnitude_vector" and tuple(value.shape) not in ((outputs,), (outputs, 1)):
+            wrong.append(f"{key} (shape {tuple(value.shape)}, the layer has {outputs} outputs)")
     if wrong:
         raise ValueError(
             f"this LoRA is for another model: {len(wrong)} of {len(weights)} keys do not fit, first "
             f"{'; '.join(wrong[:SHOWN])}."
         )
-    for one, other in ((DOWN, UP), (UP, DOWN)):
+    for one, other in ((DOWN, UP), (UP, DOWN), (MAGNITUDE, DOWN)):
         halves = [key for key in weights if key.endswith(one) and key.removesuffix(one) + other not in weights]
         if halves:
             raise ValueError(f"this LoRA is not complete: {_first(halves)} without {other[1:]}.")

@@ -144,9 +144,14 @@ def terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, earlier)
 
 
-def needs_launcher() -> bool:
-    """Return whether there are several GPUs, or `accelerate config` has written down how to train."""
-    return torch.cuda.device_count() > 1 or Path(default_config_file).is_file()
+def has_launch_settings() -> bool:
+    """Return whether `accelerate config` has written down how to train."""
+    return Path(default_config_file).is_file()
+
+
+def default_processes() -> int:
+    """Return one process for each GPU, or one where there is none."""
+    return max(1, torch.cuda.device_count())
 
 
 @contextmanager

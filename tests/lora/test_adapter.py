@@ -33,7 +33,8 @@ def test_presets_names_and_expressions_choose_layers():
     assert len(target_layers(model, "attention")) == 20
     assert len(target_layers(model, "attention+ff")) == 22
     assert len(target_layers(model, "all-linear")) == 30
-    assert len(target_layers(model, "to_q,ff.net.2")) == 6
+    for spelling in ("to_q,ff.net.2", "to_q, ff.net.2", " to_q ff.net.2,"):
+        assert len(target_layers(model, spelling)) == 6
     assert target_layers(model, r"transformer_blocks\.0\.attn3\.to_.") == [
         f"transformer_blocks.0.attn3.to_{name}" for name in "qkv"
     ]
@@ -74,6 +75,9 @@ def test_the_folded_file_does_what_the_trained_adapter_does(options, tmp_path):
     torch.testing.assert_close(output(fresh.transformer), expected, atol=2e-4, rtol=1e-3)  # outputs are about 1
 
     comfyui = comfyui_weights(weights, base_layer_weights(model, weights))
+    again = PTDiTPipeline(None, None, None, tiny(), None)
+    again.load_lora_weights(comfyui)
+    torch.testing.assert_close(output(again.transformer), expected, atol=2e-4, rtol=1e-3)
     merged = tiny()
     merge_as_comfyui_does(merged, comfyui)
     torch.testing.assert_close(output(merged), expected, atol=2e-4, rtol=1e-3)

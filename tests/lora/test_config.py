@@ -1,8 +1,10 @@
 """Settings: file, flags over it, and what is refused."""
 
+import dataclasses
+
 import pytest
 
-from lora.config import check_packages, make_parser, read_settings
+from lora.config import SYNONYMS, LoRASettings, check_packages, make_parser, read_settings
 
 
 def read(*flags: str):
@@ -38,6 +40,17 @@ def test_an_unknown_key_in_the_file_is_refused(tmp_path):
     file.write_text("rnak: 3\n", encoding="utf-8")
     with pytest.raises(ValueError, match="rnak is not a setting; nearest: rank"):
         read("--config", str(file))
+
+
+def test_names_of_other_trainers_are_answered_with_ours(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("learning_rate: 1e-4\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="a.yaml.learning_rate is not a setting; nearest: lr"):
+        read("--config", str(file))
+    with pytest.raises(ValueError, match="unrecognized arguments: --network_dim 8; nearest: --rank"):
+        read("--network_dim", "8")
+    ours = {field.name for field in dataclasses.fields(LoRASettings)}
+    assert set(SYNONYMS.values()) <= ours and not set(SYNONYMS) & ours
 
 
 @pytest.mark.parametrize("name", ["12gb", "24gb", "multi-gpu", "overfit-one", "embedded-cpu", "video-24gb"])

@@ -6,16 +6,20 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from lora import encode
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.processes import lock_folder
 from ptdit_diffusers.training.run import Run
-from tests.processes import run, run_ranks, start, wait
+from tests.processes import run, run_ranks, start, started_ranks, wait
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "lora/pytorch_lora_weights.safetensors"
@@ -161,6 +165,92 @@ def test_two_processes_give_the_lora_of_one_with_twice_the_batch(train, cached, 
 
 
 @pytest.mark.slow
+def test_what_the_main_process_refuses_is_one_line_of_all_processes(tiny_model_folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(b"no picture")
+    words = command_line(tmp_path / "cache", tiny_model_folder, tmp_path / "out", "--data", tmp_path / "data")
+    with ExitStack() as stack:
+        ranks = [stack.enter_context(each) for each in started_ranks(words, 2, ACCELERATE_USE_CPU="true")]
+        while None in (codes := [each.returncode for each in ranks]):
+            time.sleep(0.05)
+        lines = [line for each in ranks for line in each.text("stderr").splitlines() if line.startswith("lora: ")]
+    assert codes == [2, 2] and len(lines) == 1 and "a.png is not a picture" in lines[0]
+    assert not list((tmp_path / "cache").iterdir()) and not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_pictures_are_encoded_keeps_what_is_done_and_is_one_line(
+    train, pictures, tmp_path, capsys, monkeypatch, number
+):
+    fit, calls = encode.fit, []
+
+    def stop_at_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return fit(*arguments)
+
+    monkeypatch.setattr(encode, "fit", stop_at_the_third)
+    words = ["--data", pictures, "--cache-dir", tmp_path / "cache", "--max-steps", "1"]
+    assert train("out", *words) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "lora: interrupted; what was encoded and saved is kept."
+    (shard,) = (tmp_path / "cache").iterdir()
+    with safe_open(shard, "pt") as file:
+        assert len(list(file.keys())) == 4  # mean and standard deviation of two
+    assert train("out", *words) == 0
+    assert "the cache lacks 3 of 5 pictures" in capsys.readouterr().err
+
+
+def test_a_full_disk_while_pictures_are_encoded_or_the_lora_is_written_is_one_line(
+    train, pictures, tmp_path, capsys, monkeypatch
+):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    words = ["--data", pictures, "--cache-dir", tmp_path / "cache", "--max-steps", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ptdit_diffusers.training.latents.save_file", full)
+        assert train("out", *words) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("lora: ") and "No space left on device" in error
+        assert not list((tmp_path / "cache").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(PTDiTPipeline, "save_lora_weights", full)
+        assert train("out", *words) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert (
+            error.startswith("lora: stopped at step 1: ") and "go on from checkpoint-00000001 with --resume" in error
+        )
+        assert [path.name for path in (tmp_path / "out").iterdir() if "lora" in path.name] == []
+    assert train("out", *words, "--resume") == 0
+    assert (tmp_path / "out" / "lora" / "README.md").is_file()
+
+
+def test_an_output_folder_in_use_is_refused(train, tmp_path, capsys):
+    lock = lock_folder(tmp_path / "out", "output_dir")
+    assert train("out", "--max-steps", "1") == 2
+    assert "is in use by another run; wait for its end, or give another one" in capsys.readouterr().err
+    lock.release()
+    assert train("out", "--max-steps", "1") == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX rights")
+def test_what_comes_out_has_the_usual_rights_and_names_no_folder_of_this_machine(train, tmp_path):
+    shown = ["--validation-prompts", "a red star", "--validation-steps", "1"]
+    before = os.umask(0o027)
+    try:
+        assert train("out", "--max-steps", "1", *shown) == 0
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o640 for path in files}
+    results = [*(tmp_path / "out" / "lora").rglob("*.*"), *(tmp_path / "out" / "validation").iterdir()]
+    assert len(results) >= 6
+    for path in results:
+        assert str(tmp_path.parent).encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
 def test_fsdp2_gives_the_lora_of_one_process(train, cached, tiny_model_folder, tmp_path):
     """FSDP2, with everything that needs whole weights: pictures, a checkpoint on the way, the average, DoRA."""
     shown = ["--validation-prompts", "a red star", "--validation-steps", "1"]
@@ -191,6 +281,14 @@ def test_fsdp2_gives_the_lora_of_one_process(train, cached, tiny_model_folder, t
         (["--prior-prompts", "nowhere.txt"], "prior_prompts 'nowhere.txt' is no file"),
         (["--base-weights", "fp8", "--dora"], "dora reads the base weights, which base_weights='fp8' forbids"),
         (["--precision", "fp16"], "precision='fp16' does not train on a CPU; nearest: 'bf16'"),
+        (["--learning-rate", "1"], "unrecognized arguments: --learning-rate 1; nearest: --lr"),
+        (["--raank", "1"], "unrecognized arguments: --raank 1; nearest: --rank"),
+        (["--rank", "x"], "argument --rank: invalid int value: 'x'"),
+        (["--warmup", "5"], "warmup=5 is longer than the 4 steps of the run; nearest: 4"),
+        (["--epochs", "1", "--warmup", "5"], "warmup=5 is longer than the 3 steps of the run; nearest: 3"),
+        (["--optimizer", "prodigy", "--lr", "1.5e-3"], "optimizer='prodigy' finds by itself; nearest: 1"),
+        (["--bucket-step", "20"], "bucket_step=20 is not a multiple of 16 (VAE 8 x patch 2); nearest: 16 or 32"),
+        (["--bucket-step", "48"], "resolution=64 is not a multiple of bucket_step=48; nearest: 48 or 96"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -1,0 +1,27 @@
+"""How the commands of the training end: one line for what is refused, and exit codes."""
+
+import sys
+from collections.abc import Callable
+
+from ptdit_diffusers.training.processes import is_main_process, terminate_as_interrupt
+
+REFUSED, INTERRUPTED = 2, 130  # 128 + SIGINT, as shells count
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """Do the work and return its exit code: 2 for what it refuses with a ValueError or OSError, 130 for Ctrl-C."""
+    try:
+        with terminate_as_interrupt():
+            return work()
+    except (ValueError, OSError) as error:
+        complain(str(error))
+        return REFUSED
+    except KeyboardInterrupt:
+        complain("interrupted; what was encoded and saved is kept.")
+        return INTERRUPTED
+
+
+def complain(text: str) -> None:
+    """Write one line to stderr, on the main process alone."""
+    if is_main_process():
+        sys.stderr.write(f"lora: {' '.join(text.splitlines())}\n")
