@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ptdit_diffusers.core.sizes import LARGEST_SIDE
+
 from .. import __version__
+from .limits import PIXELS_PER_CALL, check_cost
 from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_parts, check_plan, encode, load, load_rest
 from .models import (
     CLASS_STEPS,
@@ -21,7 +24,7 @@ from .models import (
     find_model,
     is_class_model,
 )
-from .outputs import ANIMATED, DEFAULTS, IMAGE, VIDEO, VIEWS, check_targets, output_files, save
+from .outputs import ANIMATED, DEFAULTS, IMAGE, VIDEO, VIEWS, check_output, check_targets, output_files, save
 from .terminal import (
     SIZE_STEP,
     UserError,
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 LARGEST_SEED = 2**63 - 1
 MOST_FPS = 60
 DEFAULT_FPS = 8  # of the file; the model knows no speed
-PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more images are generated in several calls
 STEPS = 30  # of prompts, by default
 GUIDANCE = 4.0  # of prompts, by default
 LARGE_MODEL = 4 * 10**9  # bytes of weights from which fp32 needs too much memory on an ordinary machine
@@ -65,14 +67,16 @@ def add_command(commands: Any) -> None:
         "Hugging Face Hub id OWNER/NAME, which is downloaded (default: %(default)s)")  # fmt: skip
     add("--class", dest="class_name", metavar="CLASS", help="name or number of a class in place of the prompt, for "
         "class-conditional models")  # fmt: skip
-    add("--num-images", type=number(int, 1), default=1, metavar="N", help="number of images, videos or sets of views; "
-        "several are saved as FILE-0.png, FILE-1.png, ... (default: 1)")  # fmt: skip
+    add("--num-images", type=number(int, 1, LARGEST_SEED), default=1, metavar="N", help="number of images, videos "
+        "or sets of views; several are saved as FILE-0.png, FILE-1.png, ... (default: 1)")  # fmt: skip
     length.add_argument("--num-frames", type=frame_count, default=1, metavar="N", help="frames of a video, 4n + 1 "
         "(default: 1, an image)")  # fmt: skip
-    length.add_argument("--num-views", type=number(int, 2), metavar="N", help="views of an object instead of one "
-        "image; view i is seen from i * 360 / N degrees")  # fmt: skip
+    length.add_argument("--num-views", type=number(int, 2, LARGEST_SIDE), metavar="N", help="views of an object "
+        "instead of one image; view i is seen from i * 360 / N degrees")  # fmt: skip
     for side in ("--height", "--width"):
         add(side, type=pixels, metavar="PIXELS", help=f"a multiple of {SIZE_STEP} (default: the model's own size)")
+    add("--yes", action="store_true", help="try sizes that need more memory than there is, or more than a day, by "
+        "estimate (default: refuse)")  # fmt: skip
     add = parser.add_argument_group("sampling").add_argument
     add("--seed", type=number(int, 0, LARGEST_SEED), default=0, help="seed of the noise; image i gets seed + i "
         "(default: 0)")  # fmt: skip
@@ -108,23 +112,27 @@ def run(arguments: argparse.Namespace) -> None:
     check_text(arguments)
     kind = VIEWS if arguments.num_views else VIDEO if arguments.num_frames > 1 else IMAGE
     output = Path(DEFAULTS[kind]) if arguments.output is None else arguments.output
-    targets = output_files(output, arguments.num_images, kind)
+    check_output(output, kind)
     animated = output.suffix.lower() in ANIMATED
     if arguments.fps and not animated:
         raise UserError(
             f"--fps {arguments.fps} has no effect on --output {output}, which is not a .mp4, .gif or .webp; leave it "
             "out"
         )
-    check_targets(targets, arguments.overwrite)
+    check_targets(output, arguments.num_images, arguments.overwrite)
     check_seeds(arguments.seed, arguments.num_images)
     with interrupt_ends_at_once():
         plan = prepare(arguments)
+        if not arguments.yes:
+            check_cost(plan, arguments)
         if arguments.class_name is None:
             subject = encode_text(plan, arguments)
             pipe = load_rest(plan)
         else:
             subject = {"class_labels": arguments.class_name}
             pipe = load(plan)
+    pipe.refuse_large_calls = False  # it was checked above
+    targets = output_files(output, arguments.num_images)
     chosen = {name: value for name, value in plan._asdict().items() if name != "folder" and value}
     start, fps = time.monotonic(), arguments.fps or DEFAULT_FPS
     for target, (seed, result) in zip(targets, generate(pipe, subject, arguments), strict=True):

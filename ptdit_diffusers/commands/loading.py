@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ptdit_diffusers.core.small_formats import QUANTIZED_PARTS
+
 from .models import load_pipeline_class
 from .terminal import UserError, first_line
 
@@ -19,7 +21,6 @@ OFFLOADS = ("model", "group", "sequential")
 QUANTIZED = ("int8", "fp8")
 TEXT_PARTS = ("tokenizer", "text_encoder")
 IMAGE_PARTS = ("transformer", "vae")
-QUANTIZED_PARTS = ("transformer", "text_encoder")
 
 
 class Plan(NamedTuple):

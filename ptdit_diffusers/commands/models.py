@@ -168,9 +168,10 @@ def download(name: str) -> Path:
     try:
         folder = Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:  # network, Hub and cache fail in many ways; all mean that there is no model to run
-        raise UserError(
-            f"there is no folder {name}, and it cannot be downloaded from the Hub: {first_line(error)}"
-        ) from error
+        from ..conversion.hub import HubSource, trouble
+
+        reason = trouble(HubSource(name, None, ""), error.__cause__ or error)
+        raise UserError(f"there is no folder {name}, and it cannot be downloaded from the Hub: {reason}") from error
     check_model_folder(folder)
     return folder
 

@@ -9,7 +9,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from glob import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,8 @@ RULES = {
 }
 
 
-def output_files(output: Path, count: int, kind: str = IMAGE) -> list[Path]:
-    """Return the files to write: FILE.png, or FILE-0.png, FILE-1.png, ... for several images, videos or objects.
+def check_output(output: Path, kind: str = IMAGE) -> None:
+    """Refuse a name that is no file for an image, a video or views.
 
     Raises:
         UserError: A file of that ending cannot hold this kind of result, or a package is missing to write it.
@@ -61,23 +62,29 @@ def output_files(output: Path, count: int, kind: str = IMAGE) -> list[Path]:
             f"--output {output}: writing .mp4 needs {' and '.join(missing)}: python -m pip install "
             f"{' '.join(missing)}; .webp and .gif need nothing"
         )
-    if count == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
 
 
-def check_targets(targets: list[Path], overwrite: bool) -> None:
+def output_files(output: Path, count: int) -> Iterator[Path]:
+    """Return the files to write: FILE.png, or FILE-0.png, FILE-1.png, ... for several images, videos or objects."""
+    names = (f"{output.stem}-{index}{output.suffix}" for index in range(count))
+    return iter([output]) if count == 1 else map(output.with_name, names)
+
+
+def check_targets(output: Path, count: int, overwrite: bool) -> None:
     """Refuse files that exist or cannot be written; writing is tried with a temporary file."""
-    folder = targets[0].parent
+    first, folder = next(output_files(output, count)), output.parent
     try:
-        for target in targets:
-            refuse_existing(target, overwrite)
+        refuse_existing(first, overwrite)
+        for path in folder.glob(f"{escape(output.stem)}-*{escape(output.suffix)}") if count > 1 else ():
+            number = path.name.removeprefix(f"{output.stem}-").removesuffix(output.suffix)
+            if number.isdecimal() and number == str(int(number)) and int(number) < count:
+                refuse_existing(path, overwrite)
         if not folder.is_dir():
-            raise UserError(f"--output {targets[0]}: there is no folder {folder}; make it or name another one")
+            raise UserError(f"--output {first}: there is no folder {folder}; make it or name another one")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"--output {targets[0]} cannot be written: {error.strerror}") from error
+        raise UserError(f"--output {first} cannot be written: {error.strerror}") from error
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:

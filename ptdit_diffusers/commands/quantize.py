@@ -4,11 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ptdit_diffusers.core.small_formats import FORMATS, QUANTIZED_PARTS
+
 from .models import silence_libraries
 from .terminal import errors_of_writing, interrupt_ends_at_once, say, say_warnings
-
-FORMATS = ("int8", "fp8", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")  # of `conversion.quantize`
-COMPONENTS = ("transformer", "text_encoder")
 
 
 def add_command(commands: Any) -> None:
@@ -26,7 +25,13 @@ def add_command(commands: Any) -> None:
     add("model", type=Path, metavar="MODEL", help="folder that `ptdit convert` or save_pretrained wrote")
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--format", choices=FORMATS, required=True, help="number format of the linear layers' weights")
-    add("--components", nargs="+", choices=COMPONENTS, default=COMPONENTS, help="what to quantize (default: both)")
+    add(
+        "--components",
+        nargs="+",
+        choices=QUANTIZED_PARTS,
+        default=QUANTIZED_PARTS,
+        help="what to quantize (default: both)",
+    )
     add("--overwrite", action="store_true", help="replace a model folder that exists (default: refuse)")
 
 

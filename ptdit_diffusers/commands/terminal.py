@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ptdit_diffusers.core.sizes import LARGEST_SIDE
+
 from ..core import arguments
 
 SIZE_STEP = 16  # pixels: VAE 8 x patch 2
@@ -128,7 +130,7 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {rule}") from None
-        if math.isnan(value) or not least <= value <= most or value == math.inf:
+        if not least <= value <= most or value == math.inf:  # no comparison holds for nan
             nearest = "" if value == most else f"; nearest: {most if value > most else least}"
             raise argparse.ArgumentTypeError(f"{text} is not {rule}{nearest}")
         return value
@@ -138,7 +140,7 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
 
 def pixels(text: str) -> int:
     """Parse a height or width: a positive multiple of 16."""
-    value = number(int, SIZE_STEP)(text)
+    value = number(int, SIZE_STEP, LARGEST_SIDE)(text)
     if value % SIZE_STEP:
         below = value // SIZE_STEP * SIZE_STEP
         raise argparse.ArgumentTypeError(
@@ -149,7 +151,7 @@ def pixels(text: str) -> int:
 
 def frame_count(text: str) -> int:
     """Parse a number of frames: 4n + 1."""
-    value = number(int, 1)(text)
+    value = number(int, 1, LARGEST_SIDE + 1)(text)
     if value % FRAME_STEP != 1:
         below = (value - 1) // FRAME_STEP * FRAME_STEP + 1
         raise argparse.ArgumentTypeError(

@@ -31,6 +31,7 @@ from ptdit_diffusers.core.configuration import GGUF_CONFIG, carried_config, fold
 from ptdit_diffusers.core.documents import read_json
 from ptdit_diffusers.core.folder_files import inside, model_files, new_folder
 from ptdit_diffusers.core.model_folder import check_layers
+from ptdit_diffusers.core.small_formats import FORMATS, GGUF_FORMATS, QUANTIZED_PARTS
 
 from ..models.class_transformer import ClassTransformer2DModel
 from ..models.transformer_diffit import DiffiT2DModel
@@ -44,9 +45,6 @@ from .q4_k import BLOCK, quantize_q4_k
 from .text import TABLE, TIED_TABLE, WEIGHT_FILES, encoder_names, read_config
 from .writing import bytes_of, write_weights
 
-GGUF_FORMATS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")
-FORMATS = ("int8", "fp8", *GGUF_FORMATS)
-COMPONENTS = ("transformer", "text_encoder")
 CARD = ("README.md",)  # copied along
 KEPT = {  # weights with these parts in their names are not quantized
     "transformer": (  # as diffusers' fp8 does
@@ -78,7 +76,7 @@ def int8_on_load() -> PipelineQuantizationConfig:
         ConversionError: torchao is missing.
     """
     require("torchao", "int8")
-    return PipelineQuantizationConfig(quant_mapping={name: int8_config(name) for name in COMPONENTS})
+    return PipelineQuantizationConfig(quant_mapping={name: int8_config(name) for name in QUANTIZED_PARTS})
 
 
 def int8_config(component: str) -> TorchAoConfig | TextTorchAoConfig:
@@ -145,7 +143,7 @@ def quantize(
     model: Path,
     output: Path,
     form: str,
-    components: tuple[str, ...] = COMPONENTS,
+    components: tuple[str, ...] = QUANTIZED_PARTS,
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 
@@ -47,12 +48,12 @@ def _class_id(label: Any, names: Mapping[str, Sequence[int]], num_classes: int) 
         near = difflib.get_close_matches(_plain(label), [name for name in names if "," not in name], n=3, cutoff=0.0)
         hint = f"nearest: {', '.join(near)}" if near else f"this model has no names, pass 0 to {num_classes - 1}"
         raise ValueError(f"there is no class {label!r}; {hint}.")
-    if isinstance(label, bool) or not isinstance(label, int):
+    if isinstance(label, bool) or not isinstance(label, Integral):
         raise ValueError(f"class label {label!r} must be a number or a name.")
     if not 0 <= label < num_classes:
         nearest = 0 if label < 0 else num_classes - 1
         raise ValueError(f"class label {label} must be 0 to {num_classes - 1}; nearest: {nearest}.")
-    return label
+    return int(label)
 
 
 def _plain(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backbones.parameters import PTDiTParameters
 from .backbones.ptdit import PTDiTBackbone
 from .backbones.windows import Triple
 
@@ -51,6 +52,19 @@ def apply_guidance(flow: Tensor, guidance_scale: float, rescale: float = 0.0) ->
     axes = tuple(range(1, flow.ndim))
     spread = positive.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
     return guided * (rescale * spread + 1 - rescale)
+
+
+def default_size(config: Mapping[str, Any], cell: int = 8) -> tuple[int, int]:
+    """Return height and width in pixels at which the trained windows fit exactly (official weights: 1024).
+
+    Args:
+        config: Configuration of PT-DiT.
+        cell: Pixels per latent cell along one side.
+    """
+    known = PTDiTParameters.from_config(config)
+    windows_per_side, side = max(1, round(math.sqrt(known.num_windows))), cell * known.patch_size
+    _, rows, columns = known.window_size
+    return rows * windows_per_side * side, columns * windows_per_side * side
 
 
 def choose_windows(

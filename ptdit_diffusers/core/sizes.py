@@ -18,4 +18,5 @@ KNOWN_SIZES = {  # width -> size
     1152: Size("XL", 28, 16),
     1440: Size("H", 30, 20),
 }
+LARGEST_SIDE = 2**30  # pixels or frames; no machine comes near, and floats still count them
 OFFICIAL_BASE_TOKENS = 1024  # tokens of a picture at which the time shift is 1 (512 x 512 pixels)

@@ -1,6 +1,7 @@
 """The model card of an exported folder: license, how to load the folder in each form, sample images."""
 
 import json
+import re
 from pathlib import Path
 
 from ptdit_diffusers.core.folder_files import CLASS_PIPELINES
@@ -124,6 +125,7 @@ def write_card(
     of_classes = pipeline in CLASS_PIPELINES
     if own_card.is_file():
         text = own_card.read_text(encoding="utf-8")
+        text = without_dead_links(text, folder)
         if license is not None:
             text = set_license(text, license)
     else:
@@ -141,6 +143,17 @@ def write_card(
         )
         use += "\n".join(rows) + "\n"
     (folder / "README.md").write_text(text.rstrip() + "\n" + use, encoding="utf-8", newline="\n")
+
+
+def without_dead_links(text: str, folder: Path) -> str:
+    """Return a card with plain text in place of links to files that are not in the folder: dead links on the Hub."""
+
+    def link(found: re.Match) -> str:
+        target = found["target"].partition("#")[0]
+        here = not target or (".." not in target.split("/") and (folder / target).is_file())
+        return found[0] if here or "://" in target or target.startswith("mailto:") else found["text"]
+
+    return re.sub(r"!?\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]*)\)", link, text)
 
 
 def in_table(text: str) -> str:

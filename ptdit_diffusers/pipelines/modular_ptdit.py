@@ -4,6 +4,8 @@ Each block calls one step of `PTDiTPipeline.generate`; both pipelines have these
 """
 
 import inspect
+import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,11 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 from .pipeline_ptdit import PTDiTPipeline
-from .ptdit_checks import ChecksMixin
+from .ptdit_checks import ChecksMixin, check_numbers
 from .ptdit_denoising import DenoisingMixin, Tensors
 from .ptdit_latents import LatentsMixin
 from .ptdit_lora import PTDiTLoraLoaderMixin
+from .ptdit_schedulers import exclusive
 from .ptdit_text import TEXT_TENSORS, TextMixin, join_text
 
 COMPONENTS = {
@@ -41,6 +44,10 @@ COMPONENTS = {
     "scheduler": FlowMatchEulerDiscreteScheduler,
 }
 PROMPTS = ("prompt", "negative_prompt", *TEXT_TENSORS)
+COPY = (  # of a pipeline, with a scheduler and a guider of its own
+    "other = pipe.blocks.init_pipeline(); other.update_components(**{**pipe.components, "
+    "'scheduler': copy.deepcopy(pipe.scheduler), 'guider': copy.deepcopy(pipe.guider)})"
+)
 ARGUMENTS = inspect.signature(PTDiTPipeline.__call__).parameters  # the blocks take what that call takes
 
 
@@ -86,11 +93,21 @@ class PTDiTModularPipeline(
         """
         PTDiTPipeline(**{name: getattr(self, name) for name in COMPONENTS}).save_pretrained(save_directory, **kwargs)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the blocks, as `ModularPipeline` does, unless another call with the same scheduler is not finished."""
+        scheduler = getattr(self, "scheduler", None)  # a pipeline of some blocks may have none
+        with nullcontext() if scheduler is None else exclusive(scheduler, COPY):
+            return super().__call__(*args, **kwargs)
+
     @property
     def needs_negative_prompt(self) -> bool:
         """Whether the guider asks for a second prediction in any step."""
+        return self.predictions() > 1
+
+    def predictions(self, call: BlockState | None = None) -> int:
+        """Return how many predictions the guider combines in a step."""
         self.guider.set_state(step=0, num_inference_steps=None, timestep=None)  # no step of a call: all of them
-        return self.guider.num_conditions > 1
+        return self.guider.num_conditions
 
     def guidance_texts(self, tensors: Tensors) -> dict[str, tuple[Tensor | None, ...]]:
         """Return what the network reads of the text, as pairs (prompt, negative prompt) for the guider."""
@@ -124,6 +141,15 @@ class PTDiTModularPipeline(
             finally:
                 guider.cleanup_models(self.transformer)
         return guider(predictions)[0]
+
+
+def check_guider(guider: Any) -> None:
+    """Raise unless every scale of a guider is a finite number of at least 0, and its `guidance_rescale` at most 1."""
+    for name, value in vars(guider).items():
+        if name.endswith(("scale", "scales")) and not name.startswith("_"):
+            most = 1.0 if name == "guidance_rescale" else math.inf
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                check_numbers({f"{type(guider).__name__}({name})": (one, most)})
 
 
 class PTDiTPipelineBlock(ModularPipelineBlocks):
@@ -191,7 +217,8 @@ class PTDiTCheckBlock(PTDiTPipelineBlock):
     gives = ("height", "width", "num_frames", "samples")
 
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:
-        """Set sizes and `samples`; see `check_call`."""
+        """Set sizes and `samples`; see `check_call` and `check_guider`."""
+        check_guider(components.guider)
         components.check_call(block)
 
 

@@ -55,6 +55,26 @@ class PackagePipeline(DiffusionPipeline):
                 f"{kind}.from_pretrained."
             )
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "PackagePipeline":
+        """Make a pipeline of this class with the components of another one, which both then share.
+
+        Their number formats stay as they are; in diffusers they become float32 where no `dtype` is given.
+
+        Args:
+            pipeline: The other pipeline.
+            kwargs: Components and settings to take in place of its own, and `dtype` to convert to.
+
+        Raises:
+            TypeError: The other pipeline has not all components of this class.
+        """
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        components, settings = cls._get_signature_keys(cls)
+        given = {name: getattr(pipeline, name) for name in components if hasattr(pipeline, name)}
+        given |= {name: pipeline.config[name] for name in settings if name in pipeline.config}
+        made = cls(**(given | kwargs))
+        return made if dtype is None else made.to(dtype=dtype)
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save all components; a pipeline whose code came from the Hub takes that code along.
 

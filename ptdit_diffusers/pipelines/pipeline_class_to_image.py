@@ -3,6 +3,7 @@
 Shapes: B samples (classes * images per class), C latent channels, H W latent size.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -16,25 +17,30 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from ptdit_diffusers.core.class_labels import class_ids
+from ptdit_diffusers.core.cost import Call
 from ptdit_diffusers.core.diffusion import check_guidance_schedule, guide_classes, power_cosine
 from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.models.class_transformer import ClassTransformer2DModel
 from ptdit_diffusers.models.transformer_dit import DIFFUSERS_CLASSES, DiT2DModel
 
 from .class_sampling import Generators, Sampler, draw_noise, official_scheduler
+from .machine import check_size_of_call
 from .package_pipeline import PackagePipeline
 from .ptdit_checks import (
     check_batch,
     check_callback_inputs,
     check_count,
     check_generator,
-    check_guidance,
+    check_numbers,
     check_output_type,
     check_size,
+    is_integer,
+    plain_integer,
     require_finite,
     warn_of_black,
 )
 from .ptdit_lora import PTDiTLoraLoaderMixin
+from .ptdit_schedulers import COPY, exclusive
 
 
 class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
@@ -57,6 +63,7 @@ class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
             and "constant" for DiffiT at 512 px.
     """
 
+    refuse_large_calls = True  # see ChecksMixin
     model_cpu_offload_seq = "transformer->vae"
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
@@ -172,24 +179,33 @@ class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        labels = self.prepare_labels(class_labels, num_images_per_prompt)
-        shape = self.latent_shape(len(labels), height, width)
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        num_inference_steps, images_each = plain_integer(num_inference_steps), plain_integer(num_images_per_prompt)
+        check_count("num_images_per_prompt", images_each)
+        ids = class_ids(class_labels, self.config.id2label, self.transformer.config.num_classes)
+        shape = self.latent_shape(len(ids) * images_each, plain_integer(height), plain_integer(width))
         self.check_inputs(
             shape, num_inference_steps, generator, latents, output_type, callback_on_step_end_tensor_inputs
         )
-        self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        check_guidance(self._guidance_scale, 0.0)
-        self._guidance_channels, self._interrupt = self.channels_to_guide(guidance_channels), False
-        self._guidance_schedule = guidance_schedule or self.config.guidance_schedule
-        self._guidance_power = self.config.guidance_power if guidance_power is None else guidance_power
-        check_guidance_schedule(self._guidance_schedule, self._guidance_power)
-
-        sampler = Sampler(self.scheduler, num_inference_steps, timesteps, generator, eta)
-        self.check_variance(sampler)
-        latents = self.prepare_latents(shape, generator, latents)
-        latents = self.denoise(latents, labels, sampler, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        images = self.decode_latents(latents, output_type)
-        self.maybe_free_model_hooks()
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        schedule = guidance_schedule or self.config.guidance_schedule
+        power = self.config.guidance_power if guidance_power is None else guidance_power
+        check_numbers({"guidance_scale": (scale, math.inf), "eta": (eta, 1.0)})
+        check_guidance_schedule(schedule, power)
+        channels = self.channels_to_guide(guidance_channels)
+        if self.refuse_large_calls:
+            steps = num_inference_steps if timesteps is None else len(timesteps)
+            self.check_cost(shape, len(ids), steps, scale > 1, output_type != "latent")
+        with exclusive(self.scheduler, COPY.format(type(self).__name__)):
+            self._guidance_scale, self._guidance_channels, self._interrupt = scale, channels, False
+            self._guidance_schedule, self._guidance_power = schedule, power
+            sampler = Sampler(self.scheduler, num_inference_steps, timesteps, generator, eta)
+            self.check_variance(sampler)
+            latents = self.prepare_latents(shape, generator, latents)
+            labels = torch.tensor(ids, device=self._execution_device).repeat_interleave(images_each)
+            latents = self.denoise(latents, labels, sampler, callback_on_step_end, callback_on_step_end_tensor_inputs)
+            images = self.decode_latents(latents, output_type)
+            self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def denoise(
@@ -269,16 +285,6 @@ class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
 
     # --- what a call may hold ----------------------------------------------------------------------------------------
 
-    def prepare_labels(self, class_labels: Any, num_images_per_prompt: int) -> Tensor:
-        """Return class numbers (B,) on the device.
-
-        Raises:
-            ValueError: There is no such class; names the nearest.
-        """
-        check_count("num_images_per_prompt", num_images_per_prompt)
-        ids = class_ids(class_labels, self.config.id2label, self.transformer.config.num_classes)
-        return torch.tensor(ids, device=self._execution_device).repeat_interleave(num_images_per_prompt)
-
     def get_label_ids(self, label: str | list[str]) -> list[int]:
         """Return the class numbers of names, as `DiTPipeline` does."""
         return class_ids(label, self.config.id2label, self.transformer.config.num_classes)
@@ -314,10 +320,10 @@ class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
         channels = self.config.guidance_channels if given is None else given
         if channels in ("all", None):
             return every
-        if not isinstance(channels, int) or isinstance(channels, bool) or not 1 <= channels <= every:
-            nearest = min(max(channels, 1), every) if isinstance(channels, int) else every
+        if not is_integer(channels) or not 1 <= channels <= every:
+            nearest = min(max(channels, 1), every) if is_integer(channels) else every
             raise ValueError(f'guidance_channels={channels!r} must be 1 to {every} or "all"; nearest: {nearest}.')
-        return channels
+        return int(channels)
 
     def check_inputs(
         self,
@@ -343,6 +349,28 @@ class ClassToImagePipeline(PackagePipeline, PTDiTLoraLoaderMixin):
         check_output_type(output_type)
         if self.vae is None and output_type != "latent":
             raise ValueError(f'output_type={output_type!r} needs a VAE, but this pipeline has none; pass "latent".')
+
+    def check_cost(self, shape: tuple[int, ...], classes: int, steps: int, guided: bool, decoded: bool) -> None:
+        """Refuse a checked call that needs more memory than the device has, or more than a day.
+
+        Args:
+            shape: Of the latents (B, C, H, W).
+            classes: Number of classes; the samples are divided among them.
+            steps: Sampling steps.
+            guided: Whether each step computes two predictions.
+            decoded: Whether the result is pictures.
+
+        Raises:
+            ValueError: It does; names the estimate and the nearest sizes.
+        """
+        height, width = (side * self.vae_scale_factor for side in shape[-2:])
+        side = self.transformer.config.patch_size * self.vae_scale_factor
+        call = Call(shape[0] // classes, height, width, steps, classes, predictions=1 + guided)
+        names = {
+            "samples": ("num_images_per_prompt={}" + f" for {classes} classes" * (classes > 1), 1, 1),
+            "size": ("height={}, width={}", side, side),
+        }
+        check_size_of_call(self, call, names, self.vae if decoded else None)
 
     def check_variance(self, sampler: Sampler) -> None:
         """Check that the network predicts the variance that the scheduler uses, and guides where it can.

@@ -25,7 +25,7 @@ from .ptdit_denoising import DenoisingMixin, Tensors
 from .ptdit_latents import LatentsMixin
 from .ptdit_lora import PTDiTLoraLoaderMixin
 from .ptdit_request import GenerationRequest
-from .ptdit_schedulers import exclusive
+from .ptdit_schedulers import COPY, exclusive
 from .ptdit_text import TEXT_TENSORS, TextMixin, join_text
 
 
@@ -77,7 +77,7 @@ class PTDiTPipelineBase(PackagePipeline, ChecksMixin, TextMixin, LatentsMixin, D
 
     def run(self, request: GenerationRequest) -> PTDiTPipelineOutput | tuple:
         """Run a call, unless another one with the same scheduler is not finished."""
-        with exclusive(self.scheduler):
+        with exclusive(self.scheduler, COPY.format(type(self).__name__)):
             return self.generate(request)
 
     def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:

@@ -2,15 +2,19 @@
 
 import math
 import warnings
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ptdit_diffusers.core.backbones.windows import legal_triple
+from ptdit_diffusers.core.cost import Call
+from ptdit_diffusers.core.sampling import choose_windows
+from ptdit_diffusers.core.sizes import LARGEST_SIDE
 
+from .machine import check_size_of_call
 from .ptdit_request import GenerationRequest
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -21,7 +25,14 @@ COUNTS = (  # arguments of a call that are integers, or None
 
 
 class ChecksMixin:
-    """Checks a call against the `transformer` and `vae` of the pipeline, whose sizes `LatentsMixin` knows."""
+    """Checks a call against the `transformer` and `vae` of the pipeline, whose sizes `LatentsMixin` knows.
+
+    Attributes:
+        refuse_large_calls: Refuse what needs more memory than the device has, or more than a day. Set it to False on a
+            pipeline to try such calls.
+    """
+
+    refuse_large_calls = True
 
     def check_call(self, call: GenerationRequest) -> None:
         """Check a call before any long work, and fill in what depends on the model.
@@ -38,6 +49,8 @@ class ChecksMixin:
             if isinstance(getattr(call, name), (tuple, list)):
                 setattr(call, name, tuple(map(plain_integer, getattr(call, name))))
         check_count("num_inference_steps", call.num_inference_steps)
+        if isinstance(call.generator, tuple):
+            call.generator = list(call.generator)
         check_levels(call.sigmas, call.timesteps)
         check_count("max_sequence_length", call.max_sequence_length)
         check_guidance(getattr(call, "guidance_scale", 1.0), getattr(call, "guidance_rescale", 0.0))
@@ -50,6 +63,45 @@ class ChecksMixin:
             call.generator, call.latents, call.prompt_embeds, call.prompt_attention_mask, call.negative_prompt_embeds,
             call.negative_prompt_attention_mask, call.output_type,
         )  # fmt: skip
+        if self.refuse_large_calls:
+            self.check_cost(call)
+
+    def predictions(self, call: GenerationRequest) -> int:
+        """Return how many samples the network sees in a step for each sample of the call."""
+        return 1 + (call.guidance_scale > 1)
+
+    def check_cost(self, call: GenerationRequest) -> None:
+        """Refuse a checked call that needs more memory than the device has, or more than a day.
+
+        Raises:
+            ValueError: It does; names the estimate and the nearest sizes.
+        """
+        levels, spatial, temporal = call.sigmas, self.vae_scale_factor_spatial, self.vae_scale_factor_temporal
+        levels = call.timesteps if levels is None else levels
+        views, prompts = call.num_views is not None, call.samples // call.num_images_per_prompt
+        size = Call(
+            samples=call.num_images_per_prompt,
+            prompts=prompts,
+            height=call.height,
+            width=call.width,
+            steps=call.num_inference_steps if levels is None else len(levels),
+            frames=call.num_views if views else call.num_frames,
+            predictions=self.predictions(call),
+            views=views,
+            slices=bool(self.vae is not None and self.vae.use_slicing),
+            tiling=self.vae.tiling if self.vae is not None and self.vae.use_tiling else None,
+        )
+        latent = size.height // spatial, size.width // spatial
+        windows = choose_windows(self.transformer, call.window_size, call.proxy_ratio, *latent)
+        side = spatial * self.transformer.config.patch_size
+        names = {
+            "samples": ("num_images_per_prompt={}" + f" for {prompts} prompts" * (prompts > 1), 1, 1),
+            "frames": ("num_views={}", 2, 1) if views else ("num_frames={}", 1, temporal),
+            "size": ("height={}, width={}", side, side),
+        }
+        if levels is None:
+            names["steps"] = ("num_inference_steps={}", 1, 1)
+        check_size_of_call(self, size, names, None if call.output_type == "latent" else self.vae, windows)
 
     def check_inputs(
         self,
@@ -111,6 +163,8 @@ def check_size(name: str, value: Any, multiple: int, offset: int, reason: str) -
     if not is_integer(value):
         nearest = max(1, nearest_integer(value, multiple) // multiple) * multiple + offset
         raise ValueError(f"{name}={value!r} must be an integer; nearest legal value: {nearest}.")
+    if value > LARGEST_SIDE + offset:
+        raise ValueError(f"{name}={value} must be at most {LARGEST_SIDE + offset}; nearest: {LARGEST_SIDE + offset}.")
     if value >= 1 and value % multiple == offset:
         return
     smallest = offset or multiple
@@ -140,9 +194,14 @@ def nearest_integer(value: Any, least: int) -> int:
     return max(least, round(value)) if isinstance(value, float) and math.isfinite(value) else least
 
 
-def check_guidance(scale: Any, rescale: Any) -> None:
+def check_guidance(scale: Any, rescale: Any = 0.0) -> None:
     """Raise unless the guidance scale is a finite number of at least 0, and `guidance_rescale` one from 0 to 1."""
-    for name, value, most in (("guidance_scale", scale, math.inf), ("guidance_rescale", rescale, 1.0)):
+    check_numbers({"guidance_scale": (scale, math.inf), "guidance_rescale": (rescale, 1.0)})
+
+
+def check_numbers(numbers: Mapping[str, tuple[Any, float]]) -> None:
+    """Raise unless each is a finite number from 0 to the given most."""
+    for name, (value, most) in numbers.items():
         try:
             legal = math.isfinite(value) and 0 <= value <= most
         except (TypeError, ValueError):
@@ -194,6 +253,8 @@ def check_levels(sigmas: Sequence[float] | None, timesteps: Sequence[float] | No
     for name, levels, most in (("sigmas", sigmas, 1), ("timesteps", timesteps, 1000)):
         if levels is None:
             continue
+        if not hasattr(levels, "__len__") or isinstance(levels, str):
+            raise ValueError(f"{name}={levels!r} must be a list of numbers, e.g. [{float(most)}, {most / 2}].")
         falls = all(later < earlier for earlier, later in zip(levels, levels[1:], strict=False))
         if len(levels) == 0 or not falls or levels[0] > most or levels[-1] <= 0:
             raise ValueError(
@@ -204,8 +265,8 @@ def check_levels(sigmas: Sequence[float] | None, timesteps: Sequence[float] | No
 
 def check_strength(strength: Any) -> None:
     """Raise unless `strength` is above 0 and at most 1."""
-    if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
-        nearest = 1.0 if isinstance(strength, (int, float)) and strength > 1 else 0.1
+    if not isinstance(strength, Real) or not 0 < strength <= 1:
+        nearest = 1.0 if isinstance(strength, Real) and strength > 1 else 0.1
         raise ValueError(f"strength={strength!r} must be above 0 and at most 1; nearest: {nearest}.")
 
 

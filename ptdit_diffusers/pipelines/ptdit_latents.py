@@ -4,7 +4,6 @@ Shapes: B samples (prompts * images per prompt), C latent channels, F latent fra
 are in pixels.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -16,6 +15,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
+
+from ptdit_diffusers.core.sampling import default_size
 
 from .ptdit_checks import check_views, require_finite, warn_of_black
 from .ptdit_request import GenerationRequest
@@ -48,10 +49,7 @@ class LatentsMixin:
 
     def default_size(self) -> tuple[int, int]:
         """Return height and width in pixels at which the trained windows fit exactly (official weights: 1024)."""
-        windows_per_side = max(1, round(math.sqrt(self.transformer.config.num_windows)))
-        pixels_per_token = self.vae_scale_factor_spatial * self.transformer.config.patch_size
-        _, rows, columns = self.transformer.config.window_size
-        return rows * windows_per_side * pixels_per_token, columns * windows_per_side * pixels_per_token
+        return default_size(self.transformer.config, self.vae_scale_factor_spatial)
 
     def fill_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Return height and width in pixels, with the default size where None is given.

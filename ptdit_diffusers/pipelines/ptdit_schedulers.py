@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 FLOW_FLAGS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+COPY = "{}.from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))"  # of a pipeline of this class
 HINT = "use FlowMatchEulerDiscreteScheduler, or another one of docs/schedulers.md"
 OTHER_STEP = {  # schedulers of flows whose step wants something else than a flow
     "HeliosScheduler": "it steps through stages of its own model",
@@ -86,8 +87,12 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def exclusive(scheduler: Any) -> Iterator[None]:
+def exclusive(scheduler: Any, copy: str) -> Iterator[None]:
     """Keep a scheduler, which counts its steps, to one call at a time.
+
+    Args:
+        scheduler: Of the pipeline.
+        copy: How to make a pipeline with another scheduler and the same weights, for the message.
 
     Raises:
         RuntimeError: Another call uses it.
@@ -96,8 +101,7 @@ def exclusive(scheduler: Any) -> Iterator[None]:
         if id(scheduler) in _running:
             raise RuntimeError(
                 "another call with this scheduler is not finished, for example in another thread; give each thread a "
-                "pipeline of its own that shares the weights: "
-                "PTDiTPipeline.from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))."
+                f"pipeline of its own that shares the weights: {copy}."
             )
         _running.add(id(scheduler))
     try:

@@ -2,12 +2,12 @@
 
     python -m scripts.benchmarks.longest_video --memory 8 16 24 --pixels 512 1024
 
-The formulas are in `scripts/benchmarks/memory.py`; tests hold them against counted tensors at small sizes. The text
+The formulas are in `ptdit_diffusers/core/cost.py`; tests hold them against counted tensors at small sizes. The text
 encoder is gone when the steps begin, as in `ptdit generate`. What kernels use inside, the CUDA context and gaps
 between tensors are not in the formulas: a tenth of the memory is kept for them.
 """
 
-from scripts.benchmarks.memory import decode_bytes, forward_bytes, video_bytes
+from ptdit_diffusers.core.cost import decode_bytes, forward_bytes, video_bytes
 from scripts.evaluation.options import make_parser
 
 WEIGHTS = 1_131_629_216 + 239_189_991  # parameters of the official transformer and VAE

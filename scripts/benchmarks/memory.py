@@ -1,4 +1,4 @@
-"""Peak memory: of tensors that live at the same time, counted on any device or by formula, and of a process.
+"""Peak memory: of tensors that live at the same time, counted on any device, and of a process.
 
 Buffers inside kernels are not counted.
 """
@@ -59,31 +59,3 @@ def watch_process(process: int, peaks: dict[str, float]) -> None:
             time.sleep(0.05)
     except (OSError, StopIteration):
         return
-
-
-def forward_bytes(tokens: int, dim: int, number_bytes: int) -> int:
-    """Return the peak of a forward above the weights: 11 tensors of all tokens, in shifted windows of a long video.
-
-    Args:
-        tokens: Batch times latent frames times rows times columns.
-        dim: Width.
-        number_bytes: Bytes of a number.
-    """
-    return 11 * tokens * dim * number_bytes
-
-
-def decode_bytes(tile: int, frames: int, number_bytes: int, hidden_size: int = 128) -> int:
-    """Return the peak of decoding one tile: 8 tensors of the full resolution, and the frames that layers carry over.
-
-    Args:
-        tile: Side in pixels.
-        frames: Frames of a tile, 9 or more.
-        number_bytes: Bytes of a number.
-        hidden_size: Channels of the VAE at full resolution.
-    """
-    return (8 * frames + 45) * hidden_size * tile**2 * number_bytes
-
-
-def video_bytes(frames: int, pixels: int) -> int:
-    """Return the bytes of the finished video in fp32 and two copies of it, as the pipeline turns it into pictures."""
-    return 3 * frames * 3 * pixels**2 * 4

@@ -18,8 +18,9 @@ from diffusers import GGUFQuantizationConfig
 from transformers import T5Config, T5EncoderModel
 
 from ptdit_diffusers import PTDiTPipeline, PTDiTTransformer3DModel
-from ptdit_diffusers.conversion.quantize import FORMATS, GGUF_FORMATS, gguf_name, quantize
+from ptdit_diffusers.conversion.quantize import gguf_name, quantize
 from ptdit_diffusers.core.embedded import embedded_model_path
+from ptdit_diffusers.core.small_formats import FORMATS, GGUF_FORMATS
 from scripts.benchmarks.official_files import T5_XXL
 from scripts.benchmarks.psnr import psnr
 from scripts.evaluation.generate import generate

@@ -147,9 +147,9 @@ class FrameAttention(nn.Module):
         batch, channels, frames, height, width = hidden_states.shape
         normed = self.norm(hidden_states)
         query, key, value = (
-            projection(normed).permute(0, 2, 3, 4, 1).reshape(batch * frames, 1, height * width, channels)
+            projection(normed).permute(0, 2, 3, 4, 1).reshape(batch * frames, 1, height * width, channels).contiguous()
             for projection in (self.q, self.k, self.v)
-        )
+        )  # contiguous: for others torch makes the whole matrix of scores
         attended = F.scaled_dot_product_attention(query, key, value)  # (B T, 1, H W, C)
         attended = attended.reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3).contiguous()
         return hidden_states + self.proj_out(attended)

@@ -128,6 +128,12 @@ BAD_INPUT = {
     "two unknown words": ((), "a gren hart", "'gren' (nearest: green"),
     "an unknown word to avoid": (("--negative-prompt", "bleu"), PROMPT, "'bleu' (nearest: blue"),
     "nothing but brackets": ((), "[[(())]]", "nothing is left of the prompt"),
+    "an absurd size": (("--height", "65536", "--width", "65536"), PROMPT, "TiB of memory, of "),
+    "absurdly many pictures": (("--num-images", str(10**12)), PROMPT, "years; nearest: --num-images "),
+    "more pictures than a float can count": (("--num-images", str(10**400)), PROMPT, f"nearest: {2**63 - 1}"),
+    "an absurdly long video": (("--num-frames", "1000001", "--output", "a.webp"), PROMPT, "nearest: --num-frames "),
+    "absurdly many views": (("--num-views", "1000001"), PROMPT, "nearest: --num-views "),
+    "absurdly many steps": (("--steps", str(10**12)), PROMPT, "nearest: --steps "),
     "a height between legal sizes": (("--height", "100"), PROMPT, "nearest: 96 or 112"),
     "a width of zero": (("--width", "0"), PROMPT, "nearest: 16"),
     "a size in words": (("--width", "big"), PROMPT, "'big' is not a whole number"),
@@ -151,7 +157,8 @@ BAD_INPUT = {
     "a Hub id without a network": (
         ("--model", "no-such-owner/no-such-model"),
         PROMPT,
-        "cannot be downloaded from the Hub",
+        "cannot be downloaded from the Hub: no-such-owner/no-such-model was not fetched yet, and the Hub cannot be "
+        "reached (offline mode, or no network)",
     ),
 }
 
@@ -176,6 +183,13 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing(case, generat
     assert os.listdir(tmp_path) == []
 
 
+def test_yes_tries_what_the_estimate_refuses(generate, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ptdit_diffusers.pipelines.machine.memory_of", lambda device: 2 * 10**5)
+    assert generate() == 2
+    assert "nearest: --height 16 --width 16; --yes tries it" in capsys.readouterr().err
+    assert generate("--yes") == 0 and os.listdir(tmp_path) == ["a.png"]
+
+
 @pytest.mark.parametrize("words", [(), ("generate",), ("paint", "a star")])
 def test_a_command_that_is_not_whole_is_one_line_with_exit_code_2(words, capsys):
     assert main(list(words)) == 2
@@ -193,6 +207,7 @@ def test_one_existing_file_among_several_targets_stops_the_command_before_it_sta
     (tmp_path / "a-1.png").write_bytes(b"mine")
     assert generate("--num-images", "2") == 2
     assert os.listdir(tmp_path) == ["a-1.png"]
+    assert generate("--num-images", "1000000") == 2  # found by what is there, without a list of all names
 
 
 def test_a_folder_as_output_is_refused_even_with_overwrite(generate, tmp_path, capsys):
@@ -352,8 +367,8 @@ def test_numbers_out_of_range_name_the_nearest_legal_value():
 
 
 def test_several_pictures_get_numbered_names_beside_the_one_asked_for():
-    assert output_files(Path("x/y.png"), 2) == [Path("x/y-0.png"), Path("x/y-1.png")]
-    assert output_files(Path("y.PNG"), 1) == [Path("y.PNG")]
+    assert [*output_files(Path("x/y.png"), 2)] == [Path("x/y-0.png"), Path("x/y-1.png")]
+    assert [*output_files(Path("y.PNG"), 1)] == [Path("y.PNG")]
 
 
 def test_device_and_dtype_are_taken_as_asked_or_refused():

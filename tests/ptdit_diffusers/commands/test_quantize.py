@@ -5,12 +5,7 @@ import json
 import pytest
 
 from ptdit_diffusers.cli import main
-from ptdit_diffusers.commands import quantize as command
 from ptdit_diffusers.conversion import quantize as conversion
-
-
-def test_the_command_offers_every_format_and_component():
-    assert (command.FORMATS, command.COMPONENTS) == (conversion.FORMATS, conversion.COMPONENTS)
 
 
 def test_the_command_writes_a_folder_with_the_index_of_the_original_and_refuses_in_one_line(

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ptdit_diffusers import PTDiTPipeline
 from ptdit_diffusers.cli import main
+from ptdit_diffusers.core.embedded import embedded_model_path
+from ptdit_diffusers.export.card import without_dead_links
 from ptdit_diffusers.export.code import write_code
 from ptdit_diffusers.export.folder import ExportError, export
 from tests.hub_server import COMMIT, hub_server
@@ -85,6 +87,13 @@ class TestFolder:
         assert type(DiffusionPipeline.from_pretrained(exported)) is PTDiTPipeline
         index = json.loads((exported / "model_index.json").read_text(encoding="utf-8"))
         assert index["_class_name"] == "PTDiTPipeline" and index["vae"][0] == "diffusers"
+
+    def test_links_that_lead_out_of_the_folder_become_text(self, tmp_path):
+        (tmp_path / "config.json").touch()
+        text = "[a](../../docs/a.md#b), ![c](none.png), [d](config.json), [e](https://e.org/x), [f](#f), `g` (h)"
+        assert without_dead_links(text, tmp_path) == text.replace("[a](../../docs/a.md#b), ![c](none.png)", "a, c")
+        for card in embedded_model_path("shapes-128").parent.glob("*/README.md"):
+            assert "](../" not in without_dead_links(card.read_text(encoding="utf-8"), card.parent), card
 
     @pytest.mark.slow
     def test_the_embedded_models_own_card_and_licence_are_kept(self, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The modular blocks: the pipeline's own numbers under CFG, every kind of guider, blocks alone, saving."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import (
@@ -118,6 +120,41 @@ class TestGuiders:
         torch.testing.assert_close(run(modular), guided, **SAME)
         modular.update_components(guider=ClassifierFreeGuidance(guidance_scale=4.0))
         torch.testing.assert_close(run(modular), plain, **SAME)
+
+    @pytest.mark.parametrize(
+        "guider, message",
+        [
+            (ClassifierFreeGuidance(float("nan")), r"ClassifierFreeGuidance\(guidance_scale\)=nan must be a finite"),
+            (ClassifierFreeGuidance(-1.0), "=-1.0 must be a finite number of at least 0; nearest: 0.0"),
+            (ClassifierFreeGuidance(4.0, guidance_rescale=2.0), "=2.0 must be a number from 0 to 1; nearest: 1.0"),
+            (AdaptiveProjectedGuidance(float("inf")), r"AdaptiveProjectedGuidance\(guidance_scale\)=inf"),
+        ],
+    )
+    def test_a_guider_with_scales_that_mean_nothing_is_refused(self, modular, forwards, guider, message):
+        modular.update_components(guider=guider)
+        with pytest.raises(ValueError, match=message):
+            run(modular)
+        assert not forwards
+
+    def test_a_second_call_at_the_same_time_is_refused_with_a_remedy_that_works(self, modular):
+        failures = []
+
+        def call_again(*_):
+            with pytest.raises(RuntimeError, match="give each thread a pipeline of its own") as failure:
+                run(modular)
+            failures.append(str(failure.value))
+
+        hook = modular.transformer.register_forward_hook(call_again)
+        once = run(modular)
+        hook.remove()
+        remedy = failures[0].partition("shares the weights: ")[2].rstrip(".")
+        names = {"pipe": modular, "copy": copy}
+        exec(remedy, names)
+        other = names["other"]
+        other.set_progress_bar_config(disable=True)
+        assert other.transformer is modular.transformer and other.scheduler is not modular.scheduler
+        assert other.guider is not modular.guider
+        torch.testing.assert_close(run(other), once, **SAME)
 
     def test_guidance_in_a_part_of_the_steps_needs_no_second_prediction_in_the_others(self, modular, forwards):
         modular.update_components(guider=ClassifierFreeGuidance(guidance_scale=4.0, start=0.34, stop=0.67))

@@ -1,5 +1,6 @@
 """The class-conditional pipeline: official random numbers, guidance, names of classes, forms of loading, bad input."""
 
+import copy
 import json
 
 import numpy as np
@@ -250,7 +251,7 @@ def test_names_stand_for_numbers():
     pipe = tiny_pipeline()
     assert pipe.get_label_ids(["Tench", "tinca tinca", "tench, Tinca tinca", "RED  star"]) == [0, 0, 0, 1]
     assert pipe.get_label_ids("golden retriever") == [4]
-    assert pipe.prepare_labels(["red star", 3, "7"], 2).tolist() == [1, 1, 3, 3, 7, 7]
+    assert len(latents_of(pipe, ["red star", 3, "7"], num_images_per_prompt=2, num_inference_steps=1)) == 6
 
 
 @pytest.mark.parametrize(
@@ -267,6 +268,51 @@ def test_names_stand_for_numbers():
 def test_unknown_classes_are_refused_with_the_nearest(labels, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline()(labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan must be a finite number of at least 0"),
+        ({"guidance_scale": -1}, "guidance_scale=-1 must be .*nearest: 0"),
+        ({"eta": float("inf")}, "eta=inf must be a number from 0 to 1; nearest: 1"),
+        ({"generator": 42}, "manual_seed"),
+        ({"guidance_channels": 5}, "guidance_channels=5 must be 1 to 4"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_before_a_step(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        latents_of(tiny_pipeline(), **arguments)
+
+
+def test_integers_of_numpy_and_tuples_of_generators_are_taken():
+    arguments = {"height": np.int64(64), "num_inference_steps": np.int64(2), "num_images_per_prompt": np.int8(1),
+                 "guidance_channels": np.int64(3)}  # fmt: skip
+    generators = seeded(0), seeded(1)
+    found = latents_of(
+        tiny_pipeline(), (np.int64(2), 7), generator=generators, guidance_channels=np.int64(3), **arguments
+    )
+    expected = latents_of(tiny_pipeline(), num_inference_steps=2, generator=[seeded(0), seeded(1)])
+    assert torch.equal(found, expected)
+
+
+def test_a_second_call_at_the_same_time_is_refused_with_a_remedy_that_works():
+    pipe, failures = tiny_pipeline(), []
+    arguments = {"num_inference_steps": 2, "guidance_scale": 2.0}
+
+    def call_again(*_):
+        with pytest.raises(RuntimeError, match="give each thread a pipeline of its own") as failure:
+            pipe(1)
+        failures.append(str(failure.value))
+        return {}
+
+    once = latents_of(pipe, callback_on_step_end=call_again, generator=seeded(0), **arguments)
+    remedy = failures[0].partition("shares the weights: ")[2].rstrip(".")
+    other = eval(remedy, {"ClassToImagePipeline": ClassToImagePipeline, "pipe": pipe, "copy": copy})
+    other.set_progress_bar_config(disable=True)
+    assert other.transformer is pipe.transformer and other.vae is pipe.vae and other.scheduler is not pipe.scheduler
+    assert other.config.id2label == pipe.config.id2label
+    assert torch.equal(latents_of(other, generator=seeded(0), **arguments), once)
 
 
 def test_a_model_without_names_says_which_numbers_it_takes():

@@ -290,3 +290,13 @@ def test_rescaled_guidance_has_the_spread_of_the_positive_prediction():
 def test_rescaled_guidance_reaches_the_loop(text_pipe):
     strong = latents_of(text_pipe, guidance_scale=9.0)
     assert not torch.equal(latents_of(text_pipe, guidance_scale=9.0, guidance_rescale=0.7), strong)
+
+
+def test_a_pipeline_made_of_another_one_leaves_number_formats_as_they_are(tiny_model_folder):
+    pipe = PTDiTPipeline.from_pretrained(tiny_model_folder, dtype=torch.bfloat16)
+    before = {name: weight.dtype for name, weight in pipe.transformer.named_parameters()}
+    assert set(before.values()) == {torch.bfloat16, torch.float32}
+    other = PTDiTImg2ImgPipeline.from_pipe(pipe)
+    assert other.vae is pipe.vae and other.vae.dtype == torch.bfloat16
+    assert {name: weight.dtype for name, weight in other.transformer.named_parameters()} == before
+    assert PTDiTInpaintPipeline.from_pipe(pipe, dtype=torch.float32).transformer.dtype == torch.float32

@@ -5,7 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ptdit_diffusers.pipelines.ptdit_checks import check_count, check_generator, check_guidance
+from ptdit_diffusers.pipelines.ptdit_checks import (
+    check_count,
+    check_generator,
+    check_guidance,
+    check_levels,
+    check_strength,
+)
 from ptdit_diffusers.pipelines.ptdit_images import check_crop, readable
 
 BYTES = np.array([[0, 128, 255]], dtype=np.uint8)
@@ -64,3 +70,7 @@ def test_integers_of_numpy_count_and_a_seed_is_no_generator():
             check_count("steps", value)
     with pytest.raises(ValueError, match=r"torch.Generator\(\).manual_seed\(42\)"):
         check_generator(42)
+    for strength in (np.float32(0.5), np.int64(1)):
+        check_strength(strength)
+    with pytest.raises(ValueError, match="sigmas=0.5 must be a list of numbers"):
+        check_levels(0.5, None)

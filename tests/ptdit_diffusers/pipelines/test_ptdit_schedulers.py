@@ -93,5 +93,5 @@ def test_a_second_call_at_the_same_time_is_refused(pipe):
         warnings.simplefilter("error")
         pipe("a red circle", num_inference_steps=1, output_type="latent", callback_on_step_end=call_again)
     assert len(failures) == 1 and "from_pipe" in failures[0]
-    with exclusive(pipe.scheduler):
+    with exclusive(pipe.scheduler, "a copy"):
         pass  # it is free again

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ptdit_diffusers.core.cost import Size, attention_macs, decode_bytes, forward_bytes, total_macs
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from scripts.benchmarks import longest_video
-from scripts.benchmarks.cost import Size, attention_macs, attention_ratio, total_macs
-from scripts.benchmarks.memory import PeakMemory, decode_bytes, forward_bytes
+from scripts.benchmarks.cost import attention_ratio
+from scripts.benchmarks.memory import PeakMemory
 from scripts.benchmarks.models import Job, prepare
 from scripts.benchmarks.speed import growth, main, panels_of
 

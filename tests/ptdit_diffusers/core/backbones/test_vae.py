@@ -277,6 +277,15 @@ class TestTiling:
             vae.encode_moments(video, VAETiling(size=64, frames=9))
         vae.encode_moments(video, VAETiling(size=64, frames=9, carry_frames=False)).sum().backward()
 
+    def test_memory_of_a_picture_is_linear_in_its_pixels(self, small_vae):
+        """Attention in the middle makes no matrix of all pairs of cells."""
+        peaks = []
+        for side in (16, 64):
+            with PeakMemory() as memory:
+                small_vae.decode_pixels(torch.randn(1, 4, 1, side, side))
+            peaks.append(memory.peak)
+        assert peaks[1] <= 16.5 * peaks[0]
+
     @pytest.mark.slow
     @pytest.mark.parametrize("frames", [33, 65])
     def test_memory_of_tiles_does_not_grow_with_length(self, small_vae, frames):
