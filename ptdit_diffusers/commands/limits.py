@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ptdit_diffusers.core.documents import read_mapping
-from ptdit_diffusers.core.model_folder import weights_shapes
 
 from .loading import DTYPES, Plan
 from .models import class_settings, is_class_model
@@ -27,6 +26,7 @@ def check_cost(plan: Plan, arguments: argparse.Namespace) -> None:
 
     from ptdit_diffusers.core.backbones.vae_tiling import VAETiling
     from ptdit_diffusers.core.cost import Call, Cost, cost_of
+    from ptdit_diffusers.core.model_folder import weights_shapes
 
     from ..pipelines.machine import Machine, memory_of, refusal
 
