@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptdit_diffusers import ClassToImagePipeline, PTDiTPipeline
+from ptdit_diffusers import ClassToImagePipeline, DiffiTImagePipeline, PTDiTPipeline
 from ptdit_diffusers.core.embedded import resolve_model
 
 
 def load_pipeline(
     model: str | Path, device: str | None = "cpu", **options: Any
-) -> PTDiTPipeline | ClassToImagePipeline:
+) -> PTDiTPipeline | ClassToImagePipeline | DiffiTImagePipeline:
     """Load a model of prompts or of classes without progress bars.
 
     Args:
@@ -24,7 +24,7 @@ def load_pipeline(
         options: Further arguments of `from_pretrained`.
     """
     name = PTDiTPipeline.load_config(resolve_model(model))["_class_name"]
-    kind = ClassToImagePipeline if name == ClassToImagePipeline.__name__ else PTDiTPipeline
+    kind = {each.__name__: each for each in (ClassToImagePipeline, DiffiTImagePipeline)}.get(name, PTDiTPipeline)
     pipe = kind.from_pretrained(model, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

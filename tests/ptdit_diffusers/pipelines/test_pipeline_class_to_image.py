@@ -11,6 +11,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
 )
 from safetensors.torch import load_file, save_file
@@ -242,6 +243,17 @@ def test_offloading_changes_nothing():
     assert torch.allclose(
         pipe(1, num_inference_steps=2, generator=seeded(0), output_type="pt").images, plain, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("pipeline", [tiny_pipeline, tiny_diffit_pipeline])
+def test_the_first_block_cache_skips_blocks_whose_input_hardly_changes(pipeline):
+    plain = latents_of(pipeline(), generator=seeded(0), guidance_scale=1.5)
+    for threshold in (0.0, 1e6):
+        pipe, runs = pipeline(), []
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        pipe.transformer.blocks[1].mlp.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        latents = latents_of(pipe, generator=seeded(0), guidance_scale=1.5)
+        assert torch.equal(latents, plain) == (threshold == 0.0) == (len(runs) == 10)
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 import numpy as np
 import torch
 
+from ptdit_diffusers import DiffiTImagePipeline
 from scripts.evaluation.generate import generate, load_pipeline, to_bytes
+from tests.ptdit_diffusers.class_models import tiny_folder
+from tests.ptdit_diffusers.pipelines.test_pipeline_diffit_image import tiny_pipeline as tiny_image_pipeline
 
 PROMPTS = ["a red star", "a blue ring", "a green heart"]
 
@@ -27,3 +30,10 @@ def test_pictures_clips_and_views_come_as_arrays(tiny_model_folder):
         (sample,) = generate(pipe, PROMPTS[:1], **size, **extra)
         assert sample.shape == (*shape, 32, 32, 3) and to_bytes(sample).dtype == np.uint8
     assert to_bytes(np.array([0.0, 0.5, 1.0])).tolist() == [0, 128, 255]
+
+
+def test_models_of_classes_load_with_their_own_pipeline(tmp_path):
+    folder = tiny_folder(tmp_path / "pixels", tiny_image_pipeline)
+    pipe = load_pipeline(folder)
+    samples = list(generate(pipe, ["red star", "blue disk"], batch=1, num_inference_steps=2, guidance_scale=1.5))
+    assert type(pipe) is DiffiTImagePipeline and [sample.shape for sample in samples] == [(8, 8, 3)] * 2
