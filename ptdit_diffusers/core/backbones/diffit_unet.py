@@ -111,11 +111,18 @@ class DiffiTStage(nn.Module):
         self.downsample = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if down else None
         self.upsample = nn.Conv2d(channels, channels, 3, padding=1) if up else None
 
-    def next_map(self, hidden_states: Tensor) -> Tensor:
-        """Return the map of the next stage: half the sides on the way down, twice the sides on the way up."""
+    def forward(self, hidden_states: Tensor, condition: Tensor, cut: Cut, run_cell: Callable) -> tuple[Tensor, Tensor]:
+        """Return the map (B, C, H, W) after the cells, and that of the next stage: half or twice the sides.
+
+        Offloading brings the weights of a stage when this is called, so nothing may call its layers one by one.
+        """
+        for cell in self.cells:
+            hidden_states = run_cell(cell, hidden_states, condition, cut)
         if self.downsample is not None:
-            return self.downsample(hidden_states)
-        return hidden_states if self.upsample is None else self.upsample(F.interpolate(hidden_states, scale_factor=2))
+            return hidden_states, self.downsample(hidden_states)
+        if self.upsample is None:
+            return hidden_states, hidden_states
+        return hidden_states, self.upsample(F.interpolate(hidden_states, scale_factor=2))
 
 
 class DiffiTUNetBackbone(nn.Module):
@@ -212,13 +219,8 @@ class DiffiTUNetBackbone(nn.Module):
 
         skips = []
         for stage, cut in zip(self.encoder, cuts, strict=True):
-            for cell in stage.cells:
-                hidden_states = self.run_cell(cell, hidden_states, condition, cut)
-            skips.append(hidden_states)
-            hidden_states = stage.next_map(hidden_states)
+            skip, hidden_states = stage(hidden_states, condition, cut, self.run_cell)
+            skips.append(skip)
         for stage, cut, skip in zip(self.decoder, cuts[-2::-1], skips[-2::-1], strict=True):
-            hidden_states = torch.cat([hidden_states, skip], dim=1)
-            for cell in stage.cells:
-                hidden_states = self.run_cell(cell, hidden_states, condition, cut)
-            hidden_states = stage.next_map(hidden_states)
+            _, hidden_states = stage(torch.cat([hidden_states, skip], dim=1), condition, cut, self.run_cell)
         return self.conv_out(self.norm_out(hidden_states))

@@ -11,6 +11,7 @@ from ptdit_diffusers.core.checkpoint_names import ConversionError
 from tests.ptdit_diffusers import diffit_goldens
 from tests.ptdit_diffusers.models.test_transformer_dit import arguments, relative_error, sizes
 from tests.ptdit_diffusers.models.test_transformer_memory import Int8Linear
+from tests.ptdit_diffusers.offloading import GROUPS, check_offloading
 
 TINY = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "num_classes": 3}
 WINDOWS = {"window_size": 2, "shift_window": True}
@@ -154,15 +155,11 @@ def test_fp8_storage_keeps_large_layers_small_and_tables_exact():
 
 
 @BOTH
-@pytest.mark.parametrize(
-    "offload", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]
-)
+@GROUPS
 @torch.no_grad()
-def test_group_offloading_changes_nothing(options, offload):
+def test_group_offloading_changes_nothing(options, groups, tmp_path):
     transformer = tiny(**options)
-    plain = transformer(**arguments()).sample
-    transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), **offload)
-    assert torch.equal(transformer(**arguments()).sample, plain)
+    check_offloading(transformer, lambda: transformer(**arguments()).sample, tmp_path, groups)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from ptdit_diffusers.core.checkpoint_names import ConversionError
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from tests.ptdit_diffusers import dit_goldens
 from tests.ptdit_diffusers.models.test_transformer_memory import Int8Linear
+from tests.ptdit_diffusers.offloading import GROUPS, check_offloading
 
 TINY = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "num_classes": 3}
 LINEAR = ["qkv", "proj", "fc1", "fc2"]
@@ -214,15 +215,11 @@ def test_fp8_storage_keeps_large_layers_small_and_embeddings_exact():
     assert 0 < relative_error(transformer, plain) < 0.15
 
 
-@pytest.mark.parametrize(
-    "options", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]
-)
+@GROUPS
 @torch.no_grad()
-def test_group_offloading_changes_nothing(options):
+def test_group_offloading_changes_nothing(groups, tmp_path):
     transformer = tiny()
-    plain = transformer(**arguments()).sample
-    transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), **options)
-    assert torch.equal(transformer(**arguments()).sample, plain)
+    check_offloading(transformer, lambda: transformer(**arguments()).sample, tmp_path, groups)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from tests.ptdit_diffusers.models.test_transformer_ptdit import arguments, tiny
+from tests.ptdit_diffusers.offloading import GROUPS, check_offloading
 
 
 @torch.no_grad()
@@ -27,15 +28,11 @@ def test_fp8_storage_keeps_large_layers_small_and_small_ones_exact():
     assert transformer.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "options", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]
-)
+@GROUPS
 @torch.no_grad()
-def test_group_offloading_changes_nothing(options):
+def test_group_offloading_changes_nothing(groups, tmp_path):
     transformer = tiny()
-    plain = transformer(**arguments()).sample
-    transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), **options)
-    assert torch.equal(transformer(**arguments()).sample, plain)
+    check_offloading(transformer, lambda: transformer(**arguments()).sample, tmp_path, groups)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from torch import nn
 
 from ptdit_diffusers import DiffiTUNet2DModel
 from tests.ptdit_diffusers.core.backbones.test_diffit_unet import TINY
+from tests.ptdit_diffusers.offloading import GROUPS, check_offloading
 
 
 def tiny(**options) -> DiffiTUNet2DModel:
@@ -87,15 +88,18 @@ def test_attention_goes_through_the_dispatcher_of_diffusers():
 
 
 @torch.no_grad()
-def test_fp8_storage_and_offloading_work():
+def test_fp8_storage_works():
     plain = tiny()(**arguments()).sample
     unet = tiny()
     unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     assert 0 < relative_error(unet, plain) < 0.2
-    for options in ({"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}):
-        unet = tiny()
-        unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), **options)
-        assert torch.equal(unet(**arguments()).sample, plain)
+
+
+@GROUPS
+@torch.no_grad()
+def test_group_offloading_changes_nothing(groups, tmp_path):
+    unet = tiny()
+    check_offloading(unet, lambda: unet(**arguments()).sample, tmp_path, groups)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from tests.ptdit_diffusers import diffit_goldens, dit_goldens
 from tests.ptdit_diffusers.class_models import NAMES, tiny_diffit_pipeline, tiny_folder, tiny_pipeline, tiny_vae
 from tests.ptdit_diffusers.models.test_transformer_dit import folder_of_diffusers
+from tests.ptdit_diffusers.offloading import GROUPS, remove_offloaded
 
 
 def latents_of(pipe, labels=(2, 7), **options) -> torch.Tensor:
@@ -236,13 +237,19 @@ def test_a_video_vae_decodes_pictures_as_clips_of_one_frame():
     assert torch.allclose(images, (pixels / 2 + 0.5).clamp(0, 1), atol=1e-5)
 
 
-def test_offloading_changes_nothing():
+@GROUPS
+def test_offloading_changes_nothing(groups, tmp_path):
     pipe = tiny_pipeline()
-    plain = pipe(1, num_inference_steps=2, generator=seeded(0), output_type="pt").images
-    pipe.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
-    assert torch.allclose(
-        pipe(1, num_inference_steps=2, generator=seeded(0), output_type="pt").images, plain, atol=1e-5
-    )
+
+    def run() -> torch.Tensor:
+        return pipe(1, num_inference_steps=2, generator=seeded(0), output_type="pt").images
+
+    plain = run()
+    pipe.enable_group_offload(torch.device("cpu"), offload_to_disk_path=str(tmp_path), **groups)
+    for _ in range(2):
+        remove_offloaded(pipe.transformer)
+        remove_offloaded(pipe.vae)
+        assert torch.equal(run(), plain)
 
 
 @pytest.mark.parametrize("pipeline", [tiny_pipeline, tiny_diffit_pipeline])
