@@ -6,6 +6,7 @@ Names come from a list that is built here, so a graph cannot name a path. Nothin
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,20 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ptdit_diffusers.core.backbones.parameters import VAEParameters
-from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, is_transformer
+from ptdit_diffusers.core.backbones.parameters import PTDiTParameters, VAEParameters
+from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
+from ptdit_diffusers.core.checkpoint_names import (
+    PACKED_CONFIG,
+    check_weights,
+    official_transformer_state_dict,
+    shapes_of,
+)
 from ptdit_diffusers.core.configuration import folder_config, pack_config
 from ptdit_diffusers.core.documents import read_json
 from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
 from ptdit_diffusers.core.files import shard_files
 from ptdit_diffusers.core.folder_files import read_index
+from ptdit_diffusers.core.model_folder import PARTS, check_fit, check_types, count_words, read_config
 from ptdit_diffusers.core.vocabulary import data_set_of
 
 from .text import folder_clip, t5_config
@@ -38,6 +46,10 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e4m3fn_fast": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
+}
+DEFAULTS = {  # class in diffusers -> its configuration
+    "PTDiTTransformer3DModel": asdict(PTDiTParameters()),
+    "AutoencoderKLOpenSoraPlan": asdict(VAEParameters()),
 }
 
 
@@ -91,6 +103,36 @@ def named_folder(name: str) -> Path:
     return folders[name]
 
 
+def check_parts(folder: Path) -> None:
+    """Check, before weights are read, that the configurations in a folder are sound and fit each other.
+
+    Raises:
+        ValueError: They do not; names the file or the components.
+    """
+    configs = {}
+    for name in PARTS:
+        path = folder / name / "config.json"
+        if path.is_file():
+            given = read_config(path)
+            defaults = DEFAULTS.get(given.get("_class_name"), {})
+            check_types(path, given, defaults)
+            configs[name] = defaults | given
+    check_fit(configs, count_words(folder / "tokenizer" / "tokenizer.json"))
+
+
+def check_network(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Check that weights are exactly those of the transformer of a configuration; ComfyUI would leave gaps random.
+
+    Raises:
+        ConversionError: They are not; names the first ones.
+    """
+    with torch.device("meta"):  # no memory before the weights are known to fit
+        expected = PTDiTBackbone()
+        expected.build(PTDiTParameters.from_config(config))
+    found = shapes_of(official_transformer_state_dict(weights))
+    check_weights(folder, "the PT-DiT of its config.json", shapes_of(expected.state_dict()), found)
+
+
 def read_component(folder: Path) -> dict[str, Tensor]:
     """Return all weights of a component, sharded or not.
 
@@ -119,11 +161,12 @@ def load_folder_model(path: str, weight_dtype: str, config: dict[str, Any], disa
     """Load the MODEL of the folder's transformer with ComfyUI's own loader.
 
     Raises:
-        ValueError: The folder holds no such transformer.
+        ValueError: The folder does not hold exactly the weights of such a transformer.
     """
-    weights = {**read_component(Path(path) / "transformer"), PACKED_CONFIG: pack_config(config)}
-    if not is_transformer(weights):
-        raise ValueError(f"{path}/transformer holds no weights of a PT-DiT.")
+    folder = Path(path) / "transformer"
+    weights = read_component(folder)
+    check_network(folder, weights, config)
+    weights[PACKED_CONFIG] = pack_config(config)
     options: dict[str, Any] = {}
     if WEIGHT_DTYPES[weight_dtype] is not None:
         options["dtype"] = WEIGHT_DTYPES[weight_dtype]

@@ -13,6 +13,7 @@ from ptdit_diffusers.core.model_folder import check_layers
 
 from .folders import (
     WEIGHT_DTYPES,
+    check_parts,
     default_folder,
     load_folder_clip,
     load_folder_model,
@@ -99,6 +100,7 @@ class PTDiTFolderLoader(io.ComfyNode):
         check_choice("encode_as", encode_as, ENCODE_AS)
         path = named_folder(folder)
         check_layers(path)
+        check_parts(path)
         video = makes_videos(path) if encode_as == AUTO else encode_as == VIDEO
         vae = load_folder_vae(path, pictures=not video)
         model = load_folder_model(str(path), weight_dtype, network_config(path, vae))

@@ -17,6 +17,7 @@ import comfy.text_encoders.pixart_t5
 import torch
 
 from ptdit_diffusers.core.captions import clean_caption
+from ptdit_diffusers.core.checkpoint_names import check_weights, shapes_of
 from ptdit_diffusers.core.configuration import pack_config
 from ptdit_diffusers.core.vocabulary import refusal
 
@@ -144,7 +145,7 @@ def folder_clip(config: dict[str, Any], weights: dict[str, torch.Tensor], tokeni
     """A ComfyUI CLIP of a T5 folder; without `tokenizer` the stock T5 tokenizer is used.
 
     Raises:
-        ValueError: Weights are missing.
+        ConversionError: The weights are not exactly those of its `config`; names the first ones.
     """
     text = None if tokenizer is None else tokenizer.read_text(encoding="utf-8")
     dtype = next(iter(weights.values())).dtype
@@ -152,9 +153,12 @@ def folder_clip(config: dict[str, Any], weights: dict[str, torch.Tensor], tokeni
     clip = comfy.sd.CLIP(clip_target(config, dtype, text), parameters=size, model_options={"dtype": dtype})
     if "shared.weight" not in weights and "encoder.embed_tokens.weight" in weights:
         weights = {**weights, "shared.weight": weights["encoder.embed_tokens.weight"]}
-    missing, _ = clip.load_sd(weights)
-    if missing:
-        raise ValueError(f"the text encoder lacks {len(missing)} weights: {', '.join(missing[:5])}")
+    prefix = "t5xxl.transformer."  # ComfyUI's, also of a small T5
+    own = {name: value for name, value in clip.cond_stage_model.state_dict().items() if name.startswith(prefix)}
+    expected = {name.removeprefix(prefix): shape for name, shape in shapes_of(own).items()}
+    found = {name: shape for name, shape in shapes_of(weights).items() if name != "encoder.embed_tokens.weight"}
+    check_weights("text_encoder", "the T5 of its config.json", expected, found)
+    clip.load_sd(weights)
     return clip
 
 

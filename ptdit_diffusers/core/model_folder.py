@@ -113,6 +113,15 @@ def check_count(path: Path, setting: str, asked: Any, found: int) -> None:
         raise ValueError(f"{path} has {setting}={asked:g}, but its weights have {found} layers")
 
 
+def count_words(path: Path) -> int | None:
+    """Return the number of words in the list of a tokenizer with one token per word, or None for other ones."""
+    if not path.is_file():
+        return None
+    model = read_config(path).get("model")
+    words = model.get("vocab") if isinstance(model, dict) and model.get("type") == "WordLevel" else None
+    return len(words) if isinstance(words, dict) else None
+
+
 def check_fit(configs: Mapping[str, Mapping[str, Any]], words: int | None = None) -> None:
     """Check that components fit each other; those that are not given are not checked.
 
@@ -125,6 +134,7 @@ def check_fit(configs: Mapping[str, Mapping[str, Any]], words: int | None = None
     """
     pairs = (
         ("vae", "z_channels", "transformer", "in_channels"),
+        ("vae", "latent_channels", "transformer", "in_channels"),
         ("text_encoder", "d_model", "transformer", "caption_channels"),
     )
     for one, key, other, other_key in pairs:

@@ -10,7 +10,15 @@ import torch
 from transformers import T5Config, T5EncoderModel
 
 from ptdit_diffusers.core.checkpoint_names import check_weights, shapes_of
-from ptdit_diffusers.core.model_folder import PARTS, check_fit, check_layers, check_types, read_config, weights_shapes
+from ptdit_diffusers.core.model_folder import (
+    PARTS,
+    check_fit,
+    check_layers,
+    check_types,
+    count_words,
+    read_config,
+    weights_shapes,
+)
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_diffit import DiffiT2DModel
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
@@ -50,7 +58,7 @@ def check_folder(folder: Path, without: Collection[str] = ()) -> None:
             _check_scheduler(folder / name / "scheduler_config.json", entry[1])
         elif name in PARTS and entry[1] in CLASSES and (folder / name / "config.json").is_file():
             configs[name] = _check_component(folder / name, CLASSES[entry[1]])
-    check_fit(configs, _count_words(folder / "tokenizer" / "tokenizer.json") if "tokenizer" not in without else None)
+    check_fit(configs, count_words(folder / "tokenizer" / "tokenizer.json") if "tokenizer" not in without else None)
 
 
 def _check_component(folder: Path, cls: type) -> dict[str, Any]:
@@ -89,12 +97,3 @@ def _check_scheduler(path: Path, class_name: str) -> None:
 def _defaults(cls: type) -> dict[str, Any]:
     parameters = inspect.signature(cls.__init__).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
-
-
-def _count_words(path: Path) -> int | None:
-    """Return the number of words in the list of a tokenizer with one token per word, or None for other ones."""
-    if not path.is_file():
-        return None
-    model = read_config(path).get("model")
-    words = model.get("vocab") if isinstance(model, dict) and model.get("type") == "WordLevel" else None
-    return len(words) if isinstance(words, dict) else None
