@@ -1,4 +1,4 @@
-"""Whole checkpoints that ComfyUI saved of a PT-DiT: Load Checkpoint gives our VAE, which ComfyUI cannot build."""
+"""Whole checkpoints that ComfyUI saved of our models: Load Checkpoint gives our VAE, which ComfyUI cannot build."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.checkpoint_names import official_vae_state_dict
+from ptdit_diffusers.core.class_configuration import loaded_class_config
 from ptdit_diffusers.core.configuration import loaded_transformer_config, loaded_vae_config
 
 from .vae import PTDiTVAE
@@ -30,9 +31,11 @@ def with_own_vae(original: Callable) -> Callable:
     """Return `load_state_dict_guess_config` that loads a checkpoint's VAE itself if it is ours."""
 
     def load_state_dict_guess_config(sd: dict, output_vae: bool = True, *args: Any, **kwargs: Any) -> Any:
-        vae = None
-        if output_vae and (config := loaded_transformer_config(sd, NETWORK, kwargs.get("metadata"))) is not None:
+        vae, metadata = None, kwargs.get("metadata")
+        if output_vae and (config := loaded_transformer_config(sd, NETWORK, metadata)) is not None:
             vae = checkpoint_vae(sd, pictures=config["sample_frames"] == 1)
+        elif output_vae and loaded_class_config(sd, NETWORK, metadata) is not None:
+            vae = checkpoint_vae(sd, pictures=True)
         parts = original(sd, output_vae and vae is None, *args, **kwargs)
         return parts if parts is None or vae is None else (*parts[:2], vae, *parts[3:])
 

@@ -39,10 +39,10 @@ def eager_cache(options: Mapping[str, Any]) -> str | None:
     )
 
 
-def log_lines(control: Any, options: Mapping[str, Any], blocks: int) -> list[str]:
+def log_lines(control: Any, options: Mapping[str, Any], blocks: int, title: str = "PT-DiT") -> list[str]:
     """Return all lines for the log about one sampling run."""
     lines = [
-        f"{each} is connected; PT-DiT cannot use it, and it changes nothing."
+        f"{each} is connected; {title} cannot use it, and it changes nothing."
         for each in without_effect(control, options, blocks)
     ]
     eager = eager_cache(options)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import comfy.diffusers_convert
 import comfy.model_management
 import comfy.sd
 import comfy.utils
@@ -17,6 +18,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ptdit_diffusers.core.backbones.dit import DiTBackbone
+from ptdit_diffusers.core.backbones.dit_parameters import DiTParameters
 from ptdit_diffusers.core.backbones.parameters import PTDiTParameters, VAEParameters
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 from ptdit_diffusers.core.checkpoint_names import (
@@ -25,7 +28,9 @@ from ptdit_diffusers.core.checkpoint_names import (
     official_transformer_state_dict,
     shapes_of,
 )
+from ptdit_diffusers.core.class_configuration import class_folder_config
 from ptdit_diffusers.core.configuration import folder_config, pack_config
+from ptdit_diffusers.core.dit_checkpoints import POSITION_TABLE
 from ptdit_diffusers.core.documents import read_json
 from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
 from ptdit_diffusers.core.files import shard_files
@@ -33,6 +38,7 @@ from ptdit_diffusers.core.folder_files import read_index
 from ptdit_diffusers.core.model_folder import PARTS, check_fit, check_types, count_words, read_config
 from ptdit_diffusers.core.vocabulary import data_set_of
 
+from .network import check_names
 from .text import folder_clip, t5_config
 from .vae import PTDiTVAE, preview_factors
 
@@ -47,18 +53,27 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn_fast": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
+TRANSFORMERS = {"PTDiTPipeline": "PTDiTTransformer3DModel", "ClassToImagePipeline": "DiT2DModel"}  # that are read
 DEFAULTS = {  # class in diffusers -> its configuration
     "PTDiTTransformer3DModel": asdict(PTDiTParameters()),
+    "DiT2DModel": asdict(DiTParameters()),
     "AutoencoderKLOpenSoraPlan": asdict(VAEParameters()),
 }
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Return whether a folder holds a PT-DiT in diffusers' layout."""
+    """Return whether a folder holds a PT-DiT or a DiT in diffusers' layout."""
     try:
-        return read_index(folder)["_class_name"] == "PTDiTPipeline"
+        index = read_index(folder)
     except (OSError, ValueError):
         return False
+    wanted = TRANSFORMERS.get(index["_class_name"])
+    return wanted is not None and index.get("transformer", [None, wanted])[1] == wanted
+
+
+def is_class_model(folder: Path) -> bool:
+    """Return whether the model of a folder makes pictures of classes, not of text."""
+    return read_index(folder)["_class_name"] == "ClassToImagePipeline"
 
 
 def makes_videos(folder: Path) -> bool:
@@ -120,17 +135,21 @@ def check_parts(folder: Path) -> None:
     check_fit(configs, count_words(folder / "tokenizer" / "tokenizer.json"))
 
 
-def check_network(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+def check_network(folder: Path, weights: dict[str, Tensor], config: dict[str, Any], is_dit: bool) -> None:
     """Check that weights are exactly those of the transformer of a configuration; ComfyUI would leave gaps random.
 
     Raises:
         ConversionError: They are not; names the first ones.
     """
+    backbone, parameters = (DiTBackbone, DiTParameters) if is_dit else (PTDiTBackbone, PTDiTParameters)
     with torch.device("meta"):  # no memory before the weights are known to fit
-        expected = PTDiTBackbone()
-        expected.build(PTDiTParameters.from_config(config))
-    found = shapes_of(official_transformer_state_dict(weights))
-    check_weights(folder, "the PT-DiT of its config.json", shapes_of(expected.state_dict()), found)
+        network = backbone()
+        network.build(parameters.from_config(config))
+    expected = shapes_of(network.state_dict())
+    found = shapes_of(weights if is_dit else official_transformer_state_dict(weights))
+    if is_dit:  # computed where it is not stored
+        found.setdefault(POSITION_TABLE, expected[POSITION_TABLE])
+    check_weights(folder, f"the {'DiT' if is_dit else 'PT-DiT'} of its config.json", expected, found)
 
 
 def read_component(folder: Path) -> dict[str, Tensor]:
@@ -149,10 +168,10 @@ def read_component(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def network_config(folder: Path, vae: PTDiTVAE | None) -> dict[str, Any]:
-    """Return the configuration of the transformer, with scale, time shift and preview factors of the folder."""
-    config = folder_config(folder)
-    if vae is not None and vae.parameters.hidden_size < 64:  # small, so not the released one; quick to fit
+def network_config(folder: Path, vae: comfy.sd.VAE | None) -> dict[str, Any]:
+    """Return the configuration of the transformer, with what sampling needs and preview factors of the folder."""
+    config = class_folder_config(folder) if is_class_model(folder) else folder_config(folder)
+    if isinstance(vae, PTDiTVAE) and vae.parameters.hidden_size < 64:  # small, so not the released one; quick to fit
         config["latent_rgb"] = preview_factors(vae, config["latent_scale"])
     return config
 
@@ -165,7 +184,7 @@ def load_folder_model(path: str, weight_dtype: str, config: dict[str, Any], disa
     """
     folder = Path(path) / "transformer"
     weights = read_component(folder)
-    check_network(folder, weights, config)
+    check_network(folder, weights, config, is_class_model(Path(path)))
     weights[PACKED_CONFIG] = pack_config(config)
     options: dict[str, Any] = {}
     if WEIGHT_DTYPES[weight_dtype] is not None:
@@ -178,11 +197,22 @@ def load_folder_model(path: str, weight_dtype: str, config: dict[str, Any], disa
     return model
 
 
-def load_folder_vae(folder: Path, pictures: bool = True) -> PTDiTVAE | None:
-    """Load the VAE of the folder, or return None if it has none; `pictures` as in `PTDiTVAE`."""
+def load_folder_vae(folder: Path, pictures: bool = True) -> comfy.sd.VAE | None:
+    """Load the VAE of the folder, ours or Stable Diffusion's, or return None if it has none.
+
+    Args:
+        folder: The model folder.
+        pictures: As in `PTDiTVAE`.
+    """
     config = folder / "vae/config.json"
     if not config.is_file():
         return None
+    if read_json(config).get("_class_name") == "AutoencoderKL":
+        weights = read_component(folder / "vae")
+        vae = comfy.sd.VAE(sd=dict(weights))
+        vae.throw_exception_if_invalid()
+        check_names("the VAE", vae.first_stage_model, comfy.diffusers_convert.convert_vae_state_dict(weights))
+        return vae
     parameters = VAEParameters.from_config(read_json(config))
     return PTDiTVAE(read_component(folder / "vae"), parameters, pictures, name=f"{folder.name}/vae")
 

@@ -1,4 +1,4 @@
-"""Registration with ComfyUI's loaders: a model class, detection before the stock one, LoRA keys, a checkpoint's VAE.
+"""Registration with ComfyUI's loaders: model classes, detection before the stock one, LoRA keys, a checkpoint's VAE.
 
 Nothing else of ComfyUI is patched; ComfyUI-GGUF's list of architectures gets our name. Each wrapper calls the original
 function, has a mark and is applied once, so other packs can wrap, too.
@@ -17,17 +17,20 @@ import comfy.model_detection
 import comfy.sd
 import comfy.supported_models
 
+from ptdit_diffusers.core.class_configuration import loaded_class_config
 from ptdit_diffusers.core.configuration import loaded_transformer_config
 
 from .checkpoints import with_own_vae
+from .dit import DIT_MODEL, DiTConfig
 from .native import IMAGE_MODEL, PTDiTConfig
 
 MARK = "_ptdit_wrapper"
+CONFIGS = {IMAGE_MODEL: (loaded_transformer_config, PTDiTConfig), DIT_MODEL: (loaded_class_config, DiTConfig)}
 
 
-def is_ptdit(model: Any) -> bool:
+def is_ours(model: Any) -> bool:
     """Return whether a ComfyUI model (BaseModel) is ours, whichever copy of this pack made it."""
-    return model.model_config.unet_config.get("image_model") == IMAGE_MODEL
+    return model.model_config.unet_config.get("image_model") in CONFIGS
 
 
 def lora_aliases(path: str) -> list[str]:
@@ -50,14 +53,18 @@ def wrap_once(module: Any, name: str, wrapper: Callable) -> None:
 
 
 def with_detection(original: Callable) -> Callable:
-    """Return `detect_unet_config` that asks us first: stock detection takes PT-DiT for PixArt and drops half of it."""
+    """Return `detect_unet_config` that asks us first.
+
+    Stock detection takes PT-DiT for PixArt and drops half of it, and does not know DiT.
+    """
 
     def detect_unet_config(state_dict: dict, key_prefix: str, *args: Any, **kwargs: Any) -> dict | None:
         metadata = args[0] if args else kwargs.get("metadata")
-        config = loaded_transformer_config(state_dict, key_prefix, metadata)
-        if config is None:
-            return original(state_dict, key_prefix, *args, **kwargs)
-        return {"image_model": IMAGE_MODEL, **config}
+        for image_model, (loaded_config, _) in CONFIGS.items():
+            config = loaded_config(state_dict, key_prefix, metadata)
+            if config is not None:
+                return {"image_model": image_model, **config}
+        return original(state_dict, key_prefix, *args, **kwargs)
 
     return detect_unet_config
 
@@ -67,7 +74,7 @@ def with_lora_names(original: Callable) -> Callable:
 
     def model_lora_keys_unet(model: Any, *args: Any, **kwargs: Any) -> dict:
         names = original(model, *args, **kwargs)
-        if is_ptdit(model):
+        if is_ours(model):
             for key in model.state_dict():
                 if key.startswith("diffusion_model.") and key.endswith(".weight"):
                     path = key.removeprefix("diffusion_model.").removesuffix(".weight")
@@ -87,13 +94,14 @@ def allow_gguf(prompt: dict) -> dict:
 
 
 def register() -> None:
-    """Register PT-DiT with ComfyUI's loaders; a second call changes nothing."""
+    """Register our models with ComfyUI's loaders; a second call changes nothing."""
     models = comfy.supported_models.models
-    ours = [index for index, each in enumerate(models) if each.unet_config == PTDiTConfig.unet_config]
-    if ours:
-        models[ours[0]] = PTDiTConfig
-    else:
-        models.append(PTDiTConfig)
+    for _, config in CONFIGS.values():
+        ours = [index for index, each in enumerate(models) if each.unet_config == config.unet_config]
+        if ours:
+            models[ours[0]] = config
+        else:
+            models.append(config)
     wrap_once(comfy.model_detection, "detect_unet_config", with_detection)
     wrap_once(comfy.lora, "model_lora_keys_unet", with_lora_names)
     wrap_once(comfy.sd, "load_state_dict_guess_config", with_own_vae)

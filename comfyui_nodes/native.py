@@ -1,35 +1,31 @@
 """PT-DiT as a ComfyUI model: network, model class, latent format, configuration class.
 
-Layers and attention are ComfyUI's; everything else of the network is `PTDiTBackbone`.
+What all our networks share with ComfyUI is in `network`; everything else of the network is `PTDiTBackbone`.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
-import comfy.model_management
-import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.sd3_clip
 import torch
 from comfy.ldm.common_dit import pad_to_patch_size
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ptdit_diffusers.core.backbones.parameters import PTDiTParameters, VAEParameters
-from ptdit_diffusers.core.backbones.ptdit import BlockContext, PTDiTBackbone, PTDiTBlock
+from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, official_transformer_state_dict
 from ptdit_diffusers.core.configuration import SAMPLING_FIELDS, pack_config
 from ptdit_diffusers.core.sampling import time_shift
 
-from .effects import log_lines
+from .network import ComfyModel, ComfyNetwork, check_names
 from .text import saved_clip_target
 from .windows import WindowRule, rule_for, window_and_ratio
 
@@ -38,25 +34,7 @@ IMAGE_MODEL = "ptdit"
 T5_XXL_WIDTH = 4096
 
 
-class CurrentForward:
-    """ComfyUI's `transformer_options` of the forward that is running, for attention to read."""
-
-    options: dict[str, Any] = {}
-
-
-def attend(current: CurrentForward, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend by ComfyUI's attention: (B, tokens, heads, head_dim); bool mask (B, 1, 1, keys), True = keep."""
-    heads = query.shape[2]
-    if mask is not None:  # additive and full, which every attention of ComfyUI takes
-        lowest = torch.finfo(query.dtype).min
-        mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, lowest)
-        mask = mask.expand(-1, -1, query.shape[1], -1)
-    tokens = (part.flatten(2) for part in (query, key, value))
-    attended = optimized_attention(*tokens, heads, mask=mask, transformer_options=current.options)
-    return attended.unflatten(2, (heads, -1))
-
-
-class PTDiTNetwork(PTDiTBackbone):
+class PTDiTNetwork(ComfyNetwork, PTDiTBackbone):
     """The backbone with ComfyUI's layers, attention, patches and wrappers.
 
     Args:
@@ -64,6 +42,8 @@ class PTDiTNetwork(PTDiTBackbone):
         dtype, device, operations: ComfyUI's format, device and classes of layers.
         config: fields of `PTDiTParameters`.
     """
+
+    block_inputs = ("txt", "vec")
 
     def __init__(
         self,
@@ -74,33 +54,9 @@ class PTDiTNetwork(PTDiTBackbone):
         **config: Any,
     ):
         super().__init__()
-        self.dtype = dtype
-        self.current = CurrentForward()
-        attention = partial(attend, self.current)
-        self.build(PTDiTParameters(**config), operations, attention, device=device, dtype=dtype)
-        for index, block in enumerate(self.transformer_blocks):
-            block.index = index
-
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        attention_mask: Tensor | None = None,
-        transformer_options: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Return the velocity noise - x0; `timestep` is (B,) in 0..1000.
-
-        `x` is (B, C, F, height, width) of any size, or (B, C, height, width) for pictures. Models of pictures get the
-        latter, which stock nodes can crop, flip and mask.
-        """
-        options = {} if transformer_options is None else transformer_options
-        wrappers = comfy.patcher_extension.get_all_wrappers(
-            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
-        )
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
-        return executor.execute(x, timestep, context, attention_mask, options, **kwargs)
+        self.prepare(dtype)
+        self.build(PTDiTParameters(**config), operations, self.attention, device=device, dtype=dtype)
+        self.number_blocks(self.transformer_blocks)
 
     def _forward(
         self,
@@ -112,6 +68,11 @@ class PTDiTNetwork(PTDiTBackbone):
         windows: tuple = (),
         **unused: Any,
     ) -> Tensor:
+        """Return the velocity noise - x0; `timestep` is (B,) in 0..1000.
+
+        `x` is (B, C, F, height, width) of any size, or (B, C, height, width) for pictures. Models of pictures get the
+        latter, which stock nodes can crop, flip and mask.
+        """
         picture = x.ndim == 4
         if picture:
             x = x.unsqueeze(2)
@@ -122,11 +83,7 @@ class PTDiTNetwork(PTDiTBackbone):
         mode = self.proxy_mode if rule.proxy_mode == "checkpoint" else rule.proxy_mode
         if self.round_timestep or transformer_options.get(ROUNDING):  # here, since the seed of proxies follows it
             timestep = timestep.to(x.dtype)
-        self.current.options = {
-            **transformer_options,
-            "total_blocks": len(self.transformer_blocks),
-            "block_type": "double",
-        }
+        self.begin(transformer_options, len(self.transformer_blocks))
         sample = self.predict(
             latents,
             timestep,
@@ -138,7 +95,7 @@ class PTDiTNetwork(PTDiTBackbone):
             proxy_mode=mode,
             generator=[torch.Generator().manual_seed(round(float(timestep[0]) * 1000))] if mode == "random" else None,
         )
-        self.current.options = {}
+        self.end()
         velocity = self.flow(sample)[:, :, :frames, :height, :width].to(sample.dtype)  # ComfyUI makes it float32
         return velocity.squeeze(2) if picture else velocity
 
@@ -151,64 +108,22 @@ class PTDiTNetwork(PTDiTBackbone):
         values = values.expand(len(latents), -1)
         return values[:, :2], values[:, 2:]
 
-    def run_block(
-        self,
-        block: PTDiTBlock,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        modulation: Tensor,
-        context: BlockContext,
-    ) -> Tensor:
-        """Run one block, or what a node put in its place with `patches_replace`; a canceled prompt ends here."""
-        options = self.current.options
-        if not torch.compiler.is_compiling():
-            comfy.model_management.throw_exception_if_processing_interrupted()
-        options["block_index"] = block.index
-        replacements = options.get("patches_replace", {}).get("dit", {})
-        for kind in ("double_block", "single_block"):
-            if (kind, block.index) in replacements:
 
-                def original(given: dict[str, Any]) -> dict[str, Tensor]:
-                    return {"img": block(given["img"], given["txt"], given["vec"], context)}
-
-                given = {"img": hidden_states, "txt": encoder_hidden_states, "vec": modulation, "pe": None}
-                given["transformer_options"] = options
-                return replacements[(kind, block.index)](given, {"original_block": original})["img"]
-        return block(hidden_states, encoder_hidden_states, modulation, context)
-
-
-class PTDiTModel(comfy.model_base.BaseModel):
+class PTDiTModel(ComfyModel):
     """Model that ComfyUI samples with: its conditions, and the window rule of each step."""
 
     def __init__(self, model_config: Any, model_type: Any = comfy.model_base.ModelType.FLOW, device: Any = None):
         super().__init__(model_config, model_type, device=device, unet_model=PTDiTNetwork)
-        self.logged_run: Any = None  # sigmas of the sampling run whose log lines are written
 
-    def _apply_model(
-        self,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Any = None,
-        c_crossattn: Any = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        options = {} if transformer_options is None else transformer_options
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of the network."""
+        return len(self.diffusion_model.transformer_blocks)
+
+    def arguments(self, sigma: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the windows of a step; they are an explicit argument, so that torch.compile guards on them."""
         rules = options.get(SETTINGS)
-        if rules:  # an explicit argument, so that torch.compile guards on it
-            kwargs["windows"] = tuple(rule_for(rules, self.progress(t)))
-        self.log_once(options, control)
-        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
-    def log_once(self, options: dict[str, Any], control: Any) -> None:
-        """Log what cannot act on this model, once in a sampling run."""
-        run = options.get("sample_sigmas")
-        if run is None or run is self.logged_run or torch.compiler.is_compiling():
-            return
-        self.logged_run = run
-        for line in log_lines(control, options, len(self.diffusion_model.transformer_blocks)):
-            logging.warning("PT-DiT: %s", line)
+        return {"windows": tuple(rule_for(rules, self.progress(sigma)))} if rules else {}
 
     def progress(self, sigma: Tensor) -> float:
         """Return the share of the sampling time, 0 to 1, that has passed at a noise level.
@@ -300,8 +215,17 @@ class PTDiTConfig(comfy.supported_models_base.BASE):
         return PTDiTModel(self, device=device)
 
     def process_unet_state_dict(self, state_dict: dict) -> dict:
-        """Return the weights under our names."""
-        return official_transformer_state_dict(state_dict)
+        """Return the weights under our names.
+
+        Raises:
+            ConversionError: Some are missing, which ComfyUI would leave random.
+        """
+        weights = official_transformer_state_dict(state_dict)
+        with torch.device("meta"):
+            expected = PTDiTBackbone()
+            expected.build(PTDiTParameters.from_config(self.unet_config))
+        check_names("the PT-DiT", expected, weights)
+        return weights
 
     def process_vae_state_dict(self, state_dict: dict) -> dict:
         """Drop a VAE that is not the causal one, which `checkpoints` loads: with another the model would not load."""

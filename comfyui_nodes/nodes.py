@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .nodes_class import PTDiTClass, PTDiTClassGuidance
 from .nodes_load import PTDiTFolderLoader, PTDiTVAELoader
 from .nodes_model import PTDiTModelSampling, PTDiTProxyMap, PTDiTWindowProxy
 from .nodes_sample import PTDiTEmptyLatent, PTDiTScheduler, PTDiTTextEncode
@@ -13,10 +14,12 @@ NODES = (
     PTDiTFolderLoader,
     PTDiTVAELoader,
     PTDiTTextEncode,
+    PTDiTClass,
     PTDiTEmptyLatent,
     PTDiTWindowProxy,
     PTDiTModelSampling,
     PTDiTScheduler,
+    PTDiTClassGuidance,
     PTDiTProxyMap,
     PTDiTViewsToBatch,
     PTDiTContactSheet,

@@ -9,6 +9,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from .dit import DIT_MODEL
 from .native import IMAGE_MODEL
 from .sampling import ASPECTS, latent_shape, official_sigmas, shift_for, size_for
 from .schema import check_choice, choice, fit, integer, number, schema, show, switch
@@ -99,7 +100,7 @@ class PTDiTEmptyLatent(io.ComfyNode):
                 integer("views", 0, 0, 256, "Number of views of one object from all around; each view is a latent "
                         "frame. 0 = use length. Needs a model trained on views.", advanced=True, optional=True),
                 integer("batch_size", 1, 1, 4096, "Number of pictures or videos made at once.", optional=True),
-                fit(io.Model.Input, "model", optional=True, tooltip="A PT-DiT model, for a width or height of 0."),
+                fit(io.Model.Input, "model", optional=True, tooltip="A PT-DiT or DiT, for a width or height of 0."),
             ],
             [
                 fit(io.Latent.Output, display_name="latent", tooltip="Pictures (batch, 4, height / 8, width / 8); "
@@ -175,12 +176,13 @@ def own_size(model: Any) -> int:
     """Return the side in pixels of the pictures that a model was trained for.
 
     Raises:
-        ValueError: There is no model, or it is no PT-DiT.
+        ValueError: There is no model, or it is not one of ours.
     """
     config = model.model.model_config.unet_config if model is not None else {}
-    if config.get("image_model") != IMAGE_MODEL:
+    if config.get("image_model") not in (IMAGE_MODEL, DIT_MODEL):
         raise ValueError(
-            "a width or height of 0 means the model's own size: connect a PT-DiT to the input model, or set both."
+            "a width or height of 0 means the model's own size: connect a PT-DiT or DiT to the input model, or set "
+            "both."
         )
     return 8 * config["sample_size"]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backbones.dit_parameters import DiTParameters
 from .backbones.parameters import MOST_LAYERS, SIZE_CONDITIONS_AT, PTDiTParameters, VAEParameters
 from .checkpoint_names import (
     PACKED_CONFIG,
@@ -31,6 +32,8 @@ from .sizes import KNOWN_SIZES, OFFICIAL_BASE_TOKENS
 SIZE_CONDITIONS = "adaln_single.emb.resolution_embedder.linear_1.weight"
 ASKED = ("num_attention_heads", "window_size", "proxy_ratio")  # of a user, because weights do not show them
 GGUF_CONFIG = "ptdit.config"  # field of a GGUF file: the configuration as JSON
+STABLE_DIFFUSION_SCALE = 0.18215  # of the VAE that the official DiT and DiffiT use
+EPSILON, FLOW = "epsilon", "flow_prediction"  # what a network predicts, in diffusers' words
 # What a transformer's file may carry for sampling with it: the scale of its latents, the tokens per frame at which the
 # time shift is 1, and the factors of previews.
 SAMPLING_FIELDS = {
@@ -38,8 +41,18 @@ SAMPLING_FIELDS = {
     "base_tokens": OFFICIAL_BASE_TOKENS,
     "latent_rgb": None,
 }
+# The same for a class-conditional transformer: the scale of its latents, the factors of previews, what it predicts
+# ("epsilon" or "flow_prediction"), the shift of a flow's times, and the names of its classes.
+CLASS_SAMPLING_FIELDS = {
+    "latent_scale": STABLE_DIFFUSION_SCALE,
+    "latent_rgb": None,
+    "prediction_type": EPSILON,
+    "shift": 1.0,
+    "id2label": None,
+}
 COMPONENT_FIELDS = {
     "transformer": {*(each.name for each in fields(PTDiTParameters)), *SAMPLING_FIELDS, "use_additional_conditions"},
+    "class_transformer": {*(each.name for each in fields(DiTParameters)), *CLASS_SAMPLING_FIELDS},
     "vae": {each.name for each in fields(VAEParameters)},
 }
 
@@ -55,7 +68,7 @@ def carried_config(
     Args:
         weights: Clean name -> tensor; the configuration may be packed among them.
         metadata: Header of a safetensors file or fields of a GGUF file, which may hold it as JSON.
-        component: "transformer" or "vae".
+        component: "transformer", "class_transformer" or "vae".
     """
     metadata = metadata or {}
     try:

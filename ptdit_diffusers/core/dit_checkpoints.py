@@ -160,7 +160,8 @@ def dit_config(shapes: Shapes, source: Any, given: Mapping[str, Any] | None = No
         known = ", ".join(f"{width} ({heads} heads)" for width, heads in KNOWN_HEADS.items())
         raise ConversionError(
             f"{source}: weights do not show the number of heads, and width {width} is no known size; known: {known}. "
-            "Give it with --num-heads, in Python with num_attention_heads="
+            "Give it with --num-heads, in Python with num_attention_heads=, or in ComfyUI load the model's folder "
+            "with PT-DiT Folder Loader."
         )
     if width % heads:
         nearest = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))

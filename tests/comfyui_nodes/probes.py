@@ -151,7 +151,7 @@ class ProbeTime:
         text, level = positive[0][0].float(), torch.full((len(samples),), 600.0)
 
         def bare():
-            return network.predict(samples, level, text, window_size=window, proxy_ratio=ratio)
+            return network.predict(samples[:, :, None], level, text, window_size=window, proxy_ratio=ratio)
 
         calls = {"comfyui": one_call(model, positive, latent), "bare": bare}
         times = {name: [] for name in calls}

@@ -12,6 +12,7 @@ from .graph import Server
 
 FILES = sorted((Path(__file__).parents[2] / "example_workflows").glob("*.json"))
 EMBEDDED = [file for file in FILES if "embedded" in file.stem]
+NOTES = ("Note", "MarkdownNote")
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings inputs of its own
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
 
@@ -35,13 +36,13 @@ def widget_values(name: str, kind: str | list, options: dict, values: Iterator) 
 
 def to_graph(workflow: dict, known: dict) -> dict:
     """A workflow as the page saves it -> the form that the server runs; skips where a node pack is missing."""
-    missing = {node["type"] for node in workflow["nodes"]} - {"Note"} - set(known)
+    missing = {node["type"] for node in workflow["nodes"]} - set(NOTES) - set(known)
     if missing:
         pytest.skip(f"this ComfyUI has no {', '.join(sorted(missing))}: COMFYUI_GGUF names no checkout")
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph = {}
     for node in workflow["nodes"]:
-        if node["type"] == "Note":
+        if node["type"] in NOTES:
             continue
         values = iter(node["widgets_values"])
         linked = {each["name"]: sources[each["link"]] for each in node["inputs"] if each["link"] is not None}
@@ -63,7 +64,7 @@ def test_a_workflow_is_whole(file):
         assert number in nodes[source]["outputs"][slot]["links"]
         assert nodes[target]["inputs"][place]["link"] == number and nodes[source]["outputs"][slot]["type"] == kind
     assert any(node["type"] == "SaveImage" for node in nodes.values())
-    assert any(node["type"] == "Note" and len(node["widgets_values"][0]) > 50 for node in nodes.values())
+    assert any(node["type"] in NOTES and len(node["widgets_values"][0]) > 50 for node in nodes.values())
 
 
 @pytest.mark.comfy
