@@ -1,4 +1,4 @@
-"""DiT as a ComfyUI model: network, model class, configuration class. Its condition is a class, not text.
+"""DiT and DiffiT as ComfyUI models: networks, model class, configuration class. Their condition is a class, not text.
 
 A class travels as conditioning (N, 1, classes + 1): the share of each row of the class table, so 1 in one place. Stock
 nodes can mix such conditionings, and all zeros, as ConditioningZeroOut makes them, mean the null class.
@@ -18,30 +18,32 @@ import torch
 from comfy.ldm.common_dit import pad_to_patch_size
 from torch import Tensor
 
+from ptdit_diffusers.core.backbones.diffit import DiffiTBackbone
 from ptdit_diffusers.core.backbones.dit import DiTBackbone
-from ptdit_diffusers.core.backbones.dit_parameters import DiTParameters
 from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG
+from ptdit_diffusers.core.class_configuration import CLASS_SYSTEMS
 from ptdit_diffusers.core.configuration import CLASS_SAMPLING_FIELDS, FLOW, STABLE_DIFFUSION_SCALE, pack_config
-from ptdit_diffusers.core.dit_checkpoints import single_file_dit
 
 from .native import PTDiTLatent
 from .network import ComfyModel, ComfyNetwork, check_names
 
-DIT_MODEL = "dit_of_classes"  # ComfyUI's name of the kind of model
+CLASS_MODEL = "ptdit_classes"  # ComfyUI's name of the kind of model
 
 
-class DiTNetwork(ComfyNetwork, DiTBackbone):
-    """The backbone with ComfyUI's layers, attention, patches and wrappers.
+class ClassNetwork(ComfyNetwork):
+    """A backbone with ComfyUI's layers, attention, patches and wrappers; classes inherit from this, then from it.
 
     Args:
         image_model: ComfyUI's name of the kind of model.
+        system: its name among `CLASS_SYSTEMS`.
         dtype, device, operations: ComfyUI's format, device and classes of layers.
-        config: fields of `DiTParameters`.
+        config: fields of the system's parameters.
     """
 
     def __init__(
         self,
         image_model: str | None = None,
+        system: str = "DiT",
         dtype: torch.dtype | None = None,
         device: Any = None,
         operations: Any = None,
@@ -49,7 +51,8 @@ class DiTNetwork(ComfyNetwork, DiTBackbone):
     ):
         super().__init__()
         self.prepare(dtype)
-        self.build(DiTParameters(**config), operations, self.attention, device=device, dtype=dtype)
+        parameters = CLASS_SYSTEMS[system].parameters(**config)
+        self.build(parameters, operations, self.attention, device=device, dtype=dtype)
         self.number_blocks(self.blocks)
 
     def _forward(
@@ -72,6 +75,7 @@ class DiTNetwork(ComfyNetwork, DiTBackbone):
         """
         height, width = x.shape[2:]
         latents = pad_to_patch_size(x, (self.patch_size, self.patch_size))
+        self.check_size(*latents.shape[-2:])
         self.begin(transformer_options, len(self.blocks))
         predicted = self.predict(latents, timestep, (labels, shares))
         self.end()
@@ -86,13 +90,23 @@ class DiTNetwork(ComfyNetwork, DiTBackbone):
         return hidden_states, time, (rows * shares[..., None].to(rows.dtype)).sum(1)
 
 
-class DiTModel(ComfyModel):
+class DiTNetwork(ClassNetwork, DiTBackbone):
+    """DiT."""
+
+
+class DiffiTNetwork(ClassNetwork, DiffiTBackbone):
+    """The latent model of DiffiT."""
+
+
+NETWORKS = {"DiT": DiTNetwork, "DiffiT": DiffiTNetwork}
+
+
+class ClassModel(ComfyModel):
     """Model that ComfyUI samples with: its conditions are classes."""
 
-    title = "DiT"
-
     def __init__(self, model_config: Any, model_type: Any = comfy.model_base.ModelType.EPS, device: Any = None):
-        super().__init__(model_config, model_type, device=device, unet_model=DiTNetwork)
+        self.title = model_config.unet_config["system"]
+        super().__init__(model_config, model_type, device=device, unet_model=NETWORKS[self.title])
 
     @property
     def blocks(self) -> int:
@@ -109,23 +123,23 @@ class DiTModel(ComfyModel):
         network, noise, classes = self.diffusion_model, kwargs.get("noise"), kwargs.get("cross_attn")
         if noise is not None and noise.ndim != 4:
             raise ValueError(
-                f"DiT makes single pictures; the latent has {noise.ndim} axes. In PT-DiT Empty Latent set length to 1 "
-                "and views to 0; for several pictures raise batch_size."
+                f"{self.title} makes single pictures; the latent has {noise.ndim} axes. In PT-DiT Empty Latent set "
+                "length to 1 and views to 0; for several pictures raise batch_size."
             )
         rows = network.y_embedder.embedding_table.weight.shape[0]
         if classes is None or classes.ndim != 3 or classes.shape[-1] != rows:
             found = "nothing" if classes is None else f"vectors of width {classes.shape[-1]}"
             raise ValueError(
-                f"this DiT knows {network.num_classes} classes and no text; the conditioning holds {found}. Connect "
-                "DiT Class, with this model as its input, to positive and negative of the sampler."
+                f"this {self.title} knows {network.num_classes} classes and no text; the conditioning holds {found}. "
+                "Connect DiT Class, with this model as its input, to positive and negative of the sampler."
             )
         weights = classes.float().mean(1)  # (N, rows)
         empty = weights.abs().sum(-1) == 0
         if empty.any():
             if rows == network.num_classes:
                 raise ValueError(
-                    "this DiT was trained without a null class, so it cannot be guided: set cfg to 1, and connect the "
-                    "output class of DiT Class to negative, too."
+                    f"this {self.title} was trained without a null class, so it cannot be guided: set cfg to 1, and "
+                    "connect the output class of DiT Class to negative, too."
                 )
             weights[empty, network.num_classes] = 1.0
         count = int((weights != 0).sum(-1).max())
@@ -134,10 +148,10 @@ class DiTModel(ComfyModel):
         return conditions | {"labels": comfy.conds.CONDRegular(labels), "shares": comfy.conds.CONDRegular(shares)}
 
 
-class DiTConfig(comfy.supported_models_base.BASE):
+class ClassConfig(comfy.supported_models_base.BASE):
     """What ComfyUI's loaders read; `unet_config` comes from `loaded_class_config`."""
 
-    unet_config = {"image_model": DIT_MODEL}
+    unet_config = {"image_model": CLASS_MODEL}
     unet_extra_config = {}
     # In ComfyUI "sqrt_linear" are betas that grow linearly; its "linear" are squares. A flow uses the last two.
     sampling_settings = {
@@ -168,33 +182,34 @@ class DiTConfig(comfy.supported_models_base.BASE):
         types = comfy.model_base.ModelType
         return types.FLOW if self.extras["prediction_type"] == FLOW else types.EPS
 
-    def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> DiTModel:
+    def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> ClassModel:
         """Make the model, still without weights, and say in the log how it is sampled."""
-        config = self.unet_config
+        config, title = self.unet_config, self.unet_config["system"]
         flow = self.extras["prediction_type"] == FLOW
         sampling = "rectified flow" if flow else "predicts the noise of 1000 steps with linear betas"
-        logging.info("PT-DiT: DiT of %d classes; %s.", config["num_classes"], sampling)
+        logging.info("PT-DiT: %s of %d classes; %s.", title, config["num_classes"], sampling)
         if config["out_channels"] > config["in_channels"]:
-            logging.info("PT-DiT: ComfyUI's samplers do not use the learned variance of this DiT; it is left out.")
-        return DiTModel(self, self.model_type(state_dict, prefix), device=device)
+            logging.info("PT-DiT: ComfyUI's samplers do not use the learned variance of %s; it is left out.", title)
+        return ClassModel(self, self.model_type(state_dict, prefix), device=device)
 
     def process_unet_state_dict(self, state_dict: dict) -> dict:
         """Return the weights under official names.
 
         Raises:
-            ConversionError: Some are missing, or copies in diffusers' form differ.
+            ValueError: Some are missing, copies in diffusers' form differ, or index buffers are not the formula's.
         """
-        weights = {name: value for name, value in state_dict.items() if name != PACKED_CONFIG}
-        weights = single_file_dit(weights)
+        title = self.unet_config["system"]
+        system = CLASS_SYSTEMS[title]
+        weights = system.weights({name: value for name, value in state_dict.items() if name != PACKED_CONFIG})
         with torch.device("meta"):
-            expected = DiTBackbone()
-            expected.build(DiTParameters.from_config(self.unet_config))
-        check_names("the DiT", expected, weights)
+            expected = system.backbone()
+            expected.build(system.parameters.from_config(self.unet_config))
+        check_names(f"the {title}", expected, weights)
         return weights
 
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
         """Return the weights as ComfyUI saves them, with the configuration, which cannot be read off the weights."""
-        names = (field.name for field in fields(DiTParameters))
+        names = (field.name for field in fields(CLASS_SYSTEMS[self.unet_config["system"]].parameters))
         config = {name: self.unet_config[name] for name in names} | self.extras
         return super().process_unet_state_dict_for_saving({**state_dict, PACKED_CONFIG: pack_config(config)})
 

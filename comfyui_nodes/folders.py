@@ -18,7 +18,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ptdit_diffusers.core.backbones.dit import DiTBackbone
+from ptdit_diffusers.core.backbones.diffit_parameters import DiffiTParameters
 from ptdit_diffusers.core.backbones.dit_parameters import DiTParameters
 from ptdit_diffusers.core.backbones.parameters import PTDiTParameters, VAEParameters
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
@@ -28,7 +28,7 @@ from ptdit_diffusers.core.checkpoint_names import (
     official_transformer_state_dict,
     shapes_of,
 )
-from ptdit_diffusers.core.class_configuration import class_folder_config
+from ptdit_diffusers.core.class_configuration import CLASS_SYSTEMS, class_folder_config
 from ptdit_diffusers.core.configuration import folder_config, pack_config
 from ptdit_diffusers.core.dit_checkpoints import POSITION_TABLE
 from ptdit_diffusers.core.documents import read_json
@@ -53,27 +53,29 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn_fast": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-TRANSFORMERS = {"PTDiTPipeline": "PTDiTTransformer3DModel", "ClassToImagePipeline": "DiT2DModel"}  # that are read
+CLASS_TRANSFORMERS = {"DiT2DModel": "DiT", "DiffiT2DModel": "DiffiT"}  # class in diffusers -> one of `CLASS_SYSTEMS`
 DEFAULTS = {  # class in diffusers -> its configuration
     "PTDiTTransformer3DModel": asdict(PTDiTParameters()),
     "DiT2DModel": asdict(DiTParameters()),
+    "DiffiT2DModel": asdict(DiffiTParameters()),
     "AutoencoderKLOpenSoraPlan": asdict(VAEParameters()),
 }
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Return whether a folder holds a PT-DiT or a DiT in diffusers' layout."""
+    """Return whether a folder holds a PT-DiT, DiT or DiffiT in diffusers' layout."""
     try:
-        index = read_index(folder)
+        return read_index(folder)["_class_name"] == "PTDiTPipeline" or class_system(folder) is not None
     except (OSError, ValueError):
         return False
-    wanted = TRANSFORMERS.get(index["_class_name"])
-    return wanted is not None and index.get("transformer", [None, wanted])[1] == wanted
 
 
-def is_class_model(folder: Path) -> bool:
-    """Return whether the model of a folder makes pictures of classes, not of text."""
-    return read_index(folder)["_class_name"] == "ClassToImagePipeline"
+def class_system(folder: Path) -> str | None:
+    """Return which of `CLASS_SYSTEMS` makes the pictures of a folder, None if they are made from text."""
+    index = read_index(folder)
+    if index["_class_name"] != "ClassToImagePipeline":
+        return None
+    return CLASS_TRANSFORMERS.get((index.get("transformer") or (None, None))[1])
 
 
 def makes_videos(folder: Path) -> bool:
@@ -135,21 +137,24 @@ def check_parts(folder: Path) -> None:
     check_fit(configs, count_words(folder / "tokenizer" / "tokenizer.json"))
 
 
-def check_network(folder: Path, weights: dict[str, Tensor], config: dict[str, Any], is_dit: bool) -> None:
-    """Check that weights are exactly those of the transformer of a configuration; ComfyUI would leave gaps random.
+def check_network(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Check that weights are exactly those of the transformer of a model folder; ComfyUI would leave gaps random.
 
     Raises:
         ConversionError: They are not; names the first ones.
     """
-    backbone, parameters = (DiTBackbone, DiTParameters) if is_dit else (PTDiTBackbone, PTDiTParameters)
+    title = class_system(folder)
+    if title is None:
+        backbone, parameters, weights = PTDiTBackbone, PTDiTParameters, official_transformer_state_dict(weights)
+    else:
+        backbone, parameters = CLASS_SYSTEMS[title].backbone, CLASS_SYSTEMS[title].parameters
     with torch.device("meta"):  # no memory before the weights are known to fit
         network = backbone()
         network.build(parameters.from_config(config))
-    expected = shapes_of(network.state_dict())
-    found = shapes_of(weights if is_dit else official_transformer_state_dict(weights))
-    if is_dit:  # computed where it is not stored
+    expected, found = shapes_of(network.state_dict()), shapes_of(weights)
+    if POSITION_TABLE in expected:  # computed where it is not stored
         found.setdefault(POSITION_TABLE, expected[POSITION_TABLE])
-    check_weights(folder, f"the {'DiT' if is_dit else 'PT-DiT'} of its config.json", expected, found)
+    check_weights(folder / "transformer", f"the {title or 'PT-DiT'} of its config.json", expected, found)
 
 
 def read_component(folder: Path) -> dict[str, Tensor]:
@@ -170,7 +175,7 @@ def read_component(folder: Path) -> dict[str, Tensor]:
 
 def network_config(folder: Path, vae: comfy.sd.VAE | None) -> dict[str, Any]:
     """Return the configuration of the transformer, with what sampling needs and preview factors of the folder."""
-    config = class_folder_config(folder) if is_class_model(folder) else folder_config(folder)
+    config = class_folder_config(folder) if class_system(folder) else folder_config(folder)
     if isinstance(vae, PTDiTVAE) and vae.parameters.hidden_size < 64:  # small, so not the released one; quick to fit
         config["latent_rgb"] = preview_factors(vae, config["latent_scale"])
     return config
@@ -182,9 +187,8 @@ def load_folder_model(path: str, weight_dtype: str, config: dict[str, Any], disa
     Raises:
         ValueError: The folder does not hold exactly the weights of such a transformer.
     """
-    folder = Path(path) / "transformer"
-    weights = read_component(folder)
-    check_network(folder, weights, config, is_class_model(Path(path)))
+    weights = read_component(Path(path) / "transformer")
+    check_network(Path(path), weights, config)
     weights[PACKED_CONFIG] = pack_config(config)
     options: dict[str, Any] = {}
     if WEIGHT_DTYPES[weight_dtype] is not None:

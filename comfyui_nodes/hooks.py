@@ -21,11 +21,11 @@ from ptdit_diffusers.core.class_configuration import loaded_class_config
 from ptdit_diffusers.core.configuration import loaded_transformer_config
 
 from .checkpoints import with_own_vae
-from .dit import DIT_MODEL, DiTConfig
+from .dit import CLASS_MODEL, ClassConfig
 from .native import IMAGE_MODEL, PTDiTConfig
 
 MARK = "_ptdit_wrapper"
-CONFIGS = {IMAGE_MODEL: (loaded_transformer_config, PTDiTConfig), DIT_MODEL: (loaded_class_config, DiTConfig)}
+CONFIGS = {IMAGE_MODEL: (loaded_transformer_config, PTDiTConfig), CLASS_MODEL: (loaded_class_config, ClassConfig)}
 
 
 def is_ours(model: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ptdit_diffusers.core.class_labels import class_ids
 from ptdit_diffusers.core.diffusion import GUIDANCE_SCHEDULES, guide_channels, power_cosine
 
-from .dit import DIT_MODEL
+from .dit import CLASS_MODEL
 from .schema import check_choice, choice, fit, integer, number, schema, show
 
 
@@ -26,10 +26,14 @@ class PTDiTClass(io.ComfyNode):
             "PTDiTClass",
             "DiT Class",
             "conditioning",
-            "Chooses a class of a DiT by name or number. DiT knows no text: connect class to positive and no_class to "
-            "negative of a sampler. Several lines are the classes of the pictures of one batch.",
+            "Chooses a class of a DiT or DiffiT by name or number. They know no text: connect class to positive and "
+            "no_class to negative of a sampler. Several lines are the classes of the pictures of one batch.",
             [
-                fit(io.Model.Input, "model", tooltip="A DiT; it sets how many classes there are, and their names."),
+                fit(
+                    io.Model.Input,
+                    "model",
+                    tooltip="A DiT or DiffiT; it sets how many classes there are, and their names.",
+                ),
                 fit(
                     io.String.Input,
                     "classes",
@@ -78,12 +82,13 @@ class PTDiTClassGuidance(io.ComfyNode):
             "PTDiTClassGuidance",
             "DiT Guidance",
             "model",
-            "Guides as the official code of DiT does: cfg of the sampler acts on the first three of the four latent "
-            "channels. Without this node it acts on all. The strength can also grow during the sampling.",
+            "Guides as the official code of DiT and DiffiT does: cfg of the sampler acts on the first three of the "
+            "four latent channels, and its strength can grow during the sampling. Without this node cfg acts on all "
+            "channels in the same way. It works with other models, too.",
             [
-                fit(io.Model.Input, "model", tooltip="A DiT."),
-                integer("channels", 3, 1, 4, "How many of the first latent channels are guided. 3 = official, 4 = all.",
-                        optional=True),
+                fit(io.Model.Input, "model", tooltip="A DiT or DiffiT, or another model of noise or rectified flow."),
+                integer("channels", 3, 0, 64, "How many of the first latent channels are guided. 3 = official, 0 = "
+                        "all.", optional=True),
                 choice("schedule", list(GUIDANCE_SCHEDULES), "constant: cfg in all steps. power_cosine: from 1 at "
                        "noise to cfg at the picture, as the official DiffiT does at 256 px.", optional=True),
                 number("power", 4.0, 0.01, 100.0, "Exponent of power_cosine: the larger, the later guidance sets in.",
@@ -96,7 +101,6 @@ class PTDiTClassGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, channels: int = 3, schedule: str = "constant", power: float = 4.0) -> Any:
         """Return a clone of the model that guides in this way."""
-        class_config(model)
         check_choice("schedule", schedule, GUIDANCE_SCHEDULES)
         clone = model.clone()
         sampling = clone.get_model_object("model_sampling")
@@ -106,9 +110,10 @@ class PTDiTClassGuidance(io.ComfyNode):
             if math.isclose(strength, 1.0):  # ComfyUI leaves out the null class
                 return given["cond"]
             if schedule != "constant":
-                strength = power_cosine(sampling.timestep(given["timestep"]), strength, power)
+                thousandths = 1000 / getattr(sampling, "multiplier", 1000)  # flow models count time in other units
+                strength = power_cosine(sampling.timestep(given["timestep"]) * thousandths, strength, power)
                 strength = strength.to(given["cond"]).view(-1, *(1 for _ in given["cond"].shape[1:]))
-            return guide_channels(given["cond"], given["uncond"], strength, channels)
+            return guide_channels(given["cond"], given["uncond"], strength, channels or None)
 
         clone.set_model_sampler_cfg_function(guide)
         return io.NodeOutput(clone)
@@ -121,6 +126,8 @@ def class_config(model: Any) -> Any:
         ValueError: It is another model.
     """
     config = model.model.model_config
-    if config.unet_config.get("image_model") != DIT_MODEL:
-        raise ValueError("the model knows no classes: connect a DiT, from Load Diffusion Model or PT-DiT Folder Loader.")
+    if config.unet_config.get("image_model") != CLASS_MODEL:
+        raise ValueError(
+            "the model knows no classes: connect a DiT or DiffiT, from Load Diffusion Model or PT-DiT Folder Loader."
+        )
     return config

@@ -51,9 +51,9 @@ class PTDiTFolderLoader(io.ComfyNode):
             "PTDiTFolderLoader",
             "PT-DiT Folder Loader",
             "loaders",
-            "Loads a PT-DiT model folder in diffusers' layout: a model that comes with the nodes, a folder in "
-            "models/diffusers, or a Hugging Face Hub snapshot that is already on disk. Connect PT-DiT Text Encode "
-            "and KSampler.",
+            "Loads a model folder of PT-DiT, DiT or DiffiT in diffusers' layout: a model that comes with the nodes, a "
+            "folder in models/diffusers, or a Hugging Face Hub snapshot that is already on disk. Connect PT-DiT Text "
+            "Encode, for DiT and DiffiT DiT Class, and KSampler.",
             [
                 choice(
                     "folder",
@@ -81,7 +81,11 @@ class PTDiTFolderLoader(io.ComfyNode):
             ],
             [
                 fit(io.Model.Output, display_name="model", tooltip="The network, for KSampler and model nodes."),
-                fit(io.Clip.Output, display_name="clip", tooltip="The folder's T5 text encoder, for text nodes."),
+                fit(
+                    io.Clip.Output,
+                    display_name="clip",
+                    tooltip="The folder's T5 text encoder, for text nodes. DiT and DiffiT have none.",
+                ),
                 fit(io.Vae.Output, display_name="vae", tooltip="The folder's VAE, for VAE Decode and Encode."),
             ],
             search_aliases=["diffusers", "load checkpoint", "load model", "shapes-128", "clips-128", "views-96"],

@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from .dit import DIT_MODEL
+from .dit import CLASS_MODEL
 from .native import IMAGE_MODEL
 from .sampling import ASPECTS, latent_shape, official_sigmas, shift_for, size_for
 from .schema import check_choice, choice, fit, integer, number, schema, show, switch
@@ -179,7 +179,7 @@ def own_size(model: Any) -> int:
         ValueError: There is no model, or it is not one of ours.
     """
     config = model.model.model_config.unet_config if model is not None else {}
-    if config.get("image_model") not in (IMAGE_MODEL, DIT_MODEL):
+    if config.get("image_model") not in (IMAGE_MODEL, CLASS_MODEL):
         raise ValueError(
             "a width or height of 0 means the model's own size: connect a PT-DiT or DiT to the input model, or set "
             "both."

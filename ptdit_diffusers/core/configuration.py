@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backbones.diffit_parameters import DiffiTParameters
 from .backbones.dit_parameters import DiTParameters
 from .backbones.parameters import MOST_LAYERS, SIZE_CONDITIONS_AT, PTDiTParameters, VAEParameters
 from .checkpoint_names import (
@@ -52,7 +53,10 @@ CLASS_SAMPLING_FIELDS = {
 }
 COMPONENT_FIELDS = {
     "transformer": {*(each.name for each in fields(PTDiTParameters)), *SAMPLING_FIELDS, "use_additional_conditions"},
-    "class_transformer": {*(each.name for each in fields(DiTParameters)), *CLASS_SAMPLING_FIELDS},
+    "class_transformer": {
+        *(each.name for parameters in (DiTParameters, DiffiTParameters) for each in fields(parameters)),
+        *CLASS_SAMPLING_FIELDS,
+    },
     "vae": {each.name for each in fields(VAEParameters)},
 }
 

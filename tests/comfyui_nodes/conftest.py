@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 
+from ptdit_diffusers import DiT2DModel, official_scheduler
 from ptdit_diffusers.core.backbones.parameters import PTDiTParameters, VAEParameters
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone
 from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
 from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG
 from ptdit_diffusers.core.configuration import pack_config
+from ptdit_diffusers.core.embedded import embedded_model_path
+from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
+from tests.ptdit_diffusers import dit_goldens
+from tests.ptdit_diffusers.class_models import tiny_diffit_pipeline, tiny_pipeline
 
 from .graph import Server
 
@@ -99,7 +105,6 @@ def write_packs(custom_nodes: Path) -> None:
 def write_gguf(models: Path) -> None:
     """One block at the released width, as safetensors and as GGUF; the embedded model's T5 as GGUF."""
     from ptdit_diffusers.conversion.quantize import quantize
-    from ptdit_diffusers.core.embedded import embedded_model_path
 
     folder = models / "diffusers/wide"
     (folder / "transformer").mkdir(parents=True)
@@ -119,6 +124,45 @@ def write_gguf(models: Path) -> None:
     (models / "text_encoders").mkdir(exist_ok=True)
     quantize(embedded_model_path("shapes-128"), models / "gguf_text", "q8_0", components=("text_encoder",))
     (models / "gguf_text/text_encoder-q8_0.gguf").rename(models / "text_encoders/small.gguf")
+
+
+def write_class_models(models: Path) -> None:
+    """Tiny trained models of 10 classes and 64 px, with the VAE of `shapes-128`; a DiT in files of two forms."""
+    vae = AutoencoderKLOpenSoraPlan.from_pretrained(embedded_model_path("shapes-128") / "vae")
+    tiny_pipeline(official_scheduler("ddim"), vae=vae).save_pretrained(models / "diffusers/dit")
+    tiny_diffit_pipeline(official_scheduler("ddim"), vae=vae).save_pretrained(models / "diffusers/diffit")
+    weights, sizes = dit_goldens.weights("dit_sampler"), dit_goldens.config("dit_sampler")
+    metadata = {"config": json.dumps({"num_attention_heads": sizes["num_attention_heads"], "sample_size": 8})}
+    save_file(weights, models / "diffusion_models/dit.safetensors", metadata=metadata)
+    save_file(weights, models / "diffusion_models/dit_without_heads.safetensors", metadata={"format": "pt"})
+    incomplete = {name: value for name, value in weights.items() if name != "blocks.1.mlp.fc2.bias"}
+    save_file(incomplete, models / "diffusion_models/dit_incomplete.safetensors", metadata=metadata)
+    torch.manual_seed(4)
+    known_width = DiT2DModel.from_preset("DiT-S/2", num_layers=1, sample_size=8, num_classes=10)
+    torch.save(known_width.state_dict(), models / "diffusion_models/dit_official.pt")
+    flow = DiT2DModel(**sizes | {"out_channels": 4})
+    torch.nn.init.normal_(flow.final_layer.linear.weight, std=0.1)
+    tiny_pipeline(
+        FlowMatchEulerDiscreteScheduler(), vae=vae, transformer=flow, guidance_channels=None
+    ).save_pretrained(models / "diffusers/dit_flow")
+    layer = "blocks.1.attn.qkv"
+    lora = {
+        f"transformer.{layer}.lora_A.weight": torch.randn(2, weights[f"{layer}.weight"].shape[1]),
+        f"transformer.{layer}.lora_B.weight": torch.randn(weights[f"{layer}.weight"].shape[0], 2),
+    }
+    save_file(lora, models / "loras/dit.safetensors")
+
+
+def write_bad_folders(folders: Path, good: Path) -> None:
+    """Folders that lack a weight, or whose parts do not fit each other or their weights."""
+    for name in ("incomplete", "of_two_models", "other_layers"):
+        shutil.copytree(good, folders / name)
+    file = folders / "incomplete/transformer/diffusion_pytorch_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if name != "proj_out.bias"}, file)
+    (folders / "of_two_models/vae").mkdir()
+    (folders / "of_two_models/vae/config.json").write_text(json.dumps({"z_channels": 8}))
+    config = folders / "other_layers/transformer/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"caption_channels": 64}))
 
 
 def write_models(models: Path) -> None:
@@ -164,6 +208,8 @@ def write_models(models: Path) -> None:
     save_file(one, bare / "transformer/diffusion_pytorch_model.safetensors")
     outside = models / "diffusers/outside"
     shutil.copytree(bare, outside)
+    write_class_models(models)
+    write_bad_folders(models / "diffusers", bare)
     weight_map = {"weight_map": {"proj_out.weight": "../../../vae/tiny.safetensors"}}
     (outside / "transformer/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(weight_map))
 

@@ -139,6 +139,15 @@ BAD = {
         lambda g: run_folder(g, "outside"),
         r"names '../../../vae/tiny.safetensors', which is not beside it",
     ),
+    "a folder that lacks a weight": (
+        lambda g: run_folder(g, "incomplete"),
+        "does not hold exactly the weights of the PT-DiT of its config.json.*1 missing: proj_out.bias",
+    ),
+    "a folder whose VAE is of another model": (
+        lambda g: run_folder(g, "of_two_models"),
+        "vae and transformer do not fit each other: z_channels=8, but in_channels=4",
+    ),
+    "a folder whose weights have other shapes": (lambda g: run_folder(g, "other_layers"), "misshapen: caption_proj"),
     "a path as network": (lambda g: run(g, "../vae/tiny.safetensors"), "not in"),
     "a path as picture to save": (save_outside, "outside the output folder|Invalid filename|outside"),
     "a path as file": (lambda g: decode(g, "../../secret.ckpt"), "not in|not found"),
