@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.model_base
 import comfy.model_management
+import comfy.model_sampling
 import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ptdit_diffusers.core.checkpoint_names import LISTED, ConversionError
 
-from .effects import log_lines
+from .effects import foreign_sampling, log_lines
 
 
 class CurrentForward:
@@ -111,7 +112,8 @@ class ComfyNetwork:
 class ComfyModel(comfy.model_base.BaseModel):
     """A model that says in the log, once in a sampling run, what is connected and cannot act on it."""
 
-    logged_run: Any = None  # sigmas of the sampling run whose log lines are written
+    logged_run: Any = None  # sigmas of the sampling run whose lines are written
+    logged: frozenset[str] = frozenset()  # its lines
     blocks: int = 0
     title = "PT-DiT"
 
@@ -135,13 +137,27 @@ class ComfyModel(comfy.model_base.BaseModel):
         return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def log_once(self, options: dict[str, Any], control: Any) -> None:
-        """Log what cannot act on this model, once in a sampling run."""
+        """Log what cannot act on this model, each line once in a sampling run; patches may come and go within it."""
         run = options.get("sample_sigmas")
-        if run is None or run is self.logged_run or torch.compiler.is_compiling():
+        if run is None or torch.compiler.is_compiling():
             return
-        self.logged_run = run
-        for line in log_lines(control, options, self.blocks, self.title):
-            logging.warning("PT-DiT: %s", line)
+        lines = log_lines(control, options, self.blocks, self.title)
+        if run is not self.logged_run:
+            self.logged_run, self.logged = run, frozenset()
+            foreign = self.foreign_sampling()
+            lines += [foreign] if foreign else []
+        for line in lines:
+            if line not in self.logged:
+                logging.warning("PT-DiT: %s", line)
+        self.logged |= set(lines)
+
+    def foreign_sampling(self) -> str | None:
+        """Return a warning if a node has set the sampling of another kind of model, else None."""
+        sampling, types = self.model_sampling, comfy.model_base.ModelType
+        own = comfy.model_sampling.CONST if self.model_type is types.FLOW else comfy.model_sampling.EPS
+        fits = getattr(type(sampling), "calculate_denoised", None) is own.calculate_denoised
+        highest = torch.as_tensor(sampling.sigma_max, dtype=torch.float32)
+        return foreign_sampling(fits, float(sampling.timestep(highest)))
 
 
 def check_names(what: str, network: nn.Module, weights: Mapping[str, Tensor]) -> None:

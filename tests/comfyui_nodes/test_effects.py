@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from comfyui_nodes.effects import eager_cache, log_lines, without_effect
+from comfyui_nodes.effects import eager_cache, foreign_sampling, log_lines, without_effect
 
 PATCH = object()
 
@@ -30,7 +30,7 @@ def test_patches_that_the_network_never_reads_are_named(options, name):
 
 def test_a_control_network_is_named():
     (line,) = log_lines({"input": []}, {}, blocks=6)
-    assert line.startswith("a ControlNet or T2I adapter is connected") and "changes nothing" in line
+    assert line == "PT-DiT cannot use a ControlNet or T2I adapter; it changes nothing."
 
 
 @pytest.mark.parametrize("threshold, warns", [(0.2, True), (0.05, False)])
@@ -38,3 +38,16 @@ def test_a_cache_that_leaves_out_many_steps_is_said(threshold, warns):
     line = eager_cache({"easycache": SimpleNamespace(reuse_threshold=threshold)})
     assert (line is not None and "reuse_threshold 0.2" in line) == warns
     assert eager_cache({}) is None
+
+
+@pytest.mark.parametrize("name, node", [("rope_options", "ScaleROPE"), ("a2v_cross_attn", "LTXVModalityGuidance")])
+def test_options_of_other_networks_are_named_by_their_node(name, node):
+    assert log_lines(None, {name: {}}, blocks=6, title="DiT") == [f"DiT cannot use {node}; it changes nothing."]
+
+
+@pytest.mark.parametrize(
+    "fits, time, words", [(True, 1.0, "the time 1 at full noise"), (False, 999.0, "takes what the network predicts")]
+)
+def test_the_sampling_of_other_models_is_said(fits, time, words):
+    assert words in foreign_sampling(fits, time)
+    assert foreign_sampling(True, 999.0) is None and foreign_sampling(True, 1000.0) is None

@@ -12,8 +12,6 @@ from .stock_graphs import GRAPHS, parts, sample, windows
 from .test_layout import NODES
 
 pytestmark = pytest.mark.comfy
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-NOT_FOR_TRANSFORMERS = {"FreeU", "FreeU_V2"}  # they read the sizes of a U-Net
 
 
 def finite_latents(server: Server, result: dict) -> list[torch.Tensor]:
@@ -172,40 +170,3 @@ def test_settings_stay_on_their_clone(server):
                                                                  mode="match resolution (64 windows)")))  # fmt: skip
     repeated = one_step(server, lambda g, model: windows(g, model, mode="match resolution (64 windows)"))
     torch.testing.assert_close(repeated, plain)
-
-
-def defaults(inputs: dict) -> dict:
-    """What the page would fill into a node's widgets; None where a list of files is empty."""
-    values = {}
-    for name, (kind, *more) in inputs.items():
-        options = (kind if isinstance(kind, list) else more[0].get("options") if more else None) or [None]
-        plain = {"INT": 1, "FLOAT": 1.0, "STRING": "", "BOOLEAN": False}.get(str(kind), options[0])
-        values[name] = more[0].get("default", plain) if more else plain
-    return values
-
-
-def test_every_core_node_that_makes_a_model_of_models_alone_works(server, record_property):
-    worked, failed = [], {}
-    for name, node in server.get("/object_info").items():
-        inputs = node["input"].get("required", {})
-        linked = [key for key, (kind, *_) in inputs.items() if not isinstance(kind, list) and kind not in WIDGETS]
-        if "MODEL" not in node["output"] or name.startswith(("PTDiT", "Probe")) or name == "TorchCompileModel":
-            continue
-        if not linked or any(inputs[key][0] != "MODEL" for key in linked):
-            continue
-        values = defaults({key: value for key, value in inputs.items() if key not in linked})
-        if None in values.values():
-            continue
-        g = Graph()
-        model, *rest = parts(g)
-        others = [g("UNETLoader", unet_name="other.safetensors", weight_dtype="default") for _ in linked[1:]]
-        made = g(name, **dict(zip(linked, [model, *others], strict=True)), **values)
-        sample(g, output(made, node["output"].index("MODEL")), *rest, steps=2)
-        result = server.queue(g)
-        if result["ok"]:
-            finite_latents(server, result)
-            worked.append(name)
-        else:
-            failed[name] = result["message"]
-    record_property("nodes that make a MODEL of MODELs", f"{len(worked)} work; not: {', '.join(failed) or 'none'}")
-    assert len(worked) > 40 and set(failed) <= NOT_FOR_TRANSFORMERS, failed

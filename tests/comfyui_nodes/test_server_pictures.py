@@ -1,5 +1,7 @@
 """Models of pictures under the stock nodes for latents and conditioning, and models of clips beside them."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -164,16 +166,17 @@ def test_a_size_of_zero_without_a_model_says_what_to_connect(server):
     assert "connect a PT-DiT to the input model, or set both" in server.queue(g)["message"]
 
 
-def test_the_log_names_patches_that_cannot_act_once_in_a_run(server):
+def test_the_log_names_patches_that_cannot_act_once_in_a_run_also_those_of_a_second_forward(server):
     g = Graph()
     loader = g("PTDiTFolderLoader", folder=EMBEDDED)
     patched = g("HyperTile", model=loader, tile_size=256, swap_size=2, max_depth=0, scale_depth=False)
-    patched = g("PerturbedAttentionGuidance", model=patched, scale=0.0)
+    patched = g("PerturbedAttentionGuidance", model=patched, scale=1.0)
     patched = g("TomePatchModel", model=patched, ratio=0.3)
     g("SaveLatent", samples=drawn(g, loader, model=patched), filename_prefix="patched")
     before = len(server.text())
     run(server, g)
-    assert server.text()[before:].count("patches for layers that it does not have") == 1
+    lines = re.findall(r"cannot use patches for layers that it does not have \((.+)\)", server.text()[before:])
+    assert lines == ["attn1_output_patch, attn1_patch", "attn1 middle 0, attn1_output_patch, attn1_patch"]
 
 
 @pytest.mark.parametrize("threshold, warns", [(0.05, False), (0.2, True)])
