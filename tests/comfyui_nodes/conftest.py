@@ -19,7 +19,7 @@ from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG
 from ptdit_diffusers.core.configuration import pack_config
 from ptdit_diffusers.core.embedded import embedded_model_path
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
-from tests.ptdit_diffusers import dit_goldens
+from tests.ptdit_diffusers import diffit_goldens, dit_goldens
 from tests.ptdit_diffusers.class_models import tiny_diffit_pipeline, tiny_pipeline
 
 from .graph import Server
@@ -137,6 +137,7 @@ def write_class_models(models: Path) -> None:
     save_file(weights, models / "diffusion_models/dit_without_heads.safetensors", metadata={"format": "pt"})
     incomplete = {name: value for name, value in weights.items() if name != "blocks.1.mlp.fc2.bias"}
     save_file(incomplete, models / "diffusion_models/dit_incomplete.safetensors", metadata=metadata)
+    save_file(diffit_goldens.weights("diffit_sampler"), models / "diffusion_models/diffit.safetensors")
     torch.manual_seed(4)
     known_width = DiT2DModel.from_preset("DiT-S/2", num_layers=1, sample_size=8, num_classes=10)
     torch.save(known_width.state_dict(), models / "diffusion_models/dit_official.pt")

@@ -103,15 +103,16 @@ def test_a_model_of_rectified_flow_is_sampled_as_a_flow(server):
     assert difference.abs().max() < 0.02  # the schedules differ: 1, 0.9, ... and 1, 0.889, ..., 0.001
 
 
-@pytest.mark.parametrize("name", ["dit.safetensors", "dit_official.pt"])
+@pytest.mark.parametrize("name", ["dit.safetensors", "dit_official.pt", "diffit.safetensors"])
 def test_files_load_with_the_stock_node_and_the_log_says_how_they_are_sampled(server, name):
     server.get("/free", {"unload_models": True, "free_memory": True})
     before = len(server.text())
     latent = sampled(server, file, name, seed=SEED + len(name))  # a new seed, so that nothing is taken from the cache
     assert latent.shape == (2, 4, 8, 8)
     log = server.text()[before:]
-    assert "DiT of 10 classes; predicts the noise of 1000 steps with linear betas" in log
-    assert "do not use the learned variance of DiT" in log
+    system = "DiffiT" if "diffit" in name else "DiT"
+    assert f"PT-DiT: {system} of 10 classes; predicts the noise of 1000 steps with linear betas" in log
+    assert f"do not use the learned variance of {system}" in log
 
 
 def test_a_file_and_its_folder_differ_only_by_the_scale_of_their_vae(server):

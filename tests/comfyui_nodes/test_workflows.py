@@ -67,6 +67,33 @@ def test_a_workflow_is_whole(file):
     assert any(node["type"] in NOTES and len(node["widgets_values"][0]) > 50 for node in nodes.values())
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_nodes_have_room_in_both_layouts_of_the_page(file):
+    """Heights are those of the files, which the page keeps; the newer layout needs up to 50 pixels more."""
+    boxes = []
+    for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        boxes.append((node["type"], x, y - 30, x + width, y + height + 50))  # the title lies above the position
+    for number, (name, left, top, right, bottom) in enumerate(boxes):
+        for other, left2, top2, right2, bottom2 in boxes[number + 1 :]:
+            apart = right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
+            assert apart, f"{name} and {other} overlap"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file not in EMBEDDED], ids=lambda file: file.stem)
+def test_files_to_download_are_linked_in_the_loader_and_in_the_note(file):
+    workflow = json.loads(file.read_text(encoding="utf-8"))
+    (note,) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    links = [link for node in workflow["nodes"] for link in node["properties"].get("models", ())]
+    for node in workflow["nodes"]:
+        for link in node["properties"].get("models", ()):
+            assert link["name"] in node["widgets_values"] and link["directory"] in note
+            assert f"[{link['name']}]({link['url']})" in note and link["url"].startswith("https://")
+    assert links
+    loaders = [node for node in workflow["nodes"] if "Loader" in node["type"]]
+    assert all(node["widgets_values"][0] in note for node in loaders)
+
+
 @pytest.mark.comfy
 @pytest.mark.parametrize("file", EMBEDDED, ids=lambda file: file.stem)
 def test_a_workflow_of_the_embedded_model_draws_pictures(server: Server, file):
@@ -98,11 +125,15 @@ def test_a_workflow_of_the_official_model_uses_nodes_that_exist_and_runs_where_i
 
 def with_stand_ins(graph: dict) -> dict:
     """A graph of the official model with tiny random files in its place, small pictures and two steps."""
-    values = {"vae_name": "official.ckpt", "lora_name": "comfy.safetensors", "steps": 2}
+    values = {"vae_name": "official.ckpt", "lora_name": "comfy.safetensors", "steps": 2, "classes": "2"}
     values |= {"width": 128, "height": 128}
     encoders = {number for number, node in graph.items() if node["class_type"].startswith("CLIPLoader")}
     for number, node in graph.items():
         values["unet_name"] = "wide-q4_k.gguf" if node["class_type"] == "UnetLoaderGGUF" else "tiny.pt"
+        if "DiT-XL" in node["inputs"].get("unet_name", ""):
+            values["unet_name"] = "dit_official.pt"
+        if node["class_type"] == "VAELoader":  # of Stable Diffusion, whose latents have four channels, too
+            node["class_type"] = "PTDiTVAELoader"
         if number in encoders:
             node.update(class_type="PTDiTFolderLoader", inputs={"folder": EMBEDDED_FOLDER, "weight_dtype": "default"})
         for name, value in node["inputs"].items():
