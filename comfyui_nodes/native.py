@@ -145,7 +145,8 @@ class PTDiTModel(ComfyModel):
             raise ValueError(
                 f"this PT-DiT makes single pictures (1 latent frame); the latent has {noise.shape[2]}. In the empty "
                 "latent node set length to 1 and views to 0; for several pictures raise batch_size. If the latent "
-                "comes from VAE Encode, switch video off in Load PT-DiT VAE."
+                "comes from VAE Encode, switch video off in Load PT-DiT VAE, or set encode_as to pictures in PT-DiT "
+                "Folder Loader."
             )
         conditions = super().extra_conds(**kwargs)
         text, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")

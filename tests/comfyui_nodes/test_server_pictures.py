@@ -163,7 +163,7 @@ def test_nodes_at_their_defaults_make_a_right_picture(server):
 def test_a_size_of_zero_without_a_model_says_what_to_connect(server):
     g = Graph()
     g("SaveLatent", samples=g("PTDiTEmptyLatent", width=0, height=128), filename_prefix="x")
-    assert "connect a PT-DiT to the input model, or set both" in server.queue(g)["message"]
+    assert "connect a PT-DiT or DiT to the input model, or set both" in server.queue(g)["message"]
 
 
 def test_the_log_names_patches_that_cannot_act_once_in_a_run_also_those_of_a_second_forward(server):
