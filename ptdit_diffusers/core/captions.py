@@ -7,6 +7,7 @@ import warnings
 from functools import cache
 from html.parser import HTMLParser
 
+LONGEST = 3000  # characters that are read: the text encoder takes 200 tokens, and rules need time
 Rule = tuple[str, re.Pattern[str], str]
 
 
@@ -46,7 +47,7 @@ CHARACTER_RULES = _rules(
     ("# and up to 3 digits", r"#\d{1,3}\b", ""),
     ("# and at least 5 digits", r"#\d{5,}\b", ""),
     ("at least 6 digits", r"\b\d{6,}\b", ""),
-    ("file name", rf"\S+\.{FILE_ENDING}", ""),
+    ("file name", rf"(?<!\S)\S+\.{FILE_ENDING}", ""),  # begins where a word does: the same, in less time
     ("run of quotes", r"[\"']{2,}", '"'),
     ("run of dots", r"\.{2,}", " "),
     ("symbols and brackets", rf"{SYMBOL}+", " "),
@@ -84,11 +85,13 @@ def clean_caption(caption: str) -> str:
     from the official result, and one warning says so.
 
     Args:
-        caption: Any text.
+        caption: Any text; what follows its first 3000 characters is not read.
 
     Returns:
         The cleaned text, without white space at its ends. It may be empty.
     """
+    if len(caption) > LONGEST:
+        caption = (caption.strip()[:LONGEST].rsplit(None, 1) or [""])[0]  # the last word may be cut
     caption = urllib.parse.unquote_plus(caption).strip().lower()
     caption = _apply(LINK_RULES, caption)
     caption = _without_markup(caption)

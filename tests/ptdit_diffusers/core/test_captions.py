@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -44,6 +45,23 @@ def test_markup_goes_and_its_text_stays(caption, cleaned):
 @pytest.mark.parametrize("caption", ["<![unknown[ a cat", "<", "<!", "</", "&", "&#", "a < b > c", "\x00", "%"])
 def test_broken_markup_never_stops_it(caption):
     assert isinstance(clean_caption(caption), str)
+
+
+@pytest.mark.parametrize("unit", ["a.", "1.", "a-", "<b", ". ", "&#1", "\u00e9", "x.png", "a.com@", "  ", "free "])
+def test_the_time_does_not_grow_with_the_square_of_the_length(unit):
+    begun = time.process_time()
+    clean_caption(unit * 500_000)
+    assert time.process_time() - begun < 10  # without the limit it would be hours
+
+
+def test_what_the_text_encoder_reads_of_a_long_caption_is_kept():
+    words = "a small red star above a ring " * 1000
+    assert words.startswith(clean_caption(words)) and 2900 < len(clean_caption(words)) <= 3000
+
+
+@pytest.mark.parametrize("caption, cleaned", [("see a.png now", "see now"), ("a.pngb.png.jpg x", "x"), (".png", ".")])
+def test_names_of_files_go(caption, cleaned):
+    assert clean_caption(caption) == cleaned
 
 
 def test_a_missing_ftfy_is_reported_once_and_only_for_text_that_needs_it(monkeypatch):
