@@ -69,6 +69,7 @@ class Cache:
         self.files: dict[str, Any] = {}
         self.entries: dict[str, str] = {}  # key -> name of the file
         self.damaged: list[Path] = []
+        self.hashes: dict[tuple[Path, int, int], str] = {}  # path, size, time of its last change -> hash of a file
         for path in sorted(path for path in folder.glob("*.safetensors") if SHARD_NAME.fullmatch(path.name)):
             if rebuild:
                 path.unlink()
@@ -82,7 +83,11 @@ class Cache:
 
     def latent_key(self, item: Item) -> str:
         """Return the key of a file's latents: VAE, hash of the file's bytes, and the size to which it is scaled."""
-        return f"{self.maker['latents']}-{file_hash(item.path)[:32]}-{item.frames}x{item.height}x{item.width}"
+        known = item.path.stat()
+        state = item.path, known.st_size, known.st_mtime_ns
+        if state not in self.hashes:
+            self.hashes[state] = file_hash(item.path)[:32]
+        return f"{self.maker['latents']}-{self.hashes[state]}-{item.frames}x{item.height}x{item.width}"
 
     def text_key(self, caption: str) -> str:
         """Return the key of a caption: text encoder and hash."""

@@ -64,6 +64,13 @@ def test_every_skipped_file_is_named_with_its_reason_and_nothing_left_is_an_erro
         find(tmp_path / "..", trigger="") if False else find(tmp_path.parent / _empty(tmp_path))
 
 
+def test_it_says_how_far_it_is_while_files_are_looked_through(pictures, monkeypatch, caplog):
+    monkeypatch.setattr("lora.dataset.PROGRESS_SECONDS", 0)
+    caplog.set_level("INFO")
+    find(pictures)
+    assert "looked through 3 of 5 files" in caplog.text
+
+
 def _empty(tmp_path):
     (tmp_path.parent / "nothing").mkdir(exist_ok=True)
     return "nothing"
