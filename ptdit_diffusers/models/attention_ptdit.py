@@ -11,19 +11,15 @@ from torch import Tensor
 from ptdit_diffusers.core.backbones.layers import Attention
 from ptdit_diffusers.core.backbones.windows import Windows
 
-from .parallel_ptdit import SharedWindows
-
 
 class PTDiTAttnProcessor:
     """Attend through diffusers' dispatcher, which `set_attention_backend` configures.
 
-    Flash kernels take no mask, so attention to masked text uses torch's own kernel whatever was chosen.
-    Under context parallelism only attention inside windows needs tokens of other devices; elsewhere a device has all
-    keys.
+    Flash kernels take no mask, so attention to masked text uses torch's own kernel whatever was chosen. Where devices
+    share the tokens, each has all the keys of its queries, so attention itself knows nothing of it.
     """
 
     _attention_backend = None
-    _parallel_config = None
 
     def __call__(
         self,
@@ -36,8 +32,6 @@ class PTDiTAttnProcessor:
     ) -> Tensor:
         backend = self._attention_backend if attention_mask is None else "native"
         attend = partial(dispatch_attention_fn, backend=backend)
-        if self._parallel_config is not None and windows is not None:
-            windows = SharedWindows(windows, attn.heads, self._parallel_config.context_parallel_config)
         return attn.attend(attend, hidden_states, encoder_hidden_states, attention_mask, windows, out)
 
 
@@ -59,6 +53,10 @@ class PTDiTAttention(Attention, AttentionModuleMixin):
             return super().project(hidden_states, encoder_hidden_states)
         if encoder_hidden_states is None:
             return self.to_qkv(hidden_states).chunk(3, dim=-1)
+        if not self.is_cross_attention:  # tokens of windows that other devices own
+            return self.to_qkv(hidden_states).chunk(3, dim=-1)[0], *self.to_qkv(encoder_hidden_states).chunk(
+                3, dim=-1
+            )[1:]
         return self.to_q(hidden_states), *self.to_kv(encoder_hidden_states).chunk(2, dim=-1)
 
     def forward(

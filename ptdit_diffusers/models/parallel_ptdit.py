@@ -1,60 +1,88 @@
-"""Context parallelism of PT-DiT: where tokens are split among devices and gathered, and windows across devices."""
+"""What devices that share a forward of PT-DiT send each other, through torch.distributed.
 
-from collections.abc import Callable
+Only this module knows torch.distributed. Both messages are differentiable and compile into one graph.
+"""
 
-from diffusers.models._modeling_parallel import ContextParallelConfig, ContextParallelInput, ContextParallelOutput
-from diffusers.models.attention_dispatch import SeqAllToAllDim
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 
-from ptdit_diffusers.core.backbones.windows import Windows
 
-SPLIT_TOKENS = {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)}
-GATHER_TOKENS = ContextParallelOutput(gather_dim=1, expected_dims=3)
-# Windows, shifted windows and proxies need the tokens in three orders, so no one split of the sequence serves a whole
-# block. The residual stream stays whole on every device; the tokens of each layer are split before it and gathered
-# after it.
-CONTEXT_PARALLEL_PLAN = {
-    "transformer_blocks.*.pvisual_attn2": SPLIT_TOKENS,
-    "transformer_blocks.*.linear_1_visual": GATHER_TOKENS,
-    "transformer_blocks.*.attn1": SPLIT_TOKENS,
-    "transformer_blocks.*.attn1.to_out.0": GATHER_TOKENS,
-    "transformer_blocks.*.attn3": SPLIT_TOKENS,
-    "transformer_blocks.*.linear_2": GATHER_TOKENS,
-    "transformer_blocks.*.attn2": SPLIT_TOKENS,
-    "transformer_blocks.*.attn2.to_out.0": GATHER_TOKENS,
-    "transformer_blocks.*.ff": SPLIT_TOKENS,
-    "transformer_blocks.*.ff.net.2": GATHER_TOKENS,
-}
+def all_rows(rows: Tensor, group: Any) -> Tensor:
+    """Return the rows (m, ...) of all devices, one after another: (P m, ...)."""
+    gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+    return collectives.wait_tensor(gather(rows.contiguous(), 0, group))
 
 
-class SharedWindows:
-    """Windows over tokens that are split among the devices of a context-parallel group.
+class GatherForAll(torch.autograd.Function):
+    """Gather rows of which each device makes its own use: their gradients add up."""
 
-    A device's tokens may begin and end inside a window. So devices exchange tokens for heads before the attention
-    (Ulysses), each attends with its share of the heads in all windows, and they exchange back.
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return all_rows(rows, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        scatter = getattr(collectives, "reduce_scatter_single", None) or collectives.reduce_scatter_tensor
+        return collectives.wait_tensor(scatter(grad.contiguous(), "sum", 0, ctx.group)), None
+
+
+class GatherResult(torch.autograd.Function):
+    """Gather rows with which all devices do the same: each has the whole gradient, and takes its part."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: Any) -> Tensor:
+        ctx.rank, ctx.count = dist.get_rank(group), len(rows)
+        return all_rows(rows, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.narrow(0, ctx.rank * ctx.count, ctx.count), None
+
+
+class Trade(torch.autograd.Function):
+    """Send each device its rows, and get others from it; gradients go back the same ways."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+        ctx.ways = sent, received, group
+        return collectives.wait_tensor(collectives.all_to_all_single(rows.contiguous(), received, sent, group))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        sent, received, group = ctx.ways
+        back = collectives.all_to_all_single(grad.contiguous(), sent, received, group)
+        return collectives.wait_tensor(back), None, None, None
+
+
+class GroupMessages:
+    """Messages of the processes of a group, see `core.backbones.shares.Messages`.
 
     Args:
-        windows: windows over all tokens.
-        heads: heads of the attention.
-        parallel: the context-parallel group.
-
-    Raises:
-        ValueError: the number of devices does not divide the heads, or the parts are not equal.
+        group: a process group of torch.distributed.
     """
 
-    def __init__(self, windows: Windows, heads: int, parallel: ContextParallelConfig):
-        devices = parallel.ring_degree * parallel.ulysses_degree
-        if heads % devices:
-            legal = max(part for part in range(1, devices) if heads % part == 0)
-            raise ValueError(f"{heads} heads cannot be shared by {devices} devices; nearest smaller number: {legal}.")
-        if parallel.ulysses_anything or parallel.ring_anything:
-            raise ValueError(
-                "ulysses_anything and ring_anything make unequal parts, which windows cannot use; drop it."
-            )
-        self.windows = windows
-        self.group = parallel._flattened_mesh.get_group()
+    def __init__(self, group: Any):
+        self.group = group
+        self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
 
-    def attend(self, attention: Callable, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend inside each window, with this device's part of the tokens: (B, N / devices, heads, head_dim)."""
-        query, key, value = (SeqAllToAllDim.apply(self.group, tokens) for tokens in (query, key, value))
-        return SeqAllToAllDim.apply(self.group, self.windows.attend(attention, query, key, value), 1, 2)
+    def trade(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        return Trade.apply(rows, list(sent), list(received), self.group)
+
+    def gather(self, rows: Tensor, lengths: Sequence[int], is_used_by_all: bool) -> Tensor:
+        most = max(lengths)
+        padding = rows.new_zeros(most - len(rows), *rows.shape[1:])
+        padded = torch.cat([rows, padding]) if len(padding) else rows
+        gathered = (GatherForAll if is_used_by_all else GatherResult).apply(padded, self.group)
+        pieces = gathered.split(most)
+        return torch.cat([piece[:length] for piece, length in zip(pieces, lengths, strict=True)])
+
+    def agree(self, values: Tensor) -> bool:
+        """Return whether all devices have the same values (n,)."""
+        everywhere = all_rows(values[None], self.group)
+        return bool((everywhere == values).all())

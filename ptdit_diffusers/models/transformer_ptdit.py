@@ -15,11 +15,12 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor
 
 from ptdit_diffusers.core.backbones.parameters import PTDiTParameters
+from ptdit_diffusers.core.backbones.proxies import ProxyPlan
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone, PTDiTBlock
+from ptdit_diffusers.core.backbones.shares import Share, best_plan
 from ptdit_diffusers.core.backbones.windows import Triple
 
 from .attention_ptdit import PTDiTAttention
-from .parallel_ptdit import CONTEXT_PARALLEL_PLAN
 
 
 def only_unfused(*names: str) -> Callable[[type], type]:
@@ -62,7 +63,6 @@ def only_unfused(*names: str) -> Callable[[type], type]:
     "delete_adapters",
     "unload_lora",
     "load_state_dict",
-    "enable_parallelism",
 )
 class PTDiTTransformer3DModel(
     ModelMixin, PTDiTBackbone, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
@@ -101,7 +101,7 @@ class PTDiTTransformer3DModel(
     _skip_layerwise_casting_patterns = ["pos_embed", "adaln_single", "scale_shift_table"]
     _keep_in_fp32_modules = ["scale_shift_table", "proxy_scale_shift_table"]  # small; the forward casts them
     _keys_to_ignore_on_load_unexpected = ["pos_embed.pos_embed"]
-    _cp_plan = CONTEXT_PARALLEL_PLAN
+    _cp_plan = {}  # diffusers installs nothing: the backbone shares its tokens itself
 
     @register_to_config
     def __init__(
@@ -128,14 +128,73 @@ class PTDiTTransformer3DModel(
         self.build(PTDiTParameters.from_config(self.config), attention_class=PTDiTAttention)
         self.initialize_weights()
         self.gradient_checkpointing = False
-        if not shift_window:
-            shifted = ("attn3", "linear_2")
-            self._cp_plan = {name: part for name, part in self._cp_plan.items() if not name.endswith(shifted)}
+        self._messages = None  # how devices that share the tokens reach each other
 
-    def fuse_linear_layers(self) -> None:
-        if self._parallel_config is not None:
-            raise ValueError("linear layers cannot be fused under context parallelism, which splits their tokens.")
-        super().fuse_linear_layers()
+    def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
+        """Share the tokens of every forward among the processes of torch.distributed.
+
+        Each owns some slices of one axis, whole windows where they divide well. Per block only proxies and tokens of
+        windows at the borders of shares travel. All processes must call the model with the same inputs.
+
+        Args:
+            config: a `ContextParallelConfig` of diffusers; ring and Ulysses degrees mean the same here, and their
+                product is the number of devices.
+            cp_plan: not used by this model.
+
+        Raises:
+            ValueError: `cp_plan` is given.
+            RuntimeError: parallelism is on already, or torch.distributed is not initialized.
+        """
+        if cp_plan is not None:
+            raise ValueError("cp_plan is not used by PT-DiT, which shares whole windows: leave it out.")
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            raise RuntimeError(
+                "torch.distributed is not initialized: start the processes with torchrun, and call "
+                "torch.distributed.init_process_group() before enable_parallelism()."
+            )
+        super().enable_parallelism(config=config)
+        from .parallel_ptdit import GroupMessages
+
+        group = self._parallel_config.context_parallel_config._flattened_mesh.get_group()
+        self._messages = GroupMessages(group)
+
+    def _resolve_parallel_config(self, config: Any) -> Any:
+        """Make the device mesh as diffusers does; it divides by the number of accelerators, which may be 0."""
+        if torch.accelerator.is_available():
+            return super()._resolve_parallel_config(config)
+        parallel = (
+            ParallelConfig(context_parallel_config=config) if isinstance(config, ContextParallelConfig) else config
+        )
+        shared = parallel.context_parallel_config
+        mesh = shared.mesh or init_device_mesh("cpu", shared.mesh_shape, mesh_dim_names=shared.mesh_dim_names)
+        ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        parallel.setup(*ranks, torch.device("cpu"), mesh=mesh)
+        self._parallel_config = parallel
+        return parallel
+
+    def check_agreement(self, **inputs: Tensor) -> None:
+        """Check that all devices that share the tokens got the same inputs; does nothing on one device.
+
+        Raises:
+            ValueError: they did not, on all devices alike.
+        """
+        if self._messages is None:
+            return
+        sums = torch.stack(
+            [sum_of.float() for value in inputs.values() for sum_of in (value.sum(), value.abs().sum())]
+        )
+        if not self._messages.agree(sums):
+            raise ValueError(
+                f"the devices have different {' or '.join(inputs)}: give all processes the same prompt, size and "
+                "seed, for example generator=torch.Generator().manual_seed(0)."
+            )
+
+    def share_of(self, plan: ProxyPlan) -> Share | None:
+        if self._messages is None:
+            return None
+        dim = self.config.num_attention_heads * self.config.attention_head_dim
+        best = best_plan(plan.grid, plan.window, self.shift_window, plan.number(), dim, self._messages.count)
+        return Share(plan.grid, best.axis, best.bounds, self._messages)
 
     def run_block(self, block: PTDiTBlock, *inputs: Any) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

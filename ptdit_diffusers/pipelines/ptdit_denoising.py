@@ -180,6 +180,7 @@ class DenoisingMixin:
         """
         options = self.network_options(call, tensors["latents"].shape)
         texts = self.guidance_texts(tensors)
+        self.transformer.check_agreement(latents=tensors["latents"], prompts=tensors["prompt_embeds"])
         random = step_randomness(self.scheduler, call.generator)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):

@@ -4,12 +4,16 @@ Functions of sizes and tensors; no layers, no weights.
 Shape letters: B batch, F H W token frames/rows/columns, N = F*H*W tokens in raster order, D width, M proxies.
 """
 
+import math
+from collections import Counter
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .windows import Triple, axis_segments
+from .cuts import Triple, axis_segments
+from .shares import Share
 
 PROXY_MODES = ("mean", "random", "first")
 
@@ -128,8 +132,85 @@ class ProxyPlan(NamedTuple):
             return mean_proxies(hidden_states, *self)
         return hidden_states.gather(1, index[..., None].expand(len(hidden_states), -1, hidden_states.shape[-1]))
 
-    def number(self) -> int:
-        """Return the number of proxies M."""
+    def numbers(self) -> Triple:
+        """Return the number of proxies along each axis."""
         boxes = zip(self.grid, proxy_boxes(self.window, self.ratio), strict=True)
         frames, rows, columns = [size // box * stride + min(stride, size % box) for size, (box, stride) in boxes]
-        return frames * rows * columns
+        return frames, rows, columns
+
+    def number(self) -> int:
+        """Return the number of proxies M."""
+        return math.prod(self.numbers())
+
+
+class SharedProxies(NamedTuple):
+    """The proxies of a grid whose tokens several devices own: each gives its part, and gets all proxies."""
+
+    plan: ProxyPlan
+    share: Share
+
+    def tokens(self, hidden_states: Tensor, index: Tensor | None) -> Tensor:
+        """Return all proxies (B, M, D) from own tokens (B, N, D).
+
+        Args:
+            hidden_states: own tokens.
+            index: None for means, else the tokens that are proxies, (B or 1, M), numbered in the whole grid.
+        """
+        share, axis = self.share, self.share.axis
+        spans = [self.proxies_of(*span) for span in share.spans]
+        is_cut = any(first[1] > second[0] for first, second in pairwise(spans))  # proxies of several devices
+        start, stop = spans[share.messages.rank]
+        if index is not None:
+            rows = self.picked(hidden_states, index)[start:stop]
+        else:
+            rows = self.averaged(hidden_states, start, stop, is_cut)
+        if is_cut:  # parts are added up in float32
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rows = share.messages.gather(rows, [last - first for first, last in spans], is_used_by_all=True)
+        if is_cut:
+            numbers = torch.tensor([number for span in spans for number in range(*span)], device=rows.device)
+            total = rows.new_zeros(self.plan.numbers()[axis], *rows.shape[1:])
+            rows = total.index_add(0, numbers, rows).to(hidden_states.dtype)
+        return rows.movedim(0, 1 + axis).flatten(1, 3)
+
+    def box(self) -> tuple[int, int]:
+        """Return box and stride along the shared axis, as `proxy_boxes`."""
+        return proxy_boxes(self.plan.window, self.plan.ratio)[self.share.axis]
+
+    def proxies_of(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the proxies along the shared axis, first and one after the last, of boxes with slices of a span."""
+        box, stride = self.box()
+        return start // box * stride, min(self.plan.numbers()[self.share.axis], -(-stop // box) * stride)
+
+    def averaged(self, hidden_states: Tensor, start: int, stop: int, is_cut: bool) -> Tensor:
+        """Return the means of own tokens for proxies `start` to `stop` along the shared axis, which comes first.
+
+        Where shares cut boxes they are sums of own tokens, divided by the members of the whole proxy.
+        """
+        axis = self.share.axis
+        video = hidden_states.unflatten(1, self.share.own_grid)
+        for other, (box, stride) in reversed(list(enumerate(proxy_boxes(self.plan.window, self.plan.ratio)))):
+            if other != axis or not is_cut:
+                video = pool_axis(video, 1 + other, box, stride)
+        rows = video.movedim(1 + axis, 0)  # (T, B, ., ., D)
+        if not is_cut:
+            return rows
+        box, stride = self.box()
+        numbers = [position // box * stride + position % box % stride for position in range(self.plan.grid[axis])]
+        members, own = Counter(numbers), numbers[slice(*self.share.span)]  # own: the proxy of each own slice
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rows = rows / rows.new_tensor([members[number] for number in own]).view(-1, 1, 1, 1, 1)
+        own = torch.tensor([number - start for number in own], device=rows.device)
+        return rows.new_zeros(stop - start, *rows.shape[1:]).index_add(0, own, rows)
+
+    def picked(self, hidden_states: Tensor, index: Tensor) -> Tensor:
+        """Return the tokens at `index` (B or 1, M), zero where others own them, with the shared axis first."""
+        axis, size = self.share.axis, self.plan.grid[self.share.axis]
+        first, last = self.share.span
+        inner = math.prod(self.plan.grid[axis + 1 :])  # tokens from one slice to the next
+        slices = index // inner % size
+        is_own = (slices >= first) & (slices < last)
+        own = index // (inner * size) * (inner * (last - first)) + (slices - first) * inner + index % inner
+        own = torch.where(is_own, own, 0)[..., None].expand(len(hidden_states), -1, hidden_states.shape[-1])
+        tokens = hidden_states.gather(1, own) * is_own[..., None]
+        return tokens.unflatten(1, self.plan.numbers()).movedim(1 + axis, 0)

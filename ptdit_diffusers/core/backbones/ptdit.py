@@ -16,7 +16,8 @@ from .embeddings import AdaLayerNormSingle, Embedder, PatchEmbed, position_table
 from .fused import apply_product, check_linear, fused_cross_attention, gated_product, linear_product
 from .layers import Attention, FeedForward, layer_norm, modulated_norm, scaled_dot_product
 from .parameters import PTDiTParameters
-from .proxies import ProxyPlan, legal_proxy_mode, proxy_index, random_numbers
+from .proxies import ProxyPlan, SharedProxies, legal_proxy_mode, proxy_index, random_numbers
+from .shares import Share
 from .windows import Triple, Windows, keep_windows, legal_triple
 
 
@@ -32,7 +33,7 @@ class BlockContext:
         text_mask: bool (B, L), True = keep; None if all text tokens are kept.
     """
 
-    proxies: ProxyPlan
+    proxies: ProxyPlan | SharedProxies
     proxy_index: Tensor | None
     windows: Windows
     shifted_windows: Windows | None
@@ -107,20 +108,29 @@ class PTDiTBlock(nn.Module):
         self, hidden_states: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, windows: Windows
     ) -> Tensor:
         """Let tokens attend to the others of their window: (B, N, D)."""
-        inner = modulated_norm(windows.partition(hidden_states), shift, scale)
-        return torch.addcmul(hidden_states, gate, windows.restore(self.attn1(inner, windows=windows)))
+        inner, source = self.window_inputs(hidden_states, shift, scale, windows)
+        return torch.addcmul(hidden_states, gate, windows.restore(self.attn1(inner, source, windows=windows)))
+
+    def window_inputs(
+        self, hidden_states: Tensor, shift: Tensor, scale: Tensor, windows: Windows
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the modulated tokens in window order: own ones, and all of the windows where those are more."""
+        keys = windows.keys(hidden_states)
+        source = None if keys is None else modulated_norm(keys, shift, scale)
+        return modulated_norm(windows.partition(hidden_states), shift, scale), source
 
     def shifted_window_attention(
         self, hidden_states: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, windows: Windows
     ) -> Tensor:
         """Let tokens attend to the others of their shifted window; the gate comes before `linear_2`: (B, N, D)."""
-        inner = modulated_norm(windows.partition(hidden_states), shift, scale)
+        inner, source = self.window_inputs(hidden_states, shift, scale, windows)
         first, tokens = self.attn3.to_out[0], hidden_states.shape[0] * hidden_states.shape[1]
         product = gated_product(first, gate, self.linear_2, tokens) if self.fused else None
         if product is None:
-            inner = self.linear_2(gate * self.attn3(inner, windows=windows))
+            inner = self.linear_2(gate * self.attn3(inner, source, windows=windows))
         else:
-            inner = self.attn3(inner, windows=windows, out=partial(apply_product, weight=product[0], bias=product[1]))
+            out = partial(apply_product, weight=product[0], bias=product[1])
+            inner = self.attn3(inner, source, windows=windows, out=out)
         return hidden_states + windows.restore(inner)
 
     def text_cross_attention(
@@ -348,19 +358,24 @@ class PTDiTBackbone(nn.Module):
         batch, _, frames, height, width = latents.shape
         grid = (frames, height // self.patch_size, width // self.patch_size)
 
+        plan = ProxyPlan(grid, window, ratio)
+        share = self.share_of(plan)
+        if share is not None:
+            latents = share.narrow(latents, 2, 1 if share.axis == 0 else self.patch_size)
         hidden_states = self.pos_embed(latents)  # (B, N, D)
         dim, dtype, device = hidden_states.shape[-1], hidden_states.dtype, latents.device
         positions = position_table(grid, dim, self.position_scale, self.scrambled_positions, device)
+        if share is not None:
+            positions = share.narrow(positions.unflatten(0, grid), 0).flatten(0, 2)
         hidden_states = (hidden_states + positions).to(dtype)
         embedded, modulation = self.adaln_single(timestep, resolution, aspect_ratio, dtype)  # (B, D), (B, 6, D)
         text = self.caption_projection(encoder_hidden_states.to(dtype))  # (B, L, D)
 
-        plan = ProxyPlan(grid, window, ratio)
         context = BlockContext(
-            proxies=plan,
+            proxies=plan if share is None else SharedProxies(plan, share),
             proxy_index=proxy_index(*plan, None, device) if mode == "first" else None,
-            windows=Windows(grid, window, shifted=False, device=device),
-            shifted_windows=Windows(grid, window, shifted=True, device=device) if self.shift_window else None,
+            windows=Windows(grid, window, False, device, share),
+            shifted_windows=Windows(grid, window, True, device, share) if self.shift_window else None,
             text_mask=encoder_attention_mask,
         )
         for block in self.transformer_blocks:
@@ -371,7 +386,12 @@ class PTDiTBackbone(nn.Module):
 
         shift, scale = (self.scale_shift_table.to(hidden_states) + embedded[:, None]).chunk(2, dim=1)  # (B, 1, D)
         patches = self.proj_out(modulated_norm(hidden_states, shift, scale))  # (B, N, p*p*C)
+        patches = patches if share is None else share.whole(patches)
         return unpatchify(patches, grid, self.patch_size)
+
+    def share_of(self, plan: ProxyPlan) -> Share | None:
+        """Return what this device owns of a token grid; None: all of it. Hosts with several devices override it."""
+        return None
 
     def flow(self, sample: Tensor) -> Tensor:
         """Return the velocity noise - x0 in float32, (B, in channels, F, height, width), from `predict`'s output.

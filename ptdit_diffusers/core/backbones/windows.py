@@ -8,37 +8,13 @@ import math
 from collections.abc import Callable
 from copy import copy
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Triple = tuple[int, int, int]
-
-
-class Segment(NamedTuple):
-    """A run of equal windows along one axis: `count` windows of `length` tokens from token `start` on."""
-
-    start: int
-    count: int
-    length: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.count * self.length
-
-
-def axis_segments(size: int, window: int, shifted: bool) -> list[Segment]:
-    """Cut one axis at 0, c, 2c, ..., N; shifted at 0, s, s+c, s+2c, ..., N with s = c // 2.
-
-    The shifted cut gives the same windows as a cyclic roll by -s with the usual region mask, without roll and mask.
-    """
-    shift = window // 2 if shifted else 0
-    head = shift if shift < size else size  # min() would give torch.compile an expression to carry along
-    count = (size - head) // window
-    tail = size - head - count * window
-    runs = [Segment(0, 1, head), Segment(head, count, window), Segment(size - tail, 1, tail)]
-    return [run for run in runs if run.count > 0 and run.length > 0]
+from .cuts import Triple, axis_segments, borders_of, segments_of_share
+from .shares import Share, reach
 
 
 class Reorder(torch.autograd.Function):
@@ -63,30 +39,58 @@ class Windows:
         window: window length on each axis; a grid that it does not divide gets smaller windows at its borders.
         shifted: shift the cut by half a window (axes with window 1 have nothing to shift).
         device: device of the tokens.
+        share: the part of the grid that this device owns; its windows may reach beyond it.
 
     Attributes:
         axes: the segments of each axis.
         sizes: (windows, tokens per window) of each group, in the order of the partitioned tokens.
+        own_sizes: the same, counting own tokens only.
         shapes: tokens (frames, rows, columns) of one window of each group.
-        order, inverse: index (N,) from raster order to window order, and back.
+        order, inverse: index (N,) from raster order to window order, and back, of own tokens.
+        key_order, key_inverse: the same of all tokens of the windows.
     """
 
-    def __init__(self, grid: Triple, window: Triple, shifted: bool, device: torch.device | None = None):
+    def __init__(
+        self,
+        grid: Triple,
+        window: Triple,
+        shifted: bool,
+        device: torch.device | None = None,
+        share: Share | None = None,
+    ):
         self.axes = [axis_segments(size, length, shifted) for size, length in zip(grid, window, strict=True)]
-        self.sizes, self.shapes = [], []
+        self.share = share
+        own = [(0, size) for size in grid]
+        reached = list(own)
+        if share is not None:
+            own[share.axis] = share.span
+            self.borders = borders_of(self.axes[share.axis])
+            reached[share.axis] = reach(share.span, self.borders)
+            self.axes[share.axis] = segments_of_share(self.axes[share.axis], *share.span)
+        self.sizes, self.own_sizes, self.shapes = [], [], []
         for group in product(*self.axes):
-            count, tokens = 1, 1
+            count, tokens, queries = 1, 1, 1
             for run in group:
                 count *= run.count
                 tokens *= run.length
+                queries *= run.length if run.own is None else run.own
             self.sizes.append((count, tokens))
+            self.own_sizes.append((count, queries))
             self.shapes.append(tuple(run.length for run in group))
+        self.order, self.inverse = self.window_order(grid, window, shifted, own, device)
+        self.key_order, self.key_inverse = self.order, self.inverse
+        if reached != own:
+            self.key_order, self.key_inverse = self.window_order(grid, window, shifted, reached, device)
 
+    def window_order(
+        self, grid: Triple, window: Triple, shifted: bool, spans: list[tuple[int, int]], device: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return the index from raster order to window order of the tokens in the spans of each axis, and back."""
         group = number = torch.zeros((), dtype=torch.long, device=device)
         most = 1  # numbers of windows are below it
         for axis, (size, length, runs) in enumerate(zip(grid, window, self.axes, strict=True)):
             view = [-1 if other == axis else 1 for other in range(3)]
-            position = torch.arange(size, device=device).view(view)
+            position = torch.arange(*spans[axis], device=device).view(view)
             shift = length // 2 if shifted else 0
             group = group * len(runs) + sum((position >= run.start).long() for run in runs[1:])
             windows = size // length + 2
@@ -94,15 +98,24 @@ class Windows:
             most = most * windows
         of_window = (group * most + number).flatten()  # (N,)
         # int32: GPUs of Apple sort more than 256 numbers of int64 wrongly since macOS 15
-        self.order = of_window.to(torch.int32).argsort(stable=True)
-        self.inverse = self.order.to(torch.int32).argsort()
+        order = of_window.to(torch.int32).argsort(stable=True)
+        return order, order.to(torch.int32).argsort()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Windows":
         """Return the same windows for tokens on another device."""
         moved = copy(self)
-        moved.order = self.order.to(device, non_blocking=non_blocking)
-        moved.inverse = self.inverse.to(device, non_blocking=non_blocking)
+        for name in ("order", "inverse", "key_order", "key_inverse"):
+            setattr(moved, name, getattr(self, name).to(device, non_blocking=non_blocking))
         return moved
+
+    def keys(self, hidden_states: Tensor) -> Tensor | None:
+        """Return all tokens of the windows in window order, from own ones in raster order.
+
+        None where no device needs tokens of another one. Where one does, all use the result, so that gradients come
+        back to those who gave.
+        """
+        extended = hidden_states if self.share is None else self.share.extend(hidden_states, self.borders)
+        return None if extended is hidden_states else Reorder.apply(extended, self.key_order, self.key_inverse)
 
     def partition(self, hidden_states: Tensor) -> Tensor:
         """Move (B, N, D) from raster order to window order, one window after another."""
@@ -122,15 +135,19 @@ class Windows:
     ) -> Tensor:
         """Attend inside each window; all tensors are partitioned, (B, N, heads, head_dim).
 
-        `mask_of` returns the mask for the attention of a group of windows, for example a bias of positions.
+        Keys and values are of all tokens of the windows, queries of own ones. `mask_of` returns the mask for the
+        attention of a group of windows, for example a bias of positions.
         """
         pieces, batch, heads = [], len(query), query.shape[2]
-        lengths = [count * size for count, size in self.sizes]
-        groups = (t.flatten(2).split(lengths, dim=1) for t in (query, key, value))
-        groups = zip(self.sizes, *groups, strict=True)  # (B, windows * S, D) of one window shape
-        for group, ((_, size), *qkv) in enumerate(groups):
+        own, all_ = ([count * size for count, size in sizes] for sizes in (self.own_sizes, self.sizes))
+        groups = (t.flatten(2).split(lengths, dim=1) for t, lengths in ((query, own), (key, all_), (value, all_)))
+        groups = zip(self.own_sizes, self.sizes, *groups, strict=True)  # (B, windows * S, D) of one window shape
+        for group, ((_, queries), (_, size), *qkv) in enumerate(groups):
             # None of these steps asks whether there is only one window, for which torch.compile would recompile.
-            q, k, v = (t.flatten(0, 1).unflatten(1, (heads, -1)).unflatten(0, (-1, size)) for t in qkv)
+            q, k, v = (
+                t.flatten(0, 1).unflatten(1, (heads, -1)).unflatten(0, (-1, length))
+                for t, length in zip(qkv, (queries, size, size), strict=True)
+            )
             inner = attention(q, k, v, mask_of(group))  # (B * windows, S, heads, head_dim)
             pieces.append(inner.flatten(0, 1).flatten(1).unflatten(0, (batch, -1)))
         tokens = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)  # (B, N, D)
