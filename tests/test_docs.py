@@ -40,4 +40,8 @@ def test_each_public_class_and_picture_of_the_docs_exists():
     ]
     for page in DOCS.glob("*.md"):
         for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text(encoding="utf-8")):
-            assert (DOCS / target).exists(), f"{page.name}: {target}"
+            file, _, heading = target.partition("#")
+            assert (DOCS / file).exists(), f"{page.name}: {target}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", (DOCS / file).read_text(encoding="utf-8"), re.MULTILINE)
+                assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], target
