@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from ptdit_diffusers.core.messages import one_line
 from ptdit_diffusers.training.processes import is_main_process, terminate_as_interrupt
 
 REFUSED, INTERRUPTED = 2, 130  # 128 + SIGINT, as shells count
@@ -24,4 +25,4 @@ def exit_code(work: Callable[[], int]) -> int:
 def complain(text: str) -> None:
     """Write one line to stderr, on the main process alone."""
     if is_main_process():
-        sys.stderr.write(f"lora: {' '.join(text.splitlines())}\n")
+        sys.stderr.write(f"{one_line(f'lora: {text}')}\n")

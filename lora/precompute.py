@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ptdit_diffusers.core.messages import log_to_terminal
 from ptdit_diffusers.training.checkpoint import checkpoints
 from ptdit_diffusers.training.processes import main_process_does
 
@@ -158,7 +159,7 @@ def precompute(arguments: Sequence[str] | None) -> int:
         ValueError, OSError: Something is not right.
     """
     flags = make_parser(__doc__.splitlines()[0]).parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_terminal(logging.INFO)
     flags.output_dir = flags.output_dir or (str(Path(flags.cache_dir).parent) if flags.cache_dir else None)
     settings = read_settings(flags)
     cache = fill_cache(settings, BaseModel(settings.base), Accelerator())

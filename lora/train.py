@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 from safetensors import SafetensorError
 
+from ptdit_diffusers.core.messages import log_to_terminal
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from ptdit_diffusers.training.processes import (
     check_processes,
@@ -69,7 +70,7 @@ def train(settings: LoRASettings) -> int:
         project_dir=folder,
     )
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    log_to_terminal(level)
     check_processes(accelerator)
     base = BaseModel(settings.base)
     check_before_training(settings, base, accelerator)

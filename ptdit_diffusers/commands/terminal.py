@@ -4,7 +4,6 @@ import argparse
 import logging
 import math
 import os
-import re
 import signal
 import sys
 import warnings
@@ -16,11 +15,11 @@ from typing import Any
 from ptdit_diffusers.core.sizes import LARGEST_SIDE
 
 from ..core import arguments
+from ..core.messages import one_line
 
 SIZE_STEP = 16  # pixels: VAE 8 x patch 2
 FRAME_STEP = 4  # frames that the VAE packs into one latent frame, after the first
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
-CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -43,7 +42,7 @@ def say(text: str, error: bool = False) -> None:
     if stream is None:  # closed by the shell
         return
     encoding = stream.encoding or "utf-8"
-    line = printable(" ".join(text.split("\n")))
+    line = one_line(text)
     try:
         stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         stream.flush()
@@ -52,11 +51,6 @@ def say(text: str, error: bool = False) -> None:
             os.dup2(nowhere.fileno(), stream.fileno())
         if not error and not isinstance(problem, BrokenPipeError):
             say(f"warning: messages cannot be written to stdout: {problem.strerror}", error=True)
-
-
-def printable(text: str) -> str:
-    """Return a text with its control characters (C0, C1, and those that turn the direction of text) escaped."""
-    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say_warnings() -> None:

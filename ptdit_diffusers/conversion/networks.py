@@ -188,15 +188,15 @@ def weights_in_words(part: Part) -> str:
 
 
 def build_for(path: Path, model_class: Any, config: Config) -> Any:
-    """Build a model without memory for the weights in a file.
+    """Build a model of diffusers or transformers without memory for the weights in a file or folder.
 
     Raises:
         ConversionError: There is no model with such a configuration.
     """
     try:
-        return build(model_class.from_config, {"config": config})
-    except (ValueError, TypeError, ArithmeticError) as error:  # of a configuration that the file carries
-        raise ConversionError(f"{path}: {error}") from error
+        return build(getattr(model_class, "from_config", model_class), {"config": config})
+    except Exception as error:  # of many kinds: the configuration may hold anything
+        raise ConversionError(f"{path}: there is no {model_class.__name__} of this configuration: {error}") from error
 
 
 def build(model_class: Callable[..., Any], config: dict[str, Any]) -> Any:

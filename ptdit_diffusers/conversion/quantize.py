@@ -40,7 +40,7 @@ from ..models.transformer_ptdit import PTDiTTransformer3DModel
 from .containers import Facts, Weights, one_line
 from .folder import check_output, check_space
 from .gguf_header import check_gguf
-from .networks import build
+from .networks import build_for
 from .q4_k import BLOCK, quantize_q4_k
 from .text import TABLE, TIED_TABLE, WEIGHT_FILES, encoder_names, read_config
 from .writing import bytes_of, write_weights
@@ -114,9 +114,9 @@ def load_in_fp8(model: Path, component: str, compute_dtype: torch.dtype) -> torc
     weights = open_component(model, component)
     if component == "transformer":
         config = read_json(model / component / "config.json")
-        empty = build(transformer_class(config).from_config, {"config": config})
+        empty = build_for(model / component, transformer_class(config), config)
     else:
-        empty = build(T5EncoderModel, {"config": read_config(model / component)})
+        empty = build_for(model / component, T5EncoderModel, read_config(model / component))
     expected = shapes_of(empty.state_dict())
     expected.pop(TIED_TABLE, None)
     check_weights(weights.path, f"the {component.replace('_', ' ')} in {model}", expected, weights.shapes)

@@ -14,7 +14,7 @@ from ptdit_diffusers.core.documents import read_json
 from ptdit_diffusers.core.model_folder import check_count
 
 from .containers import Weights, one_line
-from .networks import Part, build, weights_in_words
+from .networks import Part, build_for, weights_in_words
 from .spiece import read_spiece
 
 FINAL_NORM = "encoder.final_layer_norm.weight"
@@ -55,7 +55,7 @@ def plan_text_encoder(path: Path) -> Part:
         except ValueError as error:
             raise ConversionError(str(error)) from error
     config = given or infer_t5(shapes)
-    model = build(T5EncoderModel, {"config": config})
+    model = build_for(path, T5EncoderModel, config)
     expected = shapes_of(model.state_dict())
     expected.pop(TIED_TABLE, None)
     check_weights(path, f"a T5 encoder of width {config.d_model}", expected, shapes)
@@ -81,7 +81,10 @@ def read_config(folder: Path) -> T5Config:
         raise ConversionError(f"{path} cannot be read: {one_line(error)}") from error
     if kind != "t5":
         raise ConversionError(f"{folder} holds a {kind} model; the text encoder must be a T5 (model_type t5)")
-    return T5Config.from_dict(content)
+    try:
+        return T5Config.from_dict(content)
+    except Exception as error:  # of many kinds: it may hold anything
+        raise ConversionError(f"{path} is not the configuration of a T5: {one_line(error)}") from error
 
 
 def encoder_names(names: list[str]) -> dict[str, str]:

@@ -71,8 +71,11 @@ def _check_component(folder: Path, cls: type) -> dict[str, Any]:
     check_types(path, given, {key: defaults[key] for key in sizes} if is_text else defaults)
     found = weights_shapes(folder)
     if found is not None and "quantization_config" not in given:
-        with torch.device("meta"):
-            model = cls(T5Config.from_dict(given)) if is_text else cls.from_config(given)
+        try:
+            with torch.device("meta"):
+                model = cls(T5Config.from_dict(given)) if is_text else cls.from_config(given)
+        except Exception as error:  # of many kinds: the configuration may hold anything
+            raise ValueError(f"{path}: there is no {cls.__name__} of this configuration: {error}") from error
         expected = shapes_of(model.state_dict())
         one_of_two = TIED & set(found) if is_text else set()
         expected = {

@@ -85,7 +85,10 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
                 "enable_layerwise_casting() was called before: it would store the LoRA in the small format, too, "
                 "which cannot be scaled. Load the LoRA first, and call enable_layerwise_casting() afterwards."
             )
-        super().load_lora_into_transformer(state_dict, transformer, **kwargs)
+        try:
+            super().load_lora_into_transformer(state_dict, transformer, **kwargs)
+        except RuntimeError as error:  # of torch: a size that fits neither layer nor kernel
+            raise ValueError(f"this LoRA does not fit the transformer: {' '.join(str(error).split())}") from error
 
 
 def fetch_lora(
@@ -159,7 +162,7 @@ def convert_foreign_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             f"this is not a LoRA: of its {len(weights)} keys, none ends with lora_A.weight or lora_down.weight "
             f"(first keys: {_first(weights)})."
         )
-    check_forms(list(renamed))
+    check_forms(renamed)
     for key in [key for key in renamed if key.endswith(".alpha")]:
         module = key.removesuffix(".alpha")
         alpha = renamed.pop(key)
@@ -167,24 +170,29 @@ def convert_foreign_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(
                 f"{key.removeprefix(OUR_PREFIX)} has no lora_down and lora_up (or lora_A, lora_B) beside it."
             )
-        if alpha.numel() != 1 or not renamed[module + DOWN].numel():
-            raise ValueError(f"{key.removeprefix(OUR_PREFIX)} is not one number for matrices that hold values.")
+        if alpha.numel() != 1:
+            raise ValueError(f"{key.removeprefix(OUR_PREFIX)} is not one number.")
         rank, up = renamed[module + DOWN].shape[0], renamed[module + UP]
         renamed[module + UP] = (up.float() * (float(alpha) / rank)).to(up.dtype)
     return renamed
 
 
-def check_forms(keys: list[str]) -> None:
-    """Raise ValueError unless every key belongs to a LoRA; names the first that do not.
+def check_forms(weights: dict[str, Tensor]) -> None:
+    """Raise ValueError unless every key belongs to a LoRA and every matrix is one; names the first that do not.
 
     Other trainers also save whole differences of weights (`diff`, `diff_b`), which are no LoRA.
     """
-    wrong = [f"{key} (no part of a LoRA)" for key in keys if ".lora_" not in key and not key.endswith(".alpha")]
+    wrong = [f"{key} (no part of a LoRA)" for key in weights if ".lora_" not in key and not key.endswith(".alpha")]
     if wrong:
         raise ValueError(
-            f"this file is not only a LoRA: {len(wrong)} of {len(keys)} keys cannot be used, first "
+            f"this file is not only a LoRA: {len(wrong)} of {len(weights)} keys cannot be used, first "
             f"{'; '.join(wrong[:SHOWN])}."
         )
+    empty = [
+        key for key, value in weights.items() if key.endswith((DOWN, UP)) and (value.ndim < 2 or 0 in value.shape)
+    ]
+    if empty:
+        raise ValueError(f"{_first(empty)} of this LoRA holds no matrix.")
 
 
 def _names_no_layer(source: Any) -> bool:
@@ -275,6 +283,8 @@ def check_lora(weights: dict[str, Tensor], transformer: PTDiTTransformer3DModel)
             wrong.append(f"{key} ({value.shape[1]} inputs, the layer has {inputs})")
         elif kind == "B.weight" and value.shape[0] != outputs:
             wrong.append(f"{key} ({value.shape[0]} outputs, the layer has {outputs})")
+        elif kind == "B.bias" and tuple(value.shape) != (outputs,):
+            wrong.append(f"{key} (shape {tuple(value.shape)}, the layer has {outputs} outputs)")
         elif kind == "magnitude_vector" and tuple(value.shape) not in ((outputs,), (outputs, 1)):
             wrong.append(f"{key} (shape {tuple(value.shape)}, the layer has {outputs} outputs)")
     if wrong:
@@ -282,6 +292,11 @@ def check_lora(weights: dict[str, Tensor], transformer: PTDiTTransformer3DModel)
             f"this LoRA is for another model: {len(wrong)} of {len(weights)} keys do not fit, first "
             f"{'; '.join(wrong[:SHOWN])}."
         )
+    for key in (key for key in weights if key.endswith(DOWN)):
+        other = key.removesuffix(DOWN) + UP
+        if other in weights and weights[key].shape[0] != weights[other].shape[1]:
+            ranks = weights[key].shape[0], weights[other].shape[1]
+            raise ValueError(f"this LoRA is damaged: {key} has rank {ranks[0]}, and its lora_B rank {ranks[1]}.")
     for one, other in ((DOWN, UP), (UP, DOWN), (MAGNITUDE, DOWN)):
         halves = [key for key in weights if key.endswith(one) and key.removesuffix(one) + other not in weights]
         if halves:

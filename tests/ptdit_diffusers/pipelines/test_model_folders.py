@@ -69,3 +69,10 @@ def test_a_header_that_is_none_is_refused(folder, damage):
     path.write_bytes(size.to_bytes(8, "little") + headers[damage])
     with pytest.raises(ValueError, match="is no safetensors file, or only a part of one"):
         check_folder(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("dtype", ""), ("dtype", 1e30), ("dense_act_fn", [])])
+def test_a_configuration_that_builds_nothing_is_refused(folder, key, value):
+    change(folder / "text_encoder" / "config.json", **{key: value})
+    with pytest.raises(ValueError, match="text_encoder/config.json: there is no T5EncoderModel of this configuration"):
+        check_folder(folder)

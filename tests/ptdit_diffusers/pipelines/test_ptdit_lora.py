@@ -1,7 +1,11 @@
 """LoRA through the pipeline: diffusers' files, ComfyUI-style keys, alpha."""
 
+import json
+import time
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
@@ -215,3 +219,73 @@ def test_a_pipeline_with_a_lora_is_not_saved_as_one_that_cannot_be_loaded(pipe, 
         pipe.save_pretrained(tmp_path)
     pipe.unload_lora_weights()
     pipe.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["99999999", "9" * 5000])
+def test_a_block_that_no_model_has_is_refused_at_once(pipe, number):
+    stem = f"lora_unet_transformer_blocks_{number}_attn1_to_q"
+    wrong = {f"{stem}.lora_down.weight": torch.zeros(4, 48), f"{stem}.lora_up.weight": torch.zeros(48, 4)}
+    begin = time.process_time()
+    with pytest.raises(ValueError, match="this LoRA is for another model: 2 of 2 keys do not fit"):
+        pipe.load_lora_weights(wrong)
+    assert time.process_time() - begin < 2
+
+
+HARD = "([a-z0-9_.]+)+!"  # takes exponential time as a regular expression
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_modules": HARD},
+        {"rank_pattern": {HARD: 4}},
+        {"r": 10**9, "rank_pattern": {"to_q": 10**9}},
+        {"target_modules": 5, "r": "x", "use_dora": "yes"},
+    ],
+    ids=["names are no patterns", "ranks by pattern", "giant rank", "types"],
+)
+def test_ranks_and_layers_come_from_the_weights_and_not_from_the_metadata(pipe, lora, tmp_path, change):
+    pipe.load_lora_weights(lora)
+    expected = draw(pipe)
+    pipe.unload_lora_weights()
+    metadata = {"r": 2, "lora_alpha": 2, "target_modules": ["to_q"]} | change
+    text = json.dumps({f"transformer.{name}": value for name, value in metadata.items()})
+    save_file(lora, tmp_path / "a.safetensors", metadata={"format": "pt", "lora_adapter_metadata": text})
+    begin = time.process_time()
+    pipe.load_lora_weights(str(tmp_path), weight_name="a.safetensors")
+    assert time.process_time() - begin < 2
+    assert torch.equal(draw(pipe), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "metadata of this LoRA are a list, not the settings"),
+        ("[" * 100_000, "is no JSON of an adapter's settings"),
+        ("{", "is no JSON of an adapter's settings"),
+        ('{"transformer.lora_alpha": "x"}', "no numbers as lora_alpha"),
+        ('{"transformer.alpha_pattern": {"(a+)+!": 4}}', "names '.*', which is no name of a layer"),
+    ],
+)
+def test_metadata_that_are_no_settings_are_refused(pipe, lora, tmp_path, text, message):
+    save_file(lora, tmp_path / "a.safetensors", metadata={"format": "pt", "lora_adapter_metadata": text})
+    with pytest.raises(ValueError, match=message):
+        pipe.load_lora_weights(str(tmp_path), weight_name="a.safetensors")
+    assert not pipe.get_list_adapters().get("transformer")
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (0, 48)])
+def test_a_matrix_that_is_none_is_refused(pipe, lora, shape):
+    key = next(key for key in lora if key.endswith("lora_A.weight"))
+    alpha = {key.replace("lora_A.weight", "alpha"): torch.tensor(1.0)}
+    with pytest.raises(ValueError, match="lora_A.weight of this LoRA holds no matrix"):
+        pipe.load_lora_weights({**lora, key: torch.zeros(shape), **alpha})
+
+
+def test_halves_of_two_ranks_and_biases_of_another_size_are_refused(pipe, lora):
+    key = next(key for key in lora if key.endswith("lora_A.weight"))
+    with pytest.raises(ValueError, match="lora_A.weight has rank 3, and its lora_B rank 2"):
+        pipe.load_lora_weights({**lora, key: torch.zeros(3, lora[key].shape[1])})
+    with pytest.raises(ValueError, match=r"lora_B.bias \(shape \(\), the layer has"):
+        pipe.load_lora_weights({**lora, key.replace("lora_A.weight", "lora_B.bias"): torch.zeros(())})
+    assert not pipe.get_list_adapters().get("transformer")
