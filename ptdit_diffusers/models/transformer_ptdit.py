@@ -162,6 +162,9 @@ class PTDiTTransformer3DModel(
         """Make the device mesh as diffusers does; it divides by the number of accelerators, which may be 0."""
         if torch.accelerator.is_available():
             return super()._resolve_parallel_config(config)
+        from diffusers import ContextParallelConfig, ParallelConfig  # with torch.distributed, which builds may lack
+        from torch.distributed.device_mesh import init_device_mesh
+
         parallel = (
             ParallelConfig(context_parallel_config=config) if isinstance(config, ContextParallelConfig) else config
         )
