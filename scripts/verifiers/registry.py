@@ -256,8 +256,8 @@ FIGURES = replace(
     guidance=1.5,
     rows={
         "right class": Row("pictures", lambda verdict: [verdict.right]),
-        "right colours": Row("figures asked for", lambda verdict: [each.color_right for each in verdict.objects]),
-        "right shapes": Row("figures asked for", lambda verdict: [each.shape_right for each in verdict.objects]),
+        "right colours": PICTURES.rows["right colours"],
+        "right shapes": PICTURES.rows["right shapes"],
         "one figure": Row("pictures", lambda verdict: [verdict.figures_right]),
     },
     required=("right class",),
