@@ -42,7 +42,7 @@ def _class_id(label: Any, names: Mapping[str, Sequence[int]], num_classes: int) 
         if len(numbers) > 1:
             raise ValueError(f"{label!r} is a name of the classes {', '.join(map(str, numbers))}; pass the number.")
         return numbers[0]
-    if isinstance(label, str) and label.strip().isdecimal():
+    if isinstance(label, str) and label.strip().removeprefix("-").isdecimal():
         label = int(label)
     if isinstance(label, str):
         near = difflib.get_close_matches(_plain(label), [name for name in names if "," not in name], n=3, cutoff=0.0)

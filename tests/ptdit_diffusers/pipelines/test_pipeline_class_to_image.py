@@ -278,6 +278,7 @@ def test_names_stand_for_numbers():
     [
         (10, "class label 10 must be 0 to 9; nearest: 9"),
         ([1, -1], "class label -1 must be 0 to 9; nearest: 0"),
+        (["-1"], "class label -1 must be 0 to 9; nearest: 0"),
         ("golden retreiver", "there is no class 'golden retreiver'; nearest: golden retriever"),
         ("crane", "'crane' is a name of the classes 2, 3; pass the number"),
         (1.5, "class label 1.5 must be a number or a name"),
