@@ -39,6 +39,7 @@ class ClassModelSettings:
     num_layers: int = 10
     patch_size: int = 2
     class_dropout_prob: float = 0.1  # share of samples trained as the null class, for guidance
+    start: str = ""  # transformer folder to go on from, with the sizes above; "" = new weights
 
     def __post_init__(self) -> None:
         one_of("model.backbone", self.backbone, tuple(CLASS_MODELS))
@@ -81,7 +82,7 @@ class ClassStage(Task):
         self.part = EncodedPart(data.part, settings.seed, self.vae, Path(settings.output_dir), data.base_tokens)
         self.labels = torch.tensor([label_of(self.part.sample(index)) for index in range(data.part.samples)])
         channels = self.part.latents.shape[1]
-        sizes = {name: value for name, value in asdict(settings.model).items() if name != "backbone"}
+        sizes = {name: value for name, value in asdict(settings.model).items() if name not in ("backbone", "start")}
         self.model = CLASS_MODELS[settings.model.backbone](
             **sizes,
             in_channels=channels,
@@ -89,6 +90,9 @@ class ClassStage(Task):
             sample_size=data.part.size // 8,
             num_classes=len(CLASSES),
         ).to(device)
+        if settings.model.start:
+            weights = type(self.model).from_pretrained(settings.model.start, dtype=torch.float32)
+            self.model.load_state_dict(weights.state_dict())
         if settings.compile:
             self.model.compile_repeated_blocks(dynamic=False)
         self.process = NoiseProcess()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from ptdit_diffusers import ClassToImagePipeline
+from ptdit_diffusers import ClassToImagePipeline, DiT2DModel
 from ptdit_diffusers.training.checkpoint import load_checkpoint
 from ptdit_diffusers.training.settings import load_settings
 from scripts import train
@@ -62,6 +62,18 @@ def test_the_export_is_a_model_that_makes_pictures_of_named_classes(backbone, ob
     lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert any("held_out_loss" in line for line in lines)
     assert all(("loss_vb" in line) == (objective == "diffusion") for line in lines if "loss" in line)
+
+
+def test_a_run_goes_on_from_weights_in_half_precision(tmp_path):
+    start = run(tmp_path / "one") / "export" / "transformer"
+    half = DiT2DModel.from_pretrained(start, dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"dit": settings_in(tmp_path / "two")}), encoding="utf-8")
+    settings = load_settings(config, "dit", ClassStageSettings, {"model.start": str(tmp_path / "half")})
+    stage = ClassStage(settings, torch.device("cpu"))
+    expected = half.state_dict()
+    assert all(torch.equal(value, expected[name].float()) for name, value in stage.model.state_dict().items())
 
 
 def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path):
