@@ -20,6 +20,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ptdit_diffusers.core.archives import check_archive
 from ptdit_diffusers.core.backbones.parameters import VAEParameters
 from ptdit_diffusers.core.backbones.vae import SPATIAL_RATIO, TEMPORAL_RATIO, PTDiTVAEBackbone
 from ptdit_diffusers.core.checkpoint_names import (
@@ -48,7 +49,9 @@ def read_vae(path: Path) -> tuple[dict[str, Tensor], VAEParameters]:
         if path.suffix in (".safetensors", ".sft"):
             content, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
         else:  # files in torch's older format, which is no zip file, cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            if packed := zipfile.is_zipfile(path):
+                check_archive(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
     except Exception as error:
         raise ValueError(
             f"{path.name} cannot be read as weights: {(str(error) or type(error).__name__).splitlines()[0]}"

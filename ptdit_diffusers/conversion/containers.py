@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ptdit_diffusers.core.archives import check_archive
 from ptdit_diffusers.core.checkpoint_names import (
     PACKED_CONFIG,
     ConversionError,
@@ -33,7 +34,6 @@ from ptdit_diffusers.core.files import shard_files
 from ptdit_diffusers.core.model_folder import LARGEST_HEADER
 
 RELEASE_BYTES = 256 * 1024**2  # pages of a mapped file count as memory until it is mapped anew
-LARGEST_PICKLE = 32_000_000  # bytes of a torch file besides numbers; a weight takes about 150
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # What a torch file with nothing but weights imports.
 HARMLESS = re.compile(
@@ -191,24 +191,6 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds a {type(content).__name__}, not named weights")
     return content
-
-
-def check_archive(path: Path) -> None:
-    """Check that a torch file is not larger unpacked than packed, and that what is unpickled is small.
-
-    Raises:
-        ConversionError: It is no archive that torch wrote.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ConversionError(f"{path} is cut off or damaged; fetch it again ({one_line(error)})") from error
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise ConversionError(f"{path} is no checkpoint of torch: {member.filename} in it is compressed")
-        if member.filename.endswith("data.pkl") and member.file_size > LARGEST_PICKLE:
-            raise ConversionError(f"{path} is no checkpoint of weights: it has {member.file_size:,} bytes of objects")
 
 
 def refusal(path: Path, kind: str) -> str:

@@ -78,6 +78,7 @@ def test_an_impossible_number_of_processes_is_one_line(monkeypatch, capsys, inst
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that can be sent to one process")
 def test_sigterm_to_the_command_stops_all_processes_and_a_checkpoint_is_written(tiny_model_folder, tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
