@@ -464,7 +464,7 @@ def test_data_sets_are_picked_by_their_shares():
     assert picked == ["views", "views", "clips", "clips", "pictures", "pictures"]
     with pytest.raises(ValueError, match="add up to 0.75"):
         pick_data_set({"views": 0.75}, 0.5)
-    with pytest.raises(ValueError, match="'films' is not known; one of: pictures, clips, views"):
+    with pytest.raises(ValueError, match="'films' is not known; one of: pictures, figures, clips, views"):
         pick_data_set({"films": 1.0}, 0.5)
 
 
