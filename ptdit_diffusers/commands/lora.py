@@ -16,9 +16,16 @@ from typing import Any
 
 from .terminal import LineParser, UserError, interrupt_ends_at_once, number
 
-# `accelerate launch` that leaves Ctrl-C to the training, which gets it, too, and hands SIGTERM on as Ctrl-C.
+# `accelerate launch` that leaves Ctrl-C to the training, which gets it, too, hands SIGTERM on as Ctrl-C, and ends with
+# the training's exit code, without a traceback of its own.
 LAUNCH = """
-import psutil, runpy, signal
+import psutil, runpy, signal, subprocess, sys
+
+class Noted(subprocess.Popen):
+    code = 0
+    def wait(self, *options, **more):
+        Noted.code = super().wait(*options, **more) or Noted.code
+        return Noted.code
 
 def hand_on(*_):
     for child in psutil.Process().children():
@@ -26,7 +33,15 @@ def hand_on(*_):
 
 signal.signal(signal.SIGINT, lambda *_: None)
 signal.signal(signal.SIGTERM, hand_on)
-runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
+subprocess.Popen = Noted
+try:
+    runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
+except SystemExit as ended:
+    sys.exit(Noted.code or ended.code)
+except Exception as error:
+    if type(error).__name__ != "ChildFailedError":  # of torchrun, for several processes
+        raise
+    sys.exit(error.get_first_failure()[1].exitcode)
 """
 
 

@@ -114,6 +114,18 @@ def test_the_exit_code_is_that_of_the_process_that_failed_and_the_others_are_end
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.slow
+def test_what_accelerate_launches_ends_with_its_own_exit_code_and_no_traceback(monkeypatch, tmp_path, capfd):
+    (tmp_path / "trains.py").write_text("import sys; sys.exit(2)")
+    (tmp_path / "accelerate").mkdir()
+    wanted = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "use_cpu": True}
+    (tmp_path / "accelerate" / "default_config.yaml").write_text(json.dumps(wanted))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert lora.launch("trains", []) == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_without_the_package_and_outside_a_clone_it_says_where_to_run(monkeypatch, tmp_path, capsys, installed):
     monkeypatch.chdir(tmp_path)
     assert main(["lora", "--rank", "3"]) == 2
