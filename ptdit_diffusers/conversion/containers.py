@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,9 +143,10 @@ def file_kind(path: Path) -> str:
     if size == 0:
         raise ConversionError(f"{path} is empty; fetch it again")
     if head.startswith(b"PK\x03\x04"):
-        if not zipfile.is_zipfile(path):
-            raise ConversionError(f"{path} is cut off or damaged: its end is missing; fetch it again")
-        return "zip"
+        with suppress(zipfile.BadZipFile):  # an end that names other disks
+            if zipfile.is_zipfile(path):
+                return "zip"
+        raise ConversionError(f"{path} is cut off or damaged: its end is missing; fetch it again")
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "pickle"
     header = int.from_bytes(head[:8], "little")

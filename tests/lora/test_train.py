@@ -351,7 +351,8 @@ def test_a_full_disk_stops_with_a_line_and_keeps_the_last_checkpoint(train, caps
 
 OLDER = """
 import runpy, sys, torch
-del torch.optim.Muon, torch.cpu.get_capabilities
+for owner, name in ((torch.optim, "Muon"), (torch.cpu, "get_capabilities")):
+    vars(owner).pop(name, None)
 torch.distributed.is_available = lambda: False
 sys.modules["torch.distributed.fsdp"] = None
 module, *sys.argv[1:] = sys.argv[1:]

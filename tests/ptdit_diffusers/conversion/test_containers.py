@@ -74,3 +74,12 @@ def test_an_index_that_is_none_or_leaves_its_folder_is_refused(tmp_path, text):
     (tmp_path / "x.index.json").write_text(text)
     with pytest.raises(ConversionError, match="not an index of sharded weights|which is not beside it"):
         Weights(tmp_path / "x.index.json")
+
+
+def test_an_archive_whose_end_names_another_disk_is_damaged(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    content[content.rindex(b"PK\x06\x07") + 16] = 2  # number of disks
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ConversionError, match="cut off or damaged"):
+        Weights(tmp_path / "a.pt")
