@@ -71,14 +71,20 @@ def header_shapes(path: Path) -> Shapes:
         raise ValueError(f"{path} is no safetensors file, or only a part of one") from problem
 
 
-def weights_shapes(folder: Path) -> Shapes | None:
+def weights_shapes(folder: Path, variant: str | None = None) -> Shapes | None:
     """Return name -> shape of the safetensors files in the folder of a component; None if there are none.
+
+    Args:
+        folder: Of the component.
+        variant: Part of the names of the files to read, e.g. "fp16"; where no file has it, the plain ones are read.
 
     Raises:
         ValueError: A file is damaged.
     """
-    names = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
-    files = sorted(path for path in folder.glob("*.safetensors") if names.fullmatch(path.name))
+    files: list[Path] = []
+    for part in [rf"\.{re.escape(variant)}", ""] if variant else [""]:
+        names = re.compile(rf"(diffusion_pytorch_model|model)({part}(-\d+-of-\d+)?|(-\d+-of-\d+)?{part})\.safetensors")
+        files = files or sorted(path for path in folder.glob("*.safetensors") if names.fullmatch(path.name))
     return {name: shape for path in files for name, shape in header_shapes(path).items()} if files else None
 
 

@@ -29,11 +29,6 @@ def time_shift(tokens_per_frame: int, base_tokens: int, num_frames: int = 1, fra
     return math.sqrt(tokens_per_frame / base_tokens * frames)
 
 
-def static_shift(config: Mapping[str, Any]) -> float:
-    """Return the ratio r by which a scheduler of diffusers shifts its noise levels at any size; see `time_shift`."""
-    return config.get("shift", config.get("flow_shift", 1.0))
-
-
 def unshift(level: float, ratio: float) -> float:
     """Return the noise level that a shift by `ratio` turns into `level`: the inverse of t' = r t / (1 + (r - 1) t)."""
     return level / (ratio - (ratio - 1) * level)

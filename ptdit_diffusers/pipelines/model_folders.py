@@ -37,12 +37,13 @@ TIED = {"shared.weight", "encoder.embed_tokens.weight"}  # names of one weight o
 BUFFERS = {"pos_embed", "relative_position_index"}  # last names of buffers in official files; computed here
 
 
-def check_folder(folder: Path, without: Collection[str] = ()) -> None:
+def check_folder(folder: Path, without: Collection[str] = (), variant: str | None = None) -> None:
     """Check the components of a folder that this package knows; diffusers would fill in what is missing at random.
 
     Args:
         folder: A local folder of a pipeline.
         without: Components that are not loaded from it.
+        variant: Which files of weights are loaded, see `weights_shapes`.
 
     Raises:
         ValueError: A file is damaged, a configuration asks for more layers than the weights have, a value has a wrong
@@ -57,11 +58,11 @@ def check_folder(folder: Path, without: Collection[str] = ()) -> None:
         if name == "scheduler":
             _check_scheduler(folder / name / "scheduler_config.json", entry[1])
         elif name in PARTS and entry[1] in CLASSES and (folder / name / "config.json").is_file():
-            configs[name] = _check_component(folder / name, CLASSES[entry[1]])
+            configs[name] = _check_component(folder / name, CLASSES[entry[1]], variant)
     check_fit(configs, count_words(folder / "tokenizer" / "tokenizer.json") if "tokenizer" not in without else None)
 
 
-def _check_component(folder: Path, cls: type) -> dict[str, Any]:
+def _check_component(folder: Path, cls: type, variant: str | None = None) -> dict[str, Any]:
     """Check one component, and return its configuration with defaults."""
     path = folder / "config.json"
     given = read_config(path)
@@ -69,7 +70,7 @@ def _check_component(folder: Path, cls: type) -> dict[str, Any]:
     defaults = T5Config().to_dict() if is_text else _defaults(cls)
     sizes = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "relative_attention_num_buckets")
     check_types(path, given, {key: defaults[key] for key in sizes} if is_text else defaults)
-    found = weights_shapes(folder)
+    found = weights_shapes(folder, variant)
     if found is not None and "quantization_config" not in given:
         try:
             with torch.device("meta"):

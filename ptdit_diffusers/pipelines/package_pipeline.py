@@ -35,12 +35,16 @@ class PackagePipeline(DiffusionPipeline):
 
         Raises:
             ValueError: Neither a folder, nor of the form owner/name, nor a known short name; the message lists those.
-                Or the parts of a local folder do not fit their weights or each other.
+                Or the parts of the model do not fit their weights or each other.
         """
         source = resolve_model(pretrained_model_name_or_path)
-        if (Path(source) / "model_index.json").is_file() and not kwargs.get("variant"):
-            cls._check_kind(Path(source), without=kwargs)
-            check_folder(Path(source), without=kwargs)
+        folder = Path(source)
+        if not folder.is_dir():  # of the Hub: fetched here, to be checked, and then found in the cache
+            folder = Path(cls.download(source, **kwargs))
+            kwargs.pop("force_download", None)
+        if (folder / "model_index.json").is_file():
+            cls._check_kind(folder, without=kwargs)
+            check_folder(folder, kwargs, kwargs.get("variant"))
         return super().from_pretrained(source, **kwargs)
 
     @classmethod

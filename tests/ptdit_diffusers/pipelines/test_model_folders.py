@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ptdit_diffusers import PTDiTPipeline
 from ptdit_diffusers.pipelines.model_folders import check_folder
 
 
@@ -20,6 +21,14 @@ def change(path: Path, **values) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def lose_a_weight(path: Path) -> str:
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    del weights[name]
+    save_file(weights, path)
+    return name
+
+
 def test_a_folder_as_saved_is_taken(folder):
     check_folder(folder)
 
@@ -27,10 +36,7 @@ def test_a_folder_as_saved_is_taken(folder):
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
 def test_a_missing_weight_is_named(folder, part):
     (path,) = (folder / part).glob("*.safetensors")
-    weights = load_file(path)
-    name = sorted(weights)[0]
-    del weights[name]
-    save_file(weights, path)
+    name = lose_a_weight(path)
     with pytest.raises(ValueError, match=f"1 missing: {name}"):
         check_folder(folder)
 
@@ -76,3 +82,31 @@ def test_a_configuration_that_builds_nothing_is_refused(folder, key, value):
     change(folder / "text_encoder" / "config.json", **{key: value})
     with pytest.raises(ValueError, match="text_encoder/config.json: there is no T5EncoderModel of this configuration"):
         check_folder(folder)
+
+
+@pytest.mark.parametrize("shards", ["10GB", "20KB"])
+def test_a_variant_is_checked_as_the_plain_files_are(folder, shards):
+    pipe = PTDiTPipeline.from_pretrained(folder)
+    pipe.save_pretrained(folder, variant="half", max_shard_size=shards)
+    for path in folder.glob("*/*.safetensors"):
+        if "half" not in path.name:
+            path.unlink()
+    assert PTDiTPipeline.from_pretrained(folder, variant="half").transformer is not None
+    name = lose_a_weight(sorted((folder / "transformer").glob("*.safetensors"))[-1])
+    with pytest.raises(ValueError, match=f"1 missing: {name}"):
+        PTDiTPipeline.from_pretrained(folder, variant="half")
+
+
+def test_a_model_of_the_hub_is_checked_as_a_folder_is(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "hub" / "models--someone--tiny"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    found = PTDiTPipeline.from_pretrained("someone/tiny", cache_dir=str(cache.parent))
+    assert found.transformer.config.num_layers == 2
+    (path,) = (snapshot / "vae").glob("*.safetensors")
+    name = lose_a_weight(path)
+    with pytest.raises(ValueError, match=f"1 missing: {name}"):
+        PTDiTPipeline.from_pretrained("someone/tiny", cache_dir=str(cache.parent))
