@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, GGUFQuantizationConfig
 from safetensors.torch import load_file
 
-from ptdit_diffusers import AutoencoderKLOpenSoraPlan, PTDiTPipeline, PTDiTTransformer3DModel
+from ptdit_diffusers import (
+    AutoencoderKLOpenSoraPlan,
+    ClassToImagePipeline,
+    DiT2DModel,
+    PTDiTPipeline,
+    PTDiTTransformer3DModel,
+    official_scheduler,
+)
 from ptdit_diffusers.cli import main
 from ptdit_diffusers.conversion import quantize as module
 from ptdit_diffusers.conversion.q4_k import quantize_q4_k
@@ -19,6 +26,7 @@ from ptdit_diffusers.core.checkpoint_names import PACKED_CONFIG, ConversionError
 from ptdit_diffusers.core.configuration import folder_config, loaded_transformer_config, pack_config
 from ptdit_diffusers.core.embedded import embedded_model_path
 from tests.conftest import word_tokenizer
+from tests.ptdit_diffusers.class_models import tiny_vae
 
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="gguf is not installed")
@@ -267,3 +275,27 @@ def test_the_command_generates_with_quantized_weights(model, tmp_path, words, ca
     one, other = (Image.open(tmp_path / name) for name in ("0.png", "2.png"))
     assert other.info["quantize"] == words[0] and "quantize" not in one.info
     assert one.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize(("form", "package"), [("int8", "torchao"), ("fp8", "torch"), ("q8_0", "gguf")])
+def test_a_smaller_dit_loads_and_computes_nearly_the_same(tmp_path, form, package):
+    pytest.importorskip(package)
+    torch.manual_seed(0)
+    transformer = DiT2DModel(num_attention_heads=2, attention_head_dim=32, num_layers=2, sample_size=8, num_classes=3)
+    for weight in transformer.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    ClassToImagePipeline(transformer, tiny_vae(), official_scheduler()).save_pretrained(tmp_path / "dit")
+    quantize(tmp_path / "dit", tmp_path / "small", form, ("transformer",))
+    if form == "q8_0":
+        (path,) = (tmp_path / "small").glob("*.gguf")
+        small = DiT2DModel.from_single_file(
+            str(path), quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32)
+        )
+        assert small.blocks[0].attn.qkv.weight.dtype == torch.uint8
+    else:
+        small = ClassToImagePipeline.from_pretrained(tmp_path / "small").transformer
+    latents, labels = torch.randn(1, 4, 8, 8), torch.tensor([1])
+    with torch.no_grad():
+        models = small, transformer
+        found, expected = (one(latents.to(one.dtype), torch.tensor([500.0]), labels).sample for one in models)
+    assert 25 < psnr(found.float(), expected) < 200

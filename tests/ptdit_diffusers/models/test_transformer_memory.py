@@ -185,3 +185,27 @@ def test_a_gguf_file_loads_by_from_single_file(tmp_path):
     )
     assert again.transformer_blocks[0].attn1.to_q.weight.dtype == torch.uint8
     assert 0 < relative_error(again, transformer(**arguments()).sample) < 0.05
+
+
+@pytest.mark.parametrize("as_built", [True, False])
+def test_a_lora_on_int8_weights_gets_the_gradients_that_it_gets_on_plain_ones(as_built, tmp_path):
+    """As built, two output layers of each block are zero: in the first step nothing before them gets a gradient."""
+    torchao = pytest.importorskip("torchao.quantization")
+    from diffusers import TorchAoConfig
+    from peft import LoraConfig
+
+    plain = tiny()
+    if as_built:
+        plain.initialize_weights()
+    plain.save_pretrained(tmp_path)
+    int8 = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    quantized = PTDiTTransformer3DModel.from_pretrained(tmp_path, quantization_config=int8, torch_dtype=torch.float32)
+    without = {}
+    for name, transformer in (("plain", plain), ("int8", quantized)):
+        transformer.requires_grad_(False)
+        transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v", "net.2"]))
+        transformer(**arguments()).sample.square().mean().backward()
+        matrices = [(key, weight) for key, weight in transformer.named_parameters() if "lora_B" in key]
+        assert len(matrices) == 22 and all(weight.grad is not None for _, weight in matrices)
+        without[name] = {key.split(".")[2] for key, weight in matrices if not weight.grad.any()}
+    assert without["int8"] == without["plain"] == ({"proxy_attn1", "pvisual_attn2", "attn3"} if as_built else set())
