@@ -45,3 +45,10 @@ def test_each_public_class_and_picture_of_the_docs_exists():
             if heading:
                 titles = re.findall(r"^#+ (.*)$", (DOCS / file).read_text(encoding="utf-8"), re.MULTILINE)
                 assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], target
+
+
+def test_the_tests_that_a_page_names_exist():
+    written = "".join(path.read_text(encoding="utf-8") for path in DOCS.with_name("tests").rglob("test_*.py"))
+    for page in DOCS.glob("*.md"):
+        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
+            assert f"def {name}(" in written, f"{page.name} names {name}"

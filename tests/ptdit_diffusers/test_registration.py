@@ -5,11 +5,18 @@ import json
 import diffusers
 import pytest
 import torch
-from diffusers import AutoModel, AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import (
+    AutoModel,
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+)
 from diffusers.pipelines import auto_pipeline
 
 import ptdit_diffusers
-from ptdit_diffusers import PTDiTPipeline, PTDiTTransformer3DModel, import_hook
+from ptdit_diffusers import AutoencoderKLOpenSoraPlan, PTDiTPipeline, PTDiTTransformer3DModel, import_hook
+from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
 from ptdit_diffusers.import_hook import register
 from ptdit_diffusers.pipelines.ptdit_registration import register_classes, single_file_vae
 from tests.processes import run
@@ -32,6 +39,21 @@ def test_the_index_may_name_our_package_as_the_library(tiny_model_folder, tmp_pa
     index["transformer"] = ["ptdit_diffusers", "PTDiTTransformer3DModel"]
     (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     assert type(DiffusionPipeline.from_pretrained(str(tmp_path)).transformer) is PTDiTTransformer3DModel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", embedded_model_names())
+def test_an_embedded_model_loads_in_every_loader_of_diffusers(name):
+    folder = str(embedded_model_path(name))
+    for loader, kind in (
+        (DiffusionPipeline, "PTDiTPipeline"),
+        (AutoPipelineForText2Image, "PTDiTPipeline"),
+        (AutoPipelineForImage2Image, "PTDiTImg2ImgPipeline"),
+        (AutoPipelineForInpainting, "PTDiTInpaintPipeline"),
+    ):
+        assert type(loader.from_pretrained(folder)).__name__ == kind
+    for part, kind in (("transformer", PTDiTTransformer3DModel), ("vae", AutoencoderKLOpenSoraPlan)):
+        assert type(AutoModel.from_pretrained(folder, subfolder=part)) is kind
 
 
 def test_registering_twice_changes_nothing():
