@@ -132,11 +132,11 @@ def write_class_models(models: Path) -> None:
     tiny_pipeline(official_scheduler("ddim"), vae=vae).save_pretrained(models / "diffusers/dit")
     tiny_diffit_pipeline(official_scheduler("ddim"), vae=vae).save_pretrained(models / "diffusers/diffit")
     weights, sizes = dit_goldens.weights("dit_sampler"), dit_goldens.config("dit_sampler")
-    metadata = {"config": json.dumps({"num_attention_heads": sizes["num_attention_heads"], "sample_size": 8})}
-    save_file(weights, models / "diffusion_models/dit.safetensors", metadata=metadata)
+    heads = {PACKED_CONFIG: pack_config({"num_attention_heads": sizes["num_attention_heads"], "sample_size": 8})}
+    save_file(weights | heads, models / "diffusion_models/dit.safetensors")
     save_file(weights, models / "diffusion_models/dit_without_heads.safetensors", metadata={"format": "pt"})
     incomplete = {name: value for name, value in weights.items() if name != "blocks.1.mlp.fc2.bias"}
-    save_file(incomplete, models / "diffusion_models/dit_incomplete.safetensors", metadata=metadata)
+    save_file(incomplete | heads, models / "diffusion_models/dit_incomplete.safetensors")
     save_file(diffit_goldens.weights("diffit_sampler"), models / "diffusion_models/diffit.safetensors")
     torch.manual_seed(4)
     known_width = DiT2DModel.from_preset("DiT-S/2", num_layers=1, sample_size=8, num_classes=10)

