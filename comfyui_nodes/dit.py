@@ -54,6 +54,7 @@ class ClassNetwork(ComfyNetwork):
         parameters = CLASS_SYSTEMS[system].parameters(**config)
         self.build(parameters, operations, self.attention, device=device, dtype=dtype)
         self.number_blocks(self.blocks)
+        self.eval()  # older ComfyUI leaves networks in training mode, in which labels are dropped at random
 
     def _forward(
         self,
