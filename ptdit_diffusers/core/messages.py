@@ -32,4 +32,4 @@ def log_to_terminal(level: int) -> None:
     """Send log messages of this level and above to stderr, with the time of day."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler])

@@ -111,7 +111,7 @@ def test_a_missing_package_is_named(monkeypatch, setting, package):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     name, value = setting
     with pytest.raises(ValueError, match=f"{name}={value!r} needs {package}: pip install {package}; or use '.*'"):
-        check_packages(LoRASettings(output_dir="x", **{name: value}))
+        check_packages(LoRASettings(output_dir="x", lr=1.0, **{name: value}))
 
 
 def test_validation_pictures_say_how_they_were_made(train, tmp_path):

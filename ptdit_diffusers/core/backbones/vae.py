@@ -131,6 +131,15 @@ class ResidualBlock(nn.Module):
         return residual + hidden_states
 
 
+def frame_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend with (frames, 1, tokens, C) tensors; on a CPU in float32, as kernels for bfloat16 round the weights."""
+    if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16):
+        return F.scaled_dot_product_attention(query, key, value)
+    with torch.autocast("cpu", enabled=False):
+        exact = (each.float() for each in (query, key, value))
+        return F.scaled_dot_product_attention(*exact).to(query.dtype)
+
+
 class FrameAttention(nn.Module):
     """Single-head self-attention among the pixels of each frame, with norm (statistics over time) and residual."""
 
@@ -150,7 +159,7 @@ class FrameAttention(nn.Module):
             projection(normed).permute(0, 2, 3, 4, 1).reshape(batch * frames, 1, height * width, channels).contiguous()
             for projection in (self.q, self.k, self.v)
         )  # contiguous: for others torch makes the whole matrix of scores
-        attended = F.scaled_dot_product_attention(query, key, value)  # (B T, 1, H W, C)
+        attended = frame_attention(query, key, value)  # (B T, 1, H W, C)
         attended = attended.reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3).contiguous()
         return hidden_states + self.proj_out(attended)
 

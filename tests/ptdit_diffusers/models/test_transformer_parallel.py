@@ -96,16 +96,16 @@ class Received(TorchDispatchMode):
 
 def count_bytes(devices: int) -> None:
     """Compare the bytes of a forward and backward with what the sizes say."""
-    transformer, inputs = shared_by(devices, tiny(window_size=(1, 4, 4), proxy_ratio=(1, 4, 4))), arguments(48, 32)
-    batch, dim, blocks, columns, windows = 2, 32, 2, 16, 6 * 4
-    assert transformer.share_of(ProxyPlan((1, 24, 16), (1, 4, 4), (1, 4, 4))).axis == 1
+    transformer, inputs = shared_by(devices, tiny(window_size=(1, 4, 4), proxy_ratio=(1, 4, 4))), arguments(96, 32)
+    batch, dim, blocks, columns, windows = 2, 32, 2, 16, 12 * 4
+    assert transformer.share_of(ProxyPlan((1, 48, 16), (1, 4, 4), (1, 4, 4))).axis == 1
     inputs["hidden_states"].requires_grad_()
     with Received() as seen:
         transformer(**inputs).sample.sum().backward()
     token = batch * dim * 4
     others = devices - 1
     proxies = blocks * others * (windows // devices) * token
-    result = others * 24 // devices * columns * batch * 4 * transformer.config.out_channels * 4
+    result = others * 48 // devices * columns * batch * 4 * transformer.config.out_channels * 4
     inner = [2] * (dist.get_rank() > 0) + [2] * (dist.get_rank() < devices - 1)  # half a window of each neighbour
     halo = blocks * sum(inner) * columns * token
     expected = {"all_gather_into_tensor": proxies + result, "reduce_scatter_tensor": proxies}

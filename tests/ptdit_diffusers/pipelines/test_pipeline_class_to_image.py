@@ -309,9 +309,7 @@ def test_integers_of_numpy_and_tuples_of_generators_are_taken():
     arguments = {"height": np.int64(64), "num_inference_steps": np.int64(2), "num_images_per_prompt": np.int8(1),
                  "guidance_channels": np.int64(3)}  # fmt: skip
     generators = seeded(0), seeded(1)
-    found = latents_of(
-        tiny_pipeline(), (np.int64(2), 7), generator=generators, guidance_channels=np.int64(3), **arguments
-    )
+    found = latents_of(tiny_pipeline(), (np.int64(2), 7), generator=generators, **arguments)
     expected = latents_of(tiny_pipeline(), num_inference_steps=2, generator=[seeded(0), seeded(1)])
     assert torch.equal(found, expected)
 
