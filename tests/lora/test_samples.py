@@ -74,11 +74,11 @@ def test_a_resume_names_changed_data_and_refuses(begun, capsys, change, message)
     assert "go on all the same with --accept-changes" in error
 
 
-def test_changed_data_are_taken_when_told_and_are_then_those_of_the_run(begun, capsys):
+def test_changed_data_are_taken_when_told_and_are_then_those_of_the_run(begun, caplog):
     data, resume = begun
     (data / "0.txt").write_text("a green ring")
     assert resume("--resume", "--accept-changes", "--stop-after", "1") == 0
-    assert "going on with changed data: other captions of 0.png" in capsys.readouterr().err
+    assert "going on with changed data: other captions of 0.png" in caplog.text
     assert resume("--resume") == 0
 
 

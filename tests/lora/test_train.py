@@ -180,7 +180,7 @@ def test_what_the_main_process_refuses_is_one_line_of_all_processes(tiny_model_f
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_while_pictures_are_encoded_keeps_what_is_done_and_is_one_line(
-    train, pictures, tmp_path, capsys, monkeypatch, number
+    train, pictures, tmp_path, capsys, caplog, monkeypatch, number
 ):
     fit, calls = encode.fit, []
 
@@ -197,8 +197,9 @@ def test_a_stop_while_pictures_are_encoded_keeps_what_is_done_and_is_one_line(
     (shard,) = (tmp_path / "cache").iterdir()
     with safe_open(shard, "pt") as file:
         assert len(list(file.keys())) == 4  # mean and standard deviation of two
+    caplog.set_level("INFO")
     assert train("out", *words) == 0
-    assert "the cache lacks 3 of 5 pictures" in capsys.readouterr().err
+    assert "the cache lacks 3 of 5 pictures" in caplog.text
 
 
 def test_a_full_disk_while_pictures_are_encoded_or_the_lora_is_written_is_one_line(
