@@ -15,7 +15,6 @@ from torch import Tensor
 from .cuts import Triple, axis_segments, borders_of
 
 Span = tuple[int, int]  # first slice, and the one after the last
-AXES = ("frames", "rows", "columns")
 
 
 class Messages(Protocol):
