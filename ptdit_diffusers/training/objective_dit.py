@@ -117,9 +117,18 @@ def variational_bound(process: NoiseProcess, predicted: Tensor, clean: Tensor, n
 
 
 def diffusion_loss(
-    process: NoiseProcess, predicted: Tensor, noise: Tensor, clean: Tensor, noisy: Tensor, index: Tensor
+    process: NoiseProcess,
+    predicted: Tensor,
+    noise: Tensor,
+    clean: Tensor,
+    noisy: Tensor,
+    index: Tensor,
+    max_weight: float = 1.0,
 ) -> dict[str, Tensor]:
     """Return the terms of the loss of each sample (B,): "mse", with learned variance "vb", and their sum "loss".
+
+    DiT weighs the error of the noise alike at all times, so the times at which a picture gets its shape, where the
+    noise is easy to see, count for little. 1 + 1/SNR weighs as the error of the velocity would (arXiv 2202.00512).
 
     Args:
         process: the forward process.
@@ -127,6 +136,7 @@ def diffusion_loss(
         noise: the noise that was added.
         clean, noisy: x_0 and x_t (B, C, ...).
         index: steps (B,).
+        max_weight: weight of "mse" is 1 + 1/SNR, at most this; 1 weighs all times alike, as DiT does.
 
     Raises:
         ValueError: the network predicts neither as many channels as there are, nor twice as many.
@@ -137,7 +147,8 @@ def diffusion_loss(
             f"the network predicts {predicted.shape[1]} channels of {channels}; it must be {channels}, "
             f"or with learned variance {2 * channels}."
         )
-    terms = {"mse": (noise - predicted[:, :channels]).square().flatten(1).mean(dim=1)}
+    weight = (1 / process.at("signal", index, index.to(clean.device)).square()).clamp(max=max_weight)
+    terms = {"mse": weight * (noise - predicted[:, :channels]).square().flatten(1).mean(dim=1)}
     if predicted.shape[1] == channels:
         return terms | {"loss": terms["mse"]}
     terms["vb"] = variational_bound(process, predicted, clean, noisy, index)

@@ -52,6 +52,7 @@ class ClassDataSettings:
     components: str  # diffusers folder with vae/
     part: PartSettings  # of data set "figures"
     objective: str = "diffusion"  # "diffusion": noise and learned variance; "flow": rectified flow
+    max_weight: float = 1.0  # of the noise's error at a timestep, for "diffusion"; 1: all alike, as DiT was trained
     base_tokens: int = 28  # of rectified flow, as in stage "transformer"
     steps: int = 25  # of the sample sheets
     guidance: float = 1.5  # of the sample sheets
@@ -122,6 +123,7 @@ class ClassStage(Task):
     def errors(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the terms of the loss of each sample (B,), their sum as "loss"."""
         latents, noise, time = batch["latents"], batch["noise"], batch["time"]
+        max_weight = self.settings.data.max_weight
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return self.model(noisy, timestep, batch["labels"]).sample.float()
@@ -130,7 +132,7 @@ class ClassStage(Task):
             if not self.is_diffusion:
                 return {"loss": flow_matching(predict, latents, noise, time)}
             noisy = self.process.add_noise(latents, noise, time)
-            return diffusion_loss(self.process, predict(noisy, time), noise, latents, noisy, time)
+            return diffusion_loss(self.process, predict(noisy, time), noise, latents, noisy, time, max_weight)
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         errors = {name: error.mean() for name, error in self.errors(batch).items()}

@@ -94,3 +94,18 @@ def test_gradients_equal_the_golden_and_the_bound_trains_the_variance_alone(gold
     for name in ("final_layer.linear.bias", "blocks.0.adaLN_modulation.1.bias"):
         expected = golden[f"grad_of_mean_loss.{name}"]
         assert (whole[name] - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_a_larger_weight_makes_the_error_of_the_noise_that_of_the_velocity():
+    process, generator = NoiseProcess(), torch.Generator().manual_seed(0)
+    clean, noise, predicted = torch.randn(3, 4, 2, 8, 8, generator=generator).unbind()
+    index = torch.tensor([0, 300, 600, 900])
+    terms = diffusion_loss(process, predicted, noise, clean, process.add_noise(clean, noise, index), index, 1e9)
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[index].view(-1, 1, 1, 1)
+
+    def velocity(guess):  # alpha * noise - sigma * clean, with the clean latents that the guess stands for
+        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        return kept.sqrt() * guess - (1 - kept).sqrt() * (noisy - (1 - kept).sqrt() * guess) / kept.sqrt()
+
+    error = (velocity(predicted) - velocity(noise)).square().flatten(1).mean(1)
+    torch.testing.assert_close(terms["mse"].double(), error, rtol=1e-4, atol=0)
