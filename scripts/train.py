@@ -6,7 +6,7 @@
 
 The last starts two processes; on a CPU with ACCELERATE_USE_CPU=1, and OMP_NUM_THREADS=1 for one core each.
 Stages in order: text (T5 encoder and tokenizer), vae, transformer, decoder (the VAE's, its encoder frozen). dit and
-diffit, models of classes, need only a VAE.
+diffit, models of classes, need only a VAE; diffit_image, a model of classes in pixels, needs nothing.
 Call it again to resume.
 """
 
@@ -27,6 +27,7 @@ from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.settings import load_settings
 from scripts.embedded_models.class_stage import ClassStage
+from scripts.embedded_models.image_stage import ImageStage
 from scripts.embedded_models.text_stage import TextStage
 from scripts.embedded_models.transformer_stage import TransformerStage
 from scripts.embedded_models.vae_stage import VAEStage
@@ -40,6 +41,7 @@ STAGES = {
     "transformer": TransformerStage,
     "dit": ClassStage,
     "diffit": ClassStage,
+    "diffit_image": ImageStage,
 }
 
 
