@@ -94,7 +94,8 @@ def default_folder(names: list[str]) -> str:
 
 def model_folders() -> dict[str, Path]:
     """Return name in the list -> folder: embedded models, models/diffusers, and snapshots of the Hub's cache."""
-    found = {name + EMBEDDED: embedded_model_path(name) for name in embedded_model_names()}
+    embedded = {name + EMBEDDED: embedded_model_path(name) for name in embedded_model_names()}
+    found = {name: folder for name, folder in embedded.items() if is_model_folder(folder)}  # not the pixels' DiffiT
     for base in folder_paths.get_folder_paths("diffusers"):
         for folder in sorted(Path(base).glob("*")) if os.path.isdir(base) else ():
             if is_model_folder(folder):

@@ -17,6 +17,7 @@ BORDER = 0.02
 GAP = 0.03
 CONTAINER_RADII = (0.34, 0.40)
 INNER_RADII = (0.11, 0.14)
+ALONE_RADII = (0.27, 0.38)
 STEEPNESS = 1.35
 TRIES = 12
 
@@ -253,3 +254,14 @@ def layout_scene(
         if places is not None:
             return places
     return None
+
+
+def place_alone(rng: np.random.Generator, shape: str) -> Placement:
+    """Return a place for the only figure of a picture, which fills most of it; all places inside are as likely."""
+    foot, radius = footprint(shape), between(rng, *ALONE_RADII)
+    return Placement(
+        between(rng, BORDER + foot.left * radius, 1 - BORDER - foot.right * radius),
+        between(rng, BORDER + foot.top * radius, 1 - BORDER - foot.bottom * radius),
+        radius,
+        between(rng, -MAX_TILT, MAX_TILT),
+    )

@@ -30,7 +30,7 @@ from scripts.datasets.shapes.captions import caption_words
 from scripts.datasets.shapes.palette import BACKGROUND_RGB, FIGURE_RGB, distance, second_tone
 from scripts.datasets.shapes.render import figure_box_and_mask
 from scripts.datasets.shapes.scenes import CONTAINERS, INVERSE
-from scripts.datasets.shapes.shapes import RING_HOLE, outline, placed_outline
+from scripts.datasets.shapes.shapes import RING_HOLE, footprint, outline, placed_outline
 
 SIZE = 128
 RADII = {"small": 0.11, "": 0.155, "large": 0.21}
@@ -367,7 +367,11 @@ def test_pictures_of_one_figure_are_of_80_classes_that_are_equally_frequent_and_
     counts = Counter(map(class_name, figures))
     assert set(counts) == set(CLASSES) and max(counts.values()) < 2 * 4000 / 80
     assert {scene.pattern for scene in figures} == {"plain"}
-    assert {group.size for scene in figures for group in scene.groups} == {"", "large"}
+    for scene in figures:  # whole, and large
+        (place,), foot = scene.groups[0].placements, footprint(scene.groups[0].shape)
+        assert 0.27 <= place.radius <= 0.38
+        assert min(place.x - foot.left * place.radius, place.y - foot.top * place.radius) >= 0.02 - 1e-9
+        assert max(place.x + foot.right * place.radius, place.y + foot.bottom * place.radius) <= 0.98 + 1e-9
     for scene in figures[:300]:
         (group,) = scene.groups
         assert len(group.placements) == 1
