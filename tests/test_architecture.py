@@ -417,7 +417,9 @@ def test_an_embedded_model_is_small_documented_and_keeps_its_weights_as_safetens
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= WEIGHTS_BYTES
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
-    assert len([path for path in files if path.suffix == ".safetensors"]) == 3  # text encoder, VAE, transformer
+    parts = {"text_encoder", "vae", "transformer", "unet"} & set(json.loads((folder / "model_index.json").read_text()))
+    assert {path.parent.name for path in files if path.suffix == ".safetensors"} == parts
+    assert len([path for path in files if path.suffix == ".safetensors"]) == len(parts)
     assert (folder / "README.md").is_file()
     for config in (path for path in files if path.name == "config.json"):  # no path of the machine that trained it
         assert not json.loads(config.read_text(encoding="utf-8")).get("_name_or_path"), config

@@ -141,7 +141,8 @@ class ClassStage(Task):
     def pipeline(self) -> ClassToImagePipeline:
         """Return the pipeline of the present weights."""
         names = dict(enumerate(CLASSES))
-        return ClassToImagePipeline(self.model, self.vae, self.scheduler, names, guidance_channels=None)
+        parts = self.model, self.vae, self.scheduler, names
+        return ClassToImagePipeline(*parts, guidance_channels=None, guidance_scale=self.settings.data.guidance)
 
     def held_out_loss(self) -> float:
         """Return the mean loss on pictures that training never sees, always with the same noise."""
