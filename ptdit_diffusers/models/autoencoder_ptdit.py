@@ -15,6 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from ptdit_diffusers.core.backbones.parameters import VAEParameters
+from ptdit_diffusers.core.backbones.shares import Messages
 from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
 from ptdit_diffusers.core.backbones.vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, VAETiling
 from ptdit_diffusers.core.devices import check_operations
@@ -62,6 +63,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         self.use_slicing = False
         self.use_tiling = False
         self.tiling = VAETiling()
+        self._devices = None
 
     def enable_tiling(
         self,
@@ -86,11 +88,25 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         self.tiling = VAETiling(tile_sample_min_size, tile_sample_min_num_frames, carry_frames)
         self.use_tiling = True
 
+    def share_tiles(self, devices: Messages | None) -> None:
+        """Decode the tiles of `enable_tiling` on several devices, all of which must call `decode` alike.
+
+        Each gets the whole result, bit for bit that of one device. What is not tiled every device decodes.
+
+        Args:
+            devices: how they reach each other; None decodes everything here.
+        """
+        self._devices = devices
+
     def decoder_runs(self, shape: Sequence[int]) -> int:
         """Return how often `decode` runs the decoder for latents of this shape (B, C, T, H, W); for progress bars."""
         samples, _, frames, height, width = shape
         size = (frames - 1) * TEMPORAL_RATIO + 1, height * SPATIAL_RATIO, width * SPATIAL_RATIO
-        return (samples if self.use_slicing else 1) * (self.tiling.count(*size) if self.use_tiling else 1)
+        tiles = 1
+        if self.use_tiling:
+            shared = self._devices is not None
+            tiles = self.tiling.count_own(*size, self._devices) if shared else self.tiling.count(*size)
+        return (samples if self.use_slicing else 1) * tiles
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
@@ -132,7 +148,7 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         tiling = self.tiling if self.use_tiling else None
         self._check_device(z)
         slices = z.split(1) if self.use_slicing else [z]
-        sample = torch.cat([self.decode_pixels(part, tiling) for part in slices])
+        sample = torch.cat([self.decode_pixels(part, tiling, self._devices) for part in slices])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @staticmethod

@@ -3,13 +3,17 @@
 Only this module knows torch.distributed. Both messages are differentiable and compile into one graph.
 """
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+GUIDANCE = "guidance"  # name of the axis of a mesh whose two halves take the negative and the positive text
 
 
 def all_rows(rows: Tensor, group: Any) -> Tensor:
@@ -82,7 +86,44 @@ class GroupMessages:
         pieces = gathered.split(most)
         return torch.cat([piece[:length] for piece, length in zip(pieces, lengths, strict=True)])
 
-    def agree(self, values: Tensor) -> bool:
-        """Return whether all devices have the same values (n,)."""
-        everywhere = all_rows(values[None], self.group)
-        return bool((everywhere == values).all())
+    def differing(self, inputs: Mapping[str, Any]) -> list[str]:
+        """Return the names of the inputs that are not the same on all devices; the same list on all of them.
+
+        Args:
+            inputs: by name; tensors, which are compared by two sums, or plain values.
+        """
+        device = next((value.device for value in inputs.values() if isinstance(value, Tensor)), None)
+        sums = torch.stack([fingerprint(value, device) for value in inputs.values()])  # (names, 2)
+        everywhere = all_rows(sums[None], self.group)
+        same = torch.isclose(everywhere, sums, rtol=0, atol=0, equal_nan=True).all(0).all(1)
+        return [name for name, is_same in zip(inputs, same.tolist(), strict=True) if not is_same]
+
+    def any(self, value: bool, device: torch.device) -> bool:
+        """Return whether a value is true on one device at least; the same on all of them."""
+        return bool(all_rows(torch.tensor([value], dtype=torch.uint8, device=device), self.group).any())
+
+
+def fingerprint(value: Any, device: torch.device | None) -> Tensor:
+    """Return two numbers that differ, most probably, where values do."""
+    if isinstance(value, Tensor):
+        return torch.stack([value.float().sum(), value.float().abs().sum()]).to(device)
+    number = zlib.crc32(repr(value).encode())
+    return torch.tensor([float(number >> 16), float(number & 0xFFFF)], device=device)
+
+
+def share_guidance(device: torch.device) -> Any:
+    """Return a mesh of all processes: two halves, for the negative and the positive text, and shares in each.
+
+    Args:
+        device: of the tensors.
+
+    Raises:
+        ValueError: the number of processes is odd.
+    """
+    count = dist.get_world_size()
+    if count % 2:
+        raise ValueError(
+            f"{count} processes are not two halves, one for the negative and one for the positive text; nearest: "
+            f"{max(count - 1, 2)} or {count + 1} processes, or guidance_halves=False."
+        )
+    return init_device_mesh(device.type, (2, 1, count // 2), mesh_dim_names=(GUIDANCE, "ring", "ulysses"))

@@ -1,5 +1,6 @@
 """diffusers model of PT-DiT: configuration, mixins, checks of inputs; the network is `core.backbones.ptdit`."""
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -15,12 +16,14 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor
 
 from ptdit_diffusers.core.backbones.parameters import PTDiTParameters
-from ptdit_diffusers.core.backbones.proxies import ProxyPlan
+from ptdit_diffusers.core.backbones.proxies import ProxyPlan, SharedProxies
 from ptdit_diffusers.core.backbones.ptdit import PTDiTBackbone, PTDiTBlock
 from ptdit_diffusers.core.backbones.shares import Share, best_plan
 from ptdit_diffusers.core.backbones.windows import Triple
 
 from .attention_ptdit import PTDiTAttention
+
+logger = logging.getLogger(__name__)
 
 
 def only_unfused(*names: str) -> Callable[[type], type]:
@@ -129,6 +132,9 @@ class PTDiTTransformer3DModel(
         self.initialize_weights()
         self.gradient_checkpointing = False
         self._messages = None  # how devices that share the tokens reach each other
+        self.everyone = None  # how all devices of a call do
+        self.guidance_halves = None  # how the two devices do that have the same tokens, and other texts
+        self._shares: dict[ProxyPlan, Share] = {}  # of the shapes that this device has seen
 
     def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
         """Share the tokens of every forward among the processes of torch.distributed.
@@ -143,20 +149,52 @@ class PTDiTTransformer3DModel(
 
         Raises:
             ValueError: `cp_plan` is given.
+                Or the degrees are not those of the processes.
             RuntimeError: parallelism is on already, or torch.distributed is not initialized.
         """
         if cp_plan is not None:
             raise ValueError("cp_plan is not used by PT-DiT, which shares whole windows: leave it out.")
+        self.check_devices()
+        shared, count = getattr(config, "context_parallel_config", config), torch.distributed.get_world_size()
+        degrees = getattr(shared, "ring_degree", None), getattr(shared, "ulysses_degree", None)
+        if None not in degrees and shared.mesh is None and degrees[0] * degrees[1] != count:
+            raise ValueError(
+                f"ring_degree={degrees[0]} x ulysses_degree={degrees[1]} is not the number of processes, {count}; "
+                f"nearest: ulysses_degree={count}, or a mesh that says which processes share."
+            )
+        super().enable_parallelism(config=config)
+        self.join_devices(self._parallel_config.context_parallel_config._mesh)
+
+    def check_devices(self) -> None:
+        """Raise RuntimeError unless processes can begin to share the model's work."""
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
             raise RuntimeError(
                 "torch.distributed is not initialized: start the processes with torchrun, and call "
                 "torch.distributed.init_process_group() before enable_parallelism()."
             )
-        super().enable_parallelism(config=config)
-        from .parallel_ptdit import GroupMessages
+        if self.everyone is not None:
+            raise RuntimeError("parallelism is on already: call enable_parallelism() once.")
 
-        group = self._parallel_config.context_parallel_config._flattened_mesh.get_group()
-        self._messages = GroupMessages(group)
+    def join_devices(self, mesh: Any) -> None:
+        """Take the groups of a device mesh: those who share tokens, and with an axis "guidance" the two halves.
+
+        Args:
+            mesh: with axes "ring" and "ulysses".
+        """
+        from .parallel_ptdit import GUIDANCE, GroupMessages  # with torch.distributed, which builds may lack
+
+        sharing = mesh["ring", "ulysses"]
+        self.everyone = GroupMessages(torch.distributed.group.WORLD)
+        if sharing.size() > 1:
+            self._messages = GroupMessages(sharing._flatten().get_group())
+        if GUIDANCE in mesh.mesh_dim_names:
+            self.guidance_halves = GroupMessages(mesh[GUIDANCE].get_group())
+            logger.info(
+                "device %d of %d predicts for the %s",
+                self.everyone.rank + 1,
+                self.everyone.count,
+                ("negative prompt", "prompt")[self.guidance_halves.rank],
+            )
 
     def _resolve_parallel_config(self, config: Any) -> Any:
         """Make the device mesh as diffusers does; it divides by the number of accelerators, which may be 0."""
@@ -175,29 +213,36 @@ class PTDiTTransformer3DModel(
         self._parallel_config = parallel
         return parallel
 
-    def check_agreement(self, **inputs: Tensor) -> None:
-        """Check that all devices that share the tokens got the same inputs; does nothing on one device.
-
-        Raises:
-            ValueError: they did not, on all devices alike.
-        """
-        if self._messages is None:
-            return
-        sums = torch.stack(
-            [sum_of.float() for value in inputs.values() for sum_of in (value.sum(), value.abs().sum())]
-        )
-        if not self._messages.agree(sums):
-            raise ValueError(
-                f"the devices have different {' or '.join(inputs)}: give all processes the same prompt, size and "
-                "seed, for example generator=torch.Generator().manual_seed(0)."
-            )
-
     def share_of(self, plan: ProxyPlan) -> Share | None:
         if self._messages is None:
             return None
-        dim = self.config.num_attention_heads * self.config.attention_head_dim
-        best = best_plan(plan.grid, plan.window, self.shift_window, plan.number(), dim, self._messages.count)
-        return Share(plan.grid, best.axis, best.bounds, self._messages)
+        if plan not in self._shares:
+            dim = self.config.num_attention_heads * self.config.attention_head_dim
+            best = best_plan(plan.grid, plan.window, self.shift_window, plan.number(), dim, self._messages.count)
+            self._shares[plan] = Share(plan.grid, best.axis, best.bounds, self._messages)
+            if not torch.compiler.is_compiling():
+                self._say_share(SharedProxies(plan, self._shares[plan]), dim)
+        return self._shares[plan]
+
+    def _say_share(self, proxies: SharedProxies, dim: int) -> None:
+        """Say once for each shape what this device owns, and the bytes that it receives in a block for each sample."""
+        share, axis = proxies.share, ("frames", "rows", "columns")[proxies.share.axis]
+        vectors, (start, stop) = proxies.received(self.shift_window), share.span
+        logger.info(
+            "device %d of %d owns token %s %d to %d of %d (shares begin at %s), and receives %.2f MB per block and "
+            "sample: %d vectors of %d numbers, %s",
+            share.messages.rank + 1,
+            share.messages.count,
+            axis,
+            start,
+            stop - 1,
+            share.bounds[-1],
+            " ".join(map(str, share.bounds[:-1])),
+            vectors * dim * self.dtype.itemsize / 1e6,
+            vectors,
+            dim,
+            str(self.dtype).removeprefix("torch."),
+        )
 
     def run_block(self, block: PTDiTBlock, *inputs: Any) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -60,6 +60,7 @@ class PTDiTPipelineBase(PackagePipeline, ChecksMixin, TextMixin, LatentsMixin, D
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = []
+    _can_halve_guidance = True
     _callback_tensor_inputs = ["latents", *TEXT_TENSORS]
 
     def __init__(
@@ -141,9 +142,18 @@ class PTDiTPipelineBase(PackagePipeline, ChecksMixin, TextMixin, LatentsMixin, D
         step: int,
         options: dict[str, Any],
     ) -> Tensor:
-        """Return the flow (B, C, F, H, W) of a step, guided if guidance is on, from one forward for all samples."""
+        """Return the flow (B, C, F, H, W) of a step, guided if guidance is on, from one forward for all samples.
+
+        Where halves of the devices have one text each, from one forward for the samples of that text.
+        """
         embeds, mask = texts
+        halves = self.transformer.guidance_halves if self.do_classifier_free_guidance else None
+        if halves is not None:
+            embeds = embeds.chunk(2)[halves.rank]
+            mask = mask if mask is None else mask.chunk(2)[halves.rank]
         flow = self.predict_flow(torch.cat([latents] * (len(embeds) // len(latents))), embeds, mask, step, options)
+        if halves is not None:
+            flow = halves.gather(flow, [len(latents)] * 2, is_used_by_all=False)
         if not self.do_classifier_free_guidance:
             return flow
         return apply_guidance(flow, self.guidance_scale, self.guidance_rescale)

@@ -21,13 +21,14 @@ from ptdit_diffusers.core.sampling import (
 )
 
 from .ptdit_checks import check_steps
+from .ptdit_parallel import ParallelMixin
 from .ptdit_request import GenerationRequest
 from .ptdit_schedulers import check_noise_levels, check_own_shift, check_scheduler, own_shift, step_randomness
 
 Tensors = dict[str, Tensor | None]  # by name: the latents, the text, and what else a callback may see and change
 
 
-class DenoisingMixin:
+class DenoisingMixin(ParallelMixin):
     """Runs the `transformer` and `scheduler` of the pipeline.
 
     A pipeline says how it guides in two methods: `guidance_texts(tensors)` returns what the network reads, and is
@@ -180,7 +181,7 @@ class DenoisingMixin:
         """
         options = self.network_options(call, tensors["latents"].shape)
         texts = self.guidance_texts(tensors)
-        self.transformer.check_agreement(latents=tensors["latents"], prompts=tensors["prompt_embeds"])
+        self.check_agreement(call, tensors, timesteps, options)
         random = step_randomness(self.scheduler, call.generator)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
@@ -196,6 +197,7 @@ class DenoisingMixin:
                     changed = callback(self, step, timestep, {name: tensors[name] for name in callback_inputs})
                     tensors.update({name: value for name, value in (changed or {}).items() if name in tensors})
                     texts = self.guidance_texts(tensors)
+                self.check_step(tensors)
                 progress_bar.update()
         self._current_timestep = None
         return tensors["latents"]

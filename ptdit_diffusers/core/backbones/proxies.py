@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .cuts import Triple, axis_segments
-from .shares import Share
+from .shares import Share, cuts_of, halo, lengths_of
 
 PROXY_MODES = ("mean", "random", "first")
 
@@ -172,6 +172,19 @@ class SharedProxies(NamedTuple):
             total = rows.new_zeros(self.plan.numbers()[axis], *rows.shape[1:])
             rows = total.index_add(0, numbers, rows).to(hidden_states.dtype)
         return rows.movedim(0, 1 + axis).flatten(1, 3)
+
+    def received(self, shifts: bool) -> int:
+        """Return how many proxies and tokens this device gets from others in a block, padding included.
+
+        Args:
+            shifts: whether blocks have shifted windows.
+        """
+        share, axis = self.share, self.share.axis
+        grid, numbers = self.plan.grid, self.plan.numbers()
+        longest = max(lengths_of([self.proxies_of(*span) for span in share.spans]))
+        proxies = (share.messages.count - 1) * longest * (self.plan.number() // numbers[axis])
+        slices = halo(share.span, cuts_of(grid[axis], self.plan.window[axis], shifts))
+        return proxies + slices * (math.prod(grid) // grid[axis])
 
     def box(self) -> tuple[int, int]:
         """Return box and stride along the shared axis, as `proxy_boxes`."""

@@ -166,6 +166,16 @@ class Plan(NamedTuple):
     bounds: tuple[int, ...]
 
 
+def halo(span: Span, cuts: Sequence[Sequence[int]]) -> int:
+    """Return how many slices of others lie in the windows of a span, for all cuts of the axis together."""
+    return sum(sum(lengths_of([reach(span, borders)])) - (span[1] - span[0]) for borders in cuts)
+
+
+def cuts_of(size: int, window: int, shifts: bool) -> list[list[int]]:
+    """Return the borders of the windows of an axis, and with `shifts` those of the shifted ones."""
+    return [borders_of(axis_segments(size, window, shifted)) for shifted in (False, True)[: 1 + shifts]]
+
+
 def make_plan(
     grid: Triple, window: Triple, axis: int, bounds: tuple[int, ...], shifts: bool, proxies: int, dim: int
 ) -> Plan:
@@ -180,16 +190,16 @@ def make_plan(
     """
     size = grid[axis]
     area = grid[0] * grid[1] * grid[2] // size  # tokens of a slice
-    cuts = [borders_of(axis_segments(size, window[axis], shifted)) for shifted in (False, True)[: 1 + shifts]]
+    cuts = cuts_of(size, window[axis], shifts)
     inside = window[0] * window[1] * window[2]
     work, vectors = 0.0, 0
     piece = proxies // (len(bounds) - 1)
     for span in pairwise(bounds):
         own = (span[1] - span[0]) * area
-        halo = sum(sum(lengths_of([reach(span, borders)])) * area - own for borders in cuts)
+        beyond = halo(span, cuts) * area
         attention = 2 * (own * (len(cuts) * inside + proxies)) / dim
-        work = max(work, 22 * own + 2 * halo + 6 * proxies + attention)
-        vectors = max(vectors, halo + (len(bounds) - 2) * piece)
+        work = max(work, 22 * own + 2 * beyond + 6 * proxies + attention)
+        vectors = max(vectors, beyond + (len(bounds) - 2) * piece)
     return Plan(work, vectors, axis, bounds)
 
 

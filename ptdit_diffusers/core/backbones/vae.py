@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .parameters import VAEParameters
+from .shares import Messages
 from .vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, Stream, VAETiling, map_chunks, map_stream, map_tiles
 
 NORM_EPS = 1e-6
@@ -390,12 +391,15 @@ class PTDiTVAEBackbone(nn.Module):
         run = self._over_time(self._encode_tile, self.encoder, tiling.frames, pixels.shape[2], tiling)
         return map_tiles(run, pixels, tiling.size, tiling.size // SPATIAL_RATIO)
 
-    def decode_pixels(self, latents: Tensor, tiling: VAETiling | None = None) -> Tensor:
+    def decode_pixels(
+        self, latents: Tensor, tiling: VAETiling | None = None, devices: Messages | None = None
+    ) -> Tensor:
         """Decode unscaled latents.
 
         Args:
             latents: (B, z_channels, T, H, W).
             tiling: tile sizes, used if the video does not fit into one tile; `None` never tiles.
+            devices: each decodes some of the spatial tiles, and gets all of them; `None`: this one decodes all.
 
         Returns:
             (B, out_channels, 4 (T - 1) + 1, 8 H, 8 W), about [-1, 1], not clamped.
@@ -410,7 +414,8 @@ class PTDiTVAEBackbone(nn.Module):
             return self._decode_tile(latents)
         length = (tiling.frames - 1) // TEMPORAL_RATIO + 1
         run = self._over_time(self._decode_tile, self.decoder, length, latents.shape[2], tiling)
-        return map_tiles(run, latents, tiling.size // SPATIAL_RATIO, tiling.size)
+        inner = len(latents), self.decoder.conv_out.conv.out_channels, num_frames
+        return map_tiles(run, latents, tiling.size // SPATIAL_RATIO, tiling.size, devices, inner)
 
     @staticmethod
     def _over_time(run: Callable, network: _Checkpointed, length: int, frames: int, tiling: VAETiling) -> Callable:

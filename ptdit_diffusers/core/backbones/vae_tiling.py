@@ -5,12 +5,14 @@ to the next chunk.
 Shape letters: B batch, C channels, T frames, H W rows/columns (pixels or latent cells, 8 pixels per cell).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from .shares import Messages
 
 SPATIAL_RATIO = 8
 TEMPORAL_RATIO = 4
@@ -53,9 +55,18 @@ class VAETiling:
         """Return the number of tiles, spatial times temporal, for that many pixel frames, rows and columns."""
         if self.covers(num_frames, height, width):
             return 1
-        step = self.size - self.size // 8
-        chunks = -(-max(num_frames - 1, 1) // (self.frames - 1))
-        return chunks * len(range(0, height, step)) * len(range(0, width, step))
+        return self.chunks(num_frames) * len(list(tile_places(height, width, self.size)))
+
+    def chunks(self, num_frames: int) -> int:
+        """Return the number of tiles in time for that many pixel frames."""
+        return -(-max(num_frames - 1, 1) // (self.frames - 1))
+
+    def count_own(self, num_frames: int, height: int, width: int, devices: Messages) -> int:
+        """Return how many of the tiles that `count` counts this device runs; what is one tile, each device runs."""
+        if self.covers(num_frames, height, width):
+            return 1
+        owners = tile_owners(height, width, self.size, devices.count)
+        return self.chunks(num_frames) * owners.count(devices.rank)
 
 
 @dataclass
@@ -114,7 +125,32 @@ def map_stream(
     return torch.cat(done, dim=2)
 
 
-def map_tiles(run: Callable[[Tensor], Tensor], hidden_states: Tensor, size_in: int, size_out: int) -> Tensor:
+def tile_places(height: int, width: int, size: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield top, left, height and width of the overlapping tiles, row by row, in units of `size`, the side of one."""
+    step = size - size // 8
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            yield top, left, min(size, height - top), min(size, width - left)
+
+
+def tile_owners(height: int, width: int, size: int, devices: int) -> list[int]:
+    """Return which device runs each tile: the largest first, each to the device with the least area so far."""
+    areas = [rows * columns for _, _, rows, columns in tile_places(height, width, size)]
+    owners, load = [0] * len(areas), [0] * devices
+    for tile in sorted(range(len(areas)), key=lambda tile: -areas[tile]):
+        owners[tile] = load.index(min(load))
+        load[owners[tile]] += areas[tile]
+    return owners
+
+
+def map_tiles(
+    run: Callable[[Tensor], Tensor],
+    hidden_states: Tensor,
+    size_in: int,
+    size_out: int,
+    devices: Messages | None = None,
+    inner: tuple[int, int, int] = (0, 0, 0),
+) -> Tensor:
     """Apply `run` to overlapping spatial tiles and join the results.
 
     Args:
@@ -122,18 +158,29 @@ def map_tiles(run: Callable[[Tensor], Tensor], hidden_states: Tensor, size_in: i
         hidden_states: (B, C, T, H, W).
         size_in: tile side in the units of the input; tiles start at every multiple of 7/8 of it.
         size_out: the same side in the units of the output; an eighth of it is blended.
+        devices: run the tiles on several devices, each of which gets the whole result; None runs all of them here.
+        inner: B, C', T', which a device without a tile cannot know; only for several devices.
 
     Returns:
         (B, C', T', H', W').
     """
-    step, kept, extent = size_in - size_in // 8, size_out - size_out // 8, size_out // 8
+    kept, extent = size_out - size_out // 8, size_out // 8
     height, width = hidden_states.shape[-2:]
+    places = list(tile_places(height, width, size_in))
+    cut = (hidden_states[..., top : top + size_in, left : left + size_in] for top, left, _, _ in places)
+    if devices is None:
+        tiles = map(run, cut)  # one after another, so that only two rows of them are held
+    else:
+        owners = tile_owners(height, width, size_in, devices.count)
+        sizes = [(rows * size_out // size_in, columns * size_out // size_in) for _, _, rows, columns in places]
+        tiles = run_shared(run, list(cut), sizes, owners, devices, inner)
+    columns = sum(top == 0 for top, _, _, _ in places)
     above: list[Tensor] = []
     joined_rows = []
-    for top in range(0, height, step):
+    for _ in range(len(places) // columns):
         row: list[Tensor] = []
-        for column, left in enumerate(range(0, width, step)):
-            tile = run(hidden_states[..., top : top + size_in, left : left + size_in])
+        for column in range(columns):
+            tile = next(tiles)
             if above:
                 tile = _blend(above[column], tile, extent, dim=-2)
             if row:
@@ -142,6 +189,36 @@ def map_tiles(run: Callable[[Tensor], Tensor], hidden_states: Tensor, size_in: i
         joined_rows.append(torch.cat([tile[..., :kept, :kept] for tile in row], dim=-1))
         above = row
     return torch.cat(joined_rows, dim=-2)
+
+
+def run_shared(
+    run: Callable[[Tensor], Tensor],
+    tiles: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    owners: Sequence[int],
+    devices: Messages,
+    inner: tuple[int, int, int],
+) -> Iterator[Tensor]:
+    """Run each tile on its device and yield the results (B, C', T', h', w') of all of them, on every device.
+
+    Args:
+        run, tiles: maps each tile (B, C, T, h, w).
+        sizes: h', w' of each.
+        owners: device of each.
+        devices: how they reach each other.
+        inner: B, C', T'.
+    """
+    own = [run(tile).flatten(-2).movedim(-1, 0) for tile, owner in zip(tiles, owners, strict=True)
+           if owner == devices.rank]  # (h' w', B, C', T') each  # fmt: skip
+    pixels = torch.cat([tiles[0].new_empty(0, *inner), *own])
+    areas = [[height * width * (owner == device) for (height, width), owner in zip(sizes, owners, strict=True)]
+             for device in range(devices.count)]  # fmt: skip
+    pixels = devices.gather(pixels, [sum(each) for each in areas], is_used_by_all=False)
+    begins = [sum(map(sum, areas[:device])) for device in range(devices.count)]
+    for (height, width), owner in zip(sizes, owners, strict=True):
+        tile = pixels[begins[owner] : begins[owner] + height * width]
+        begins[owner] += height * width
+        yield tile.movedim(0, -1).unflatten(-1, (height, width)).contiguous()
 
 
 def _blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:

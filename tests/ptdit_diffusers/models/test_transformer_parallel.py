@@ -1,5 +1,6 @@
 """Devices that share the tokens of one forward get the numbers and the gradients of a single one, for few bytes."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -71,6 +72,17 @@ def compare(name: str, devices: int) -> None:
         assert (part - value.flatten()).abs().max() < 1e-9 * largest, f"{name}: {parameter}"
 
 
+class Lines(logging.Handler):
+    """Keeps the log messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 class Received(TorchDispatchMode):
     """Counts the bytes that this device receives, by the name of the operation."""
 
@@ -98,6 +110,10 @@ def count_bytes(devices: int) -> None:
     """Compare the bytes of a forward and backward with what the sizes say."""
     transformer, inputs = shared_by(devices, tiny(window_size=(1, 4, 4), proxy_ratio=(1, 4, 4))), arguments(96, 32)
     batch, dim, blocks, columns, windows = 2, 32, 2, 16, 12 * 4
+    said = Lines()
+    logger = logging.getLogger("ptdit_diffusers.models.transformer_ptdit")
+    logger.addHandler(said)
+    logger.setLevel(logging.INFO)
     assert transformer.share_of(ProxyPlan((1, 48, 16), (1, 4, 4), (1, 4, 4))).axis == 1
     inputs["hidden_states"].requires_grad_()
     with Received() as seen:
@@ -110,6 +126,14 @@ def count_bytes(devices: int) -> None:
     halo = blocks * sum(inner) * columns * token
     expected = {"all_gather_into_tensor": proxies + result, "reduce_scatter_tensor": proxies}
     assert seen.bytes == expected | {"all_to_all_single": 2 * halo}, (seen.bytes, expected, 2 * halo)
+    transformer(**inputs)  # the same shape again: nothing is chosen, nothing said
+    start, stop = dist.get_rank() * 48 // devices, (dist.get_rank() + 1) * 48 // devices
+    vectors = (proxies + halo) // (blocks * token)  # for each sample
+    begins, size = " ".join(str(each * 48 // devices) for each in range(devices)), vectors * dim * 4 / 1e6
+    assert said.lines == [
+        f"device {dist.get_rank() + 1} of {devices} owns token rows {start} to {stop - 1} of 48 (shares begin at "
+        f"{begins}), and receives {size:.2f} MB per block and sample: {vectors} vectors of {dim} numbers, float32"
+    ]
 
 
 def shared_by(devices: int, transformer: PTDiTTransformer3DModel) -> PTDiTTransformer3DModel:
@@ -155,10 +179,12 @@ def changed(change: Callable, transformer: PTDiTTransformer3DModel | None = None
 def check_refusals(devices: int) -> None:
     """What cannot be shared is refused on every device, before anything is sent."""
     transformer = shared_by(devices, tiny())
-    with pytest.raises(RuntimeError, match="already applied"):
+    with pytest.raises(RuntimeError, match="parallelism is on already"):
         shared_by(devices, transformer)
     with pytest.raises(ValueError, match="cp_plan is not used by PT-DiT"):
         tiny().enable_parallelism(config=ContextParallelConfig(ulysses_degree=devices), cp_plan={})
+    with pytest.raises(ValueError, match=f"ring_degree=1 x ulysses_degree={devices + 1} is not the number of proc"):
+        shared_by(devices + 1, tiny())
     with pytest.raises(ValueError, match=f"{devices} devices cannot share 1 x 1 x 1 tokens .* nearest: 1 devices"):
         transformer(**arguments(2, 2))
 
@@ -175,7 +201,7 @@ def check_pipeline(devices: int) -> None:
     whole = latents(0)
     shared_by(devices, pipe.transformer)
     assert (latents(0) - whole).norm() < 1e-4 * whole.norm()
-    with pytest.raises(ValueError, match="the devices have different latents or prompts"):
+    with pytest.raises(ValueError, match="the devices have different latents, seeds"):
         latents(dist.get_rank())
 
 
