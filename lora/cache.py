@@ -24,13 +24,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ptdit_diffusers.core.files import file_hash
+from ptdit_diffusers.training.base_model import BaseModel
+from ptdit_diffusers.training.data.encode import encode_captions, encode_pictures
+from ptdit_diffusers.training.data.find import Item
+from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.latents import write_tensors
 
-from .base import BaseModel
-from .dataset import Item
-from .encode import encode_captions, encode_pictures
 from .samples import Sample
-from .space import require_space
 
 logger = logging.getLogger("lora")
 

@@ -15,14 +15,15 @@ import torch
 from accelerate import Accelerator
 
 from ptdit_diffusers.core.messages import log_to_terminal
+from ptdit_diffusers.training.base_model import BaseModel, from_hub
 from ptdit_diffusers.training.checkpoint import checkpoints
+from ptdit_diffusers.training.data.buckets import bucket_sizes, nearest_size
+from ptdit_diffusers.training.data.find import Findings, Item, find_items, table
 from ptdit_diffusers.training.processes import main_process_does
 
-from .base import BaseModel, from_hub
 from .cache import Cache, makers
 from .command import exit_code
 from .config import LoRASettings, make_parser, read_settings
-from .dataset import Findings, Item, bucket_sizes, find_items, nearest_size, table
 from .samples import (
     Sample,
     changes,

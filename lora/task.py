@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ptdit_diffusers.core.sampling import choose_windows, size_conditions
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
 from ptdit_diffusers.training.checkpoint import like, whole
 from ptdit_diffusers.training.objective import flow_matching
 from ptdit_diffusers.training.optimizers import make_optimizers
@@ -26,7 +27,6 @@ from ptdit_diffusers.training.task import Task, trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
 from .adapter import add_adapter, folded_weights
-from .base import BaseModel, choose_dtype
 from .batches import CachedBatches, describe_epoch
 from .cache import Cache
 from .config import LoRASettings, check_warmup

@@ -17,7 +17,9 @@ from diffusers.training_utils import free_memory
 from safetensors import SafetensorError
 
 from ptdit_diffusers.core.messages import log_to_terminal
+from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
+from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.processes import (
     check_processes,
     lock_folder,
@@ -27,14 +29,13 @@ from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.trackers import begin_tracking
 
 from .adapter import adapter_values
-from .base import BaseModel, check_device
 from .cache import Cache
 from .command import complain, exit_code
 from .config import LoRASettings, check_packages, make_parser, read_settings, refuse_other_settings
 from .export import check_push, push
 from .precompute import RUN_SAMPLES, data_settings, fill_cache, run_sizes
+from .requirements import check_device, run_bytes
 from .samples import write_samples
-from .space import require_space, run_bytes
 from .task import LoRATask
 
 logger = logging.getLogger("lora")

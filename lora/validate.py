@@ -16,12 +16,12 @@ from ptdit_diffusers.core.files import new_file
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.pipelines.ptdit_text import join_text
+from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
+from ptdit_diffusers.training.data.media import UnreadableError, read_frames
 
-from .base import BaseModel, gpu_dtype
 from .cache import Cache
 from .config import LoRASettings
 from .export import public_name
-from .media import UnreadableError, read_frames
 
 logger = logging.getLogger(__name__)
 

@@ -109,6 +109,22 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three squares and two wide pictures, captions beside four of them."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    choice = np.random.default_rng(0)
+    for index, size in enumerate([(64, 64), (80, 80), (64, 64), (96, 48), (100, 50)]):
+        blocks = choice.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(blocks).resize(size, Image.Resampling.BILINEAR).save(folder / f"{index}.png")
+        if index != 2:
+            (folder / f"{index}.txt").write_text("a red star", encoding="utf-8")
+    return folder
+
+
 def word_tokenizer():
     """A tokeniser of the embedded model's kind: one token per word, punctuation and case dropped."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors

@@ -223,7 +223,7 @@ def export(place: Place, change: tuple[str, bytes | dict[str, Any]]) -> None:
 
 def read_picture(place: Place, ending: str, content: bytes, frames: int) -> None:
     """Read a picture or clip as training does."""
-    from lora.media import UnreadableError, is_clip, read_frames
+    from ptdit_diffusers.training.data.media import UnreadableError, is_clip, read_frames
 
     path = place.write(f"x{ending}", content)
     with only(UnreadableError):
@@ -233,7 +233,8 @@ def read_picture(place: Place, ending: str, content: bytes, frames: int) -> None
 
 def read_table(place: Place, name: str, text: str) -> None:
     """Find what a table names; nothing outside of the folder of the data is taken."""
-    from lora.dataset import bucket_sizes, find_items
+    from ptdit_diffusers.training.data.buckets import bucket_sizes
+    from ptdit_diffusers.training.data.find import find_items
 
     data = place.folder / "work/data"
     (data / name).write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -1,11 +1,9 @@
-"""Fixtures of the fine-tuning tests: a folder of small pictures, and runs of the real script in this process."""
+"""Fixtures of the fine-tuning tests: a filled cache, and runs of the real script in this process."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 SETTINGS = """
 rank: 2
@@ -16,19 +14,6 @@ log_every: 1
 checkpoint_every: 2
 precision: fp32
 """
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three squares and two wide pictures, captions beside four of them."""
-    folder = tmp_path_factory.mktemp("pictures")
-    choice = np.random.default_rng(0)
-    for index, size in enumerate([(64, 64), (80, 80), (64, 64), (96, 48), (100, 50)]):
-        blocks = choice.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(blocks).resize(size, Image.Resampling.BILINEAR).save(folder / f"{index}.png")
-        if index != 2:
-            (folder / f"{index}.txt").write_text("a red star", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +29,11 @@ def cached(pictures, tiny_model_folder, tmp_path_factory) -> Path:
 @pytest.fixture
 def cache(cached, tiny_model_folder):
     """That cache, with the samples that are recorded in it."""
-    from lora.base import BaseModel
     from lora.cache import Cache
     from lora.config import LoRASettings
     from lora.precompute import data_settings
     from lora.samples import recorded_samples
+    from ptdit_diffusers.training.base_model import BaseModel
 
     base = BaseModel(str(tiny_model_folder))
     cache = Cache(cached, base)

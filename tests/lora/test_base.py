@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lora.base import check_device, choose_dtype
 from lora.config import LoRASettings
+from lora.requirements import check_device
+from ptdit_diffusers.training.base_model import choose_dtype
 
 
 @pytest.mark.parametrize("real", [True, False])

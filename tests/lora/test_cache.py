@@ -8,13 +8,14 @@ from PIL import Image
 from safetensors import safe_open
 
 from lora import cache as cache_module
-from lora.base import BaseModel
 from lora.batches import CachedBatches, Plan
 from lora.cache import Cache
 from lora.config import LoRASettings
-from lora.dataset import bucket_sizes, find_items
 from lora.precompute import data_settings, main
 from lora.samples import Sample, recorded_samples
+from ptdit_diffusers.training.base_model import BaseModel
+from ptdit_diffusers.training.data.buckets import bucket_sizes
+from ptdit_diffusers.training.data.find import find_items
 
 CPU = torch.device("cpu")
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from lora.base import BaseModel
 from lora.batches import CachedBatches
 from lora.config import LoRASettings
 from lora.task import lora_loss
+from ptdit_diffusers.training.base_model import BaseModel
 
 
 def test_the_loss_is_the_squared_error_of_x0_minus_noise_on_the_first_half_of_the_channels(cache, tiny_model_folder):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora import cache, space
+from lora import cache
 from lora import train as training
+from ptdit_diffusers.training.data import space
 
 Usage = namedtuple("Usage", "total used free")
 

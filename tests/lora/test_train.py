@@ -15,8 +15,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from lora import encode
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.data import encode
 from ptdit_diffusers.training.processes import lock_folder
 from ptdit_diffusers.training.run import Run
 from tests.processes import run, run_ranks, start, started_ranks, wait

@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from lora.base import BaseModel
 from lora.config import LoRASettings
 from lora.validate import generate_prior, read_prior_prompts
+from ptdit_diffusers.training.base_model import BaseModel
 
 CPU = torch.device("cpu")
 

@@ -166,7 +166,7 @@ def test_an_mp4_is_read(tmp_path):
     av = pytest.importorskip("av")
     from PIL import Image
 
-    from lora.media import read_frames
+    from ptdit_diffusers.training.data.media import read_frames
 
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=8)

@@ -1,4 +1,4 @@
-"""The base model of a run: its folder, its parts one at a time, and fingerprints that tell models apart."""
+"""The model that a run starts from: its folder, its parts one at a time, and fingerprints that tell models apart."""
 
 import hashlib
 import json
@@ -13,15 +13,13 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from ptdit_diffusers.conversion.quantize import KEPT, int8_config, store_in_fp8
-from ptdit_diffusers.core.devices import check_compiler, computes_bf16, has_float8
+from ptdit_diffusers.core.devices import computes_bf16
 from ptdit_diffusers.core.embedded import resolve_model
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 
-from .config import LoRASettings
-
-logger = logging.getLogger("lora")
+logger = logging.getLogger(__name__)
 
 SAMPLE_BYTES, STRIDE = 4096, 2**20  # of large files, so much is read in every mebibyte
 PART_FILES = re.compile(r".*\.(json|safetensors|bin|model|txt)")
@@ -65,7 +63,7 @@ class BaseModel:
         return self._config("vae")["scaling_factor"]
 
     def load_transformer(self, dtype: torch.dtype, kept_as: str, device: torch.device) -> PTDiTTransformer3DModel:
-        """Load the frozen transformer to its device; `kept_as` is one of config.BASES."""
+        """Load the frozen transformer to its device; `kept_as`: "none", "fp8", "int8" or "nf4"."""
         options = {"quantization_config": int8_config("transformer")} if kept_as == "int8" else {}
         transformer = PTDiTTransformer3DModel.from_pretrained(
             self.folder, subfolder="transformer", dtype=dtype, **options
@@ -121,19 +119,6 @@ def from_hub(setting: str, name: str, kind: str) -> Path:
     except Exception as error:  # of many kinds: no network, no such repository, no access
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{setting} {name!r} is no folder and cannot be had from the Hub: {reason}") from error
-
-
-def check_device(settings: LoRASettings, device: torch.device) -> None:
-    """Check that a device can do what the settings ask of it.
-
-    Raises:
-        ValueError: It cannot: a number format, or torch.compile.
-    """
-    choose_dtype(settings.precision, device)
-    if settings.base_weights == "fp8" and not has_float8(device):
-        raise ValueError(f"base_weights='fp8': {device.type} has no float8; nearest: 'none'.")
-    if settings.compile:
-        check_compiler(device)
 
 
 def store_in_nf4(transformer: PTDiTTransformer3DModel, compute_dtype: torch.dtype) -> None:

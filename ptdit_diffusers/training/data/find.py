@@ -4,17 +4,17 @@ Pictures are read only for their size. Sizes are height x width in pixels.
 """
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .listing import Listing, list_data
-from .media import UnreadableError, is_clip, read_frames
+from ptdit_diffusers.training.data.buckets import nearest_size
+from ptdit_diffusers.training.data.listing import Listing, list_data
+from ptdit_diffusers.training.data.media import UnreadableError, is_clip, read_frames
 
-logger = logging.getLogger("lora")
+logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 10.0  # between lines that say how far it is
 SHOWN = 5  # names in a line about several files
@@ -129,36 +129,6 @@ def with_trigger(caption: str, trigger: str) -> str:
     if "[trigger]" in caption:
         return caption.replace("[trigger]", trigger).strip()
     return f"{trigger}, {caption}" if trigger and caption else trigger or caption
-
-
-# --- buckets ---------------------------------------------------------------------------------------------------------
-
-
-def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[tuple[int, int]]:
-    """Return the legal sizes (height, width): multiples of `step`, about resolution^2 pixels, at most `max_aspect`.
-
-    For every height the width whose area comes nearest, and the same turned by 90 degrees.
-
-    Raises:
-        ValueError: The resolution is not a multiple of the step.
-    """
-    if resolution % step or resolution < step:
-        low = max(step, resolution // step * step)
-        raise ValueError(
-            f"resolution={resolution} is not a multiple of bucket_step={step}; nearest: {low} or {low + step}."
-        )
-    sizes = {(resolution, resolution)}
-    for short in range(step, resolution, step):
-        long = round(resolution**2 / short / step) * step
-        if long / short <= max_aspect:
-            sizes |= {(short, long), (long, short)}
-    return sorted(sizes)
-
-
-def nearest_size(height: int, width: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the size whose aspect ratio is nearest; of equals, the one with most pixels."""
-    wanted = math.log(height / width)
-    return min(sizes, key=lambda size: (round(abs(math.log(size[0] / size[1]) - wanted), 6), -size[0] * size[1]))
 
 
 def table(findings: Findings, repeats: int, prior_repeats: int) -> str:

@@ -21,16 +21,3 @@ def require_space(setting: str, folder: Path, needed: int) -> None:
             f"the disk of {setting} {folder} has {free / 2**20:.0f} MiB free; this run needs about "
             f"{(needed + SPARE) / 2**20:.0f} MiB there."
         )
-
-
-def run_bytes(values: int, keep: int, average: bool, doubled: bool) -> int:
-    """Return how many bytes checkpoints and the finished LoRA take.
-
-    Args:
-        values: Trained values, float32.
-        keep: Checkpoints kept; one more is there while the newest is written.
-        average: Checkpoints hold a running average.
-        doubled: The LoRA is written with twice the rank (PiSSA, OLoRA).
-    """
-    checkpoint = values * 4 * (3 + average)  # the values and the two averages of Adam
-    return checkpoint * (keep + 1) + 2 * values * 4 * (1 + doubled)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora.dataset import bucket_sizes, find_items, nearest_size, table, with_trigger
-from lora.media import UnreadableError, picture_to_rgb, read_frames
+from ptdit_diffusers.training.data.buckets import bucket_sizes, nearest_size
+from ptdit_diffusers.training.data.find import find_items, table, with_trigger
+from ptdit_diffusers.training.data.media import UnreadableError, picture_to_rgb, read_frames
 
 SIZES = bucket_sizes(64, 16, 2.0)
 
@@ -65,7 +66,7 @@ def test_every_skipped_file_is_named_with_its_reason_and_nothing_left_is_an_erro
 
 
 def test_it_says_how_far_it_is_while_files_are_looked_through(pictures, monkeypatch, caplog):
-    monkeypatch.setattr("lora.dataset.PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("ptdit_diffusers.training.data.find.PROGRESS_SECONDS", 0)
     caplog.set_level("INFO")
     find(pictures)
     assert "looked through 3 of 5 files" in caplog.text

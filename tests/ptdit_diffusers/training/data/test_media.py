@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from lora.dataset import bucket_sizes, find_items, table
-from lora.media import UnreadableError, is_clip, read_frames
+from ptdit_diffusers.training.data.buckets import bucket_sizes
+from ptdit_diffusers.training.data.find import find_items, table
+from ptdit_diffusers.training.data.media import UnreadableError, is_clip, read_frames
 
 SIZES = bucket_sizes(64, 16, 2.0)
 

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ptdit_diffusers.core.captions import prepare_prompts
 from ptdit_diffusers.pipelines.ptdit_text import lost_part, unknown_words
+from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
+from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item
+from ptdit_diffusers.training.data.media import UnreadableError, fit, read_frames
 from ptdit_diffusers.training.latents import to_pixels
 
-from .base import BaseModel, gpu_dtype
-from .dataset import PROGRESS_SECONDS, SHOWN, Item
-from .media import UnreadableError, fit, read_frames
-
-logger = logging.getLogger("lora")
+logger = logging.getLogger(__name__)
 
 TEXT_TOKENS = 200  # that the pipeline reads
 WORDS_SHOWN = 10

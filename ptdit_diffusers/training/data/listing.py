@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptdit_diffusers.core.folder_files import inside
-
-from .media import NOT_READ, READ
-from .tables import find_table, read_table
+from ptdit_diffusers.training.data.media import NOT_READ, READ
+from ptdit_diffusers.training.data.tables import find_table, read_table
 
 LONGEST_CAPTION = 20_000  # characters; a text encoder reads 200 tokens
 OTHER_SPLITS = ("test", "val", "valid", "validation")  # of a folder with `train`, as data sets of the Hub have them

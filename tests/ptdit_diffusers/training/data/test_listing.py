@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lora.listing import list_data
+from ptdit_diffusers.training.data.listing import list_data
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora.tables import find_table, read_table
+from ptdit_diffusers.training.data.tables import find_table, read_table
 
 
 def rows(tmp_path, name, text, column=""):

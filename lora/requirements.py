@@ -1,0 +1,34 @@
+"""What a LoRA run asks of the machine: the device and the room on the disk."""
+
+import torch
+
+from ptdit_diffusers.core.devices import check_compiler, has_float8
+from ptdit_diffusers.training.base_model import choose_dtype
+
+from .config import LoRASettings
+
+
+def check_device(settings: LoRASettings, device: torch.device) -> None:
+    """Check that a device can do what the settings ask of it.
+
+    Raises:
+        ValueError: It cannot: a number format, or torch.compile.
+    """
+    choose_dtype(settings.precision, device)
+    if settings.base_weights == "fp8" and not has_float8(device):
+        raise ValueError(f"base_weights='fp8': {device.type} has no float8; nearest: 'none'.")
+    if settings.compile:
+        check_compiler(device)
+
+
+def run_bytes(values: int, keep: int, average: bool, doubled: bool) -> int:
+    """Return how many bytes checkpoints and the finished LoRA take.
+
+    Args:
+        values: Trained values, float32.
+        keep: Checkpoints kept; one more is there while the newest is written.
+        average: Checkpoints hold a running average.
+        doubled: The LoRA is written with twice the rank (PiSSA, OLoRA).
+    """
+    checkpoint = values * 4 * (3 + average)  # the values and the two averages of Adam
+    return checkpoint * (keep + 1) + 2 * values * 4 * (1 + doubled)

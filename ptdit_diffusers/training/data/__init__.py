@@ -1,0 +1,1 @@
+"""The data layer of every training: finding and reading media, buckets, encoding, shards, order."""
