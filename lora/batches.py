@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ptdit_diffusers.core.sampling import time_shift
 from ptdit_diffusers.pipelines.ptdit_text import join_text
 from ptdit_diffusers.training.objective import sample_times
 from ptdit_diffusers.training.randomness import Stream, mix, numpy_generator, torch_generator
@@ -60,10 +59,7 @@ class CachedBatches(Dataset):
         self.cache, self.settings, self.rank = cache, settings, rank
         self.samples = cache.samples
         self.plan = Plan(self.samples, settings, settings.batch_size * processes)
-        self.scaling, self.base_tokens = cache.base.scaling_factor, cache.base.scheduler.config.base_image_seq_len
-        self.dynamic = cache.base.scheduler.config.use_dynamic_shifting
-        self.shift = cache.base.scheduler.config.shift
-        self.patch = cache.base.transformer_config["patch_size"]
+        self.scaling = cache.base.scaling_factor
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return latents and noise (B, C, F, H, W), time (B,) in 0..1, text (B, L, D) with mask (B, L) or None,
@@ -86,7 +82,11 @@ class CachedBatches(Dataset):
         key = sample.mirrored if mirrored else sample.latents
         mean, std = self.cache.get(key, "mean"), self.cache.get(key, "std")
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling
-        times = {"mean": settings.time_mean, "std": settings.time_std, "shift": self.time_ratio(sample.bucket)}
+        times = {
+            "mean": settings.time_mean,
+            "std": settings.time_std,
+            "shift": self.cache.base.time_ratio(sample.bucket),
+        }
         time = sample_times((), generator, **times)
         return {
             "latents": latents,
@@ -95,14 +95,6 @@ class CachedBatches(Dataset):
             "text": self.cache.get(self.cache.text_key("") if dropped else sample.text, "embeds"),
             "weight": torch.tensor(settings.prior_weight if sample.prior else 1.0),
         }
-
-    def time_ratio(self, bucket: tuple[int, int, int]) -> float:
-        """Return the shift of the times towards noise for a size, which is the sampler's."""
-        if not self.dynamic:
-            return self.shift
-        frames, height, width = bucket
-        tokens = (height // (8 * self.patch)) * (width // (8 * self.patch))
-        return time_shift(tokens, self.base_tokens, frames)
 
 
 def describe_epoch(batches: CachedBatches) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
 from torch import nn
+from transformers import AutoTokenizer, T5EncoderModel
 
 from ptdit_diffusers.conversion.quantize import KEPT, int8_config, store_in_fp8
 from ptdit_diffusers.core.devices import computes_bf16
 from ptdit_diffusers.core.embedded import resolve_model
+from ptdit_diffusers.core.sampling import time_shift
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
@@ -28,8 +31,12 @@ PART_FILES = re.compile(r".*\.(json|safetensors|bin|model|txt)")
 class BaseModel:
     """A model folder whose parts are loaded one at a time, when they are needed."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, parts: Mapping[str, Path] | None = None) -> None:
         """Find the folder; download a Hub id (owner/name).
+
+        Args:
+            name: Folder, Hub id or short name.
+            parts: Folders of parts that stand elsewhere, by name.
 
         Raises:
             ValueError: There is no such model.
@@ -39,13 +46,17 @@ class BaseModel:
             folder = from_hub("base", str(folder), "model")
         if not (folder / "transformer" / "config.json").is_file():
             raise ValueError(f"base {name!r} is not a model folder: transformer/config.json is missing in {folder}.")
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.parts = name, folder, dict(parts or {})
         self._fingerprints: dict[tuple[str, ...], str] = {}
         self.transformer_config = self._config("transformer")
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
 
+    def part(self, name: str) -> Path:
+        """Return the folder of a part."""
+        return self.parts.get(name, self.folder / name)
+
     def _config(self, part: str) -> dict[str, Any]:
-        return json.loads((self.folder / part / "config.json").read_text(encoding="utf-8"))
+        return json.loads((self.part(part) / "config.json").read_text(encoding="utf-8"))
 
     @property
     def window_pixels(self) -> int:
@@ -77,12 +88,27 @@ class BaseModel:
 
     def load_vae(self, dtype: torch.dtype, device: torch.device) -> AutoencoderKLOpenSoraPlan:
         """Load the VAE, frozen."""
-        vae = AutoencoderKLOpenSoraPlan.from_pretrained(self.folder, subfolder="vae", dtype=dtype)
+        vae = AutoencoderKLOpenSoraPlan.from_pretrained(self.part("vae"), dtype=dtype)
         return vae.eval().requires_grad_(False).to(device)
 
     def load_text_pipeline(self, dtype: torch.dtype, device: torch.device) -> PTDiTPipeline:
         """Load a pipeline that can only encode prompts."""
-        return PTDiTPipeline.from_pretrained(self.folder, transformer=None, vae=None, dtype=dtype).to(device)
+        own: dict[str, Any] = {}
+        if "tokenizer" in self.parts:
+            own["tokenizer"] = AutoTokenizer.from_pretrained(self.parts["tokenizer"])
+        if "text_encoder" in self.parts:
+            own["text_encoder"] = T5EncoderModel.from_pretrained(self.parts["text_encoder"], dtype=dtype)
+        pipe = PTDiTPipeline.from_pretrained(self.folder, transformer=None, vae=None, dtype=dtype, **own)
+        return pipe.to(device)
+
+    def time_ratio(self, bucket: tuple[int, int, int]) -> float:
+        """Return the shift of the times towards noise for a size (frames, height, width), which is the sampler's."""
+        config = self.scheduler.config
+        if not config.use_dynamic_shifting:
+            return config.shift
+        frames, height, width = bucket
+        cell = 8 * self.transformer_config["patch_size"]
+        return time_shift((height // cell) * (width // cell), config.base_image_seq_len, frames)
 
     def fingerprint(self, *parts: str) -> str:
         """Return sixteen digits that change with the configuration or weights of these parts of the model.
@@ -92,7 +118,7 @@ class BaseModel:
         if parts in self._fingerprints:
             return self._fingerprints[parts]
         digest = hashlib.sha256()
-        for path in (path for part in parts for path in sorted((self.folder / part).glob("*"))):
+        for path in (path for part in parts for path in sorted(self.part(part).glob("*"))):
             if not PART_FILES.fullmatch(path.name) or not path.is_file():
                 continue  # what the system or a download put there
             size = path.stat().st_size

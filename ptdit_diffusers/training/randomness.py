@@ -20,6 +20,14 @@ class Stream(IntEnum):
     LORA_SAMPLE = 2  # latents, noise, time, mirroring and dropped captions
     LORA_PROXIES = 3
     LORA_DROPOUT = 4
+    # a training on one's own data
+    OWN_MEMBERS = 20  # order of the samples of a bucket
+    OWN_BATCHES = 21  # order of the buckets of an epoch
+    OWN_SAMPLE = 22  # latents, noise, caption, mirroring
+    OWN_TIMES = 23  # of a batch
+    OWN_HELD_OUT = 24  # noise and times of the held-out loss
+    OWN_TEXT = 25  # words that are masked
+    OWN_VAE = 26  # crops
     # stage "text"
     TEXT_POOL = 0  # scenes
     TEXT_BATCH = 1

@@ -77,7 +77,7 @@ class Run:
 
             register_fsdp_forward_method(self.wrapped, "within")
         self.average = task.average(self.trained)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.waited, self.samples = 0, 0.0, 0.0, 0
         self.resume()
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.first_step = self.saved_step = self.step
@@ -147,7 +147,9 @@ class Run:
                 group["lr"] = rate
         for micro in range(settings.accumulation):
             ahead = accelerator.device.type == "cuda"  # its batches are pinned; MPS would read memory already freed
+            began = time.monotonic()
             batch = send_to_device(next(batches), accelerator.device, non_blocking=ahead)
+            self.waited += time.monotonic() - began
             index = self.step * settings.accumulation + micro
             torch.manual_seed(mix(settings.seed, *self.task.stream, accelerator.process_index, index))
             with accelerator.accumulate(self.wrapped), self.task.kernels():
@@ -156,7 +158,8 @@ class Run:
                 numbers = {"loss": loss.detach(), **numbers}
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.trained, settings.clip)
-                    numbers["gradient_norm"] = norm.full_tensor() if is_shared(norm) else norm
+                    numbers["gradient_norm"] = norm = norm.full_tensor() if is_shared(norm) else norm
+                    self.require_finite_step(numbers["loss"], norm)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
@@ -165,6 +168,7 @@ class Run:
                 self.sums[name] = self.sums.get(name, 0) + value * share
         if self.average:
             self.average.step(self.trained)
+        self.samples += self.task.samples_of(self.step, accelerator.num_processes)
         self.step += 1
         self.summed += 1
 
@@ -175,11 +179,11 @@ class Run:
         means = dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         self.require_finite(means["loss"])
         now, settings = time.monotonic(), self.settings
-        samples = self.summed * settings.accumulation * settings.batch_size * self.accelerator.num_processes
         line = {**means, "lr": self.task.learning_rate(self.step - 1)}
-        line["samples_per_second"] = samples / (now - self.logged_at)
+        line["samples_per_second"] = self.samples / (now - self.logged_at)
+        line["data_wait"] = self.waited / (now - self.logged_at)
         line["memory_gib"] = memory_gib(self.accelerator.device)
-        self.logged_at, self.sums, self.summed = now, {}, 0
+        self.logged_at, self.sums, self.summed, self.waited, self.samples = now, {}, 0, 0.0, 0
         left = (settings.steps - self.step) * (now - self.started) / (self.step - self.first_step)
         self.write(line, f"left {human_time(left)}")
 
@@ -192,6 +196,20 @@ class Run:
         if not math.isfinite(loss):
             hint = "precision bf16 or fp32" if self.accelerator.mixed_precision == "fp16" else "a lower lr"
             raise FloatingPointError(f"the loss is {loss} at step {self.step}; try {hint}, in another output_dir")
+
+    def require_finite_step(self, loss: Tensor, norm: Tensor) -> None:
+        """Stop before the optimizers take a step that is not finite; the norm is that of all processes.
+
+        Scaling for fp16 skips such steps by itself.
+
+        Raises:
+            FloatingPointError: The norm of the gradient is not finite.
+        """
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+            samples = self.task.describe(self.step)
+            samples = f" ({samples})" if samples else ""
+            raise FloatingPointError(f"{what} at step {self.step + 1}{samples}; try a lower lr, in another output_dir")
 
     def require_sound(self) -> None:
         """Check every loss since the last line of the log, and the weights; all processes must call this.
@@ -220,7 +238,7 @@ class Run:
 
     def sheet(self) -> None:
         """Plot the loss curve, and let the task show the averaged weights."""
-        if self.accelerator.is_main_process or self.shared:
+        if self.accelerator.is_main_process or self.shared or self.task.all_draw:
             folder = self.folder / self.task.sheet_folder
             folder.mkdir(parents=True, exist_ok=True)
             if self.accelerator.is_main_process:

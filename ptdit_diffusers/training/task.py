@@ -34,12 +34,14 @@ class Task:
             on the task, not in `model`. The loop never replaces it.
         settings: Dataclass with a `seed`; written to run.json.
         sheet_folder: Name of the folder that sheets go to.
+        all_draw: Every process calls `sheet`, each to draw its share.
         stream: What stands between seed, rank and step in the seed of torch's global generator.
     """
 
     model: nn.Module
     settings: Any
     sheet_folder: ClassVar[str] = "sheets"
+    all_draw: ClassVar[bool] = False
     stream: ClassVar[tuple[int, ...]] = ()
 
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
@@ -62,7 +64,7 @@ class Task:
         """Show how good the weights are: write files whose names begin with `path`; return numbers for the log.
 
         Called with the averaged weights in `model`, in eval mode, without gradients and autocast; on the main process,
-        and on all of them where they share the weights.
+        and on all of them where they share the weights or `all_draw` says so.
         """
         return {}
 
@@ -72,6 +74,14 @@ class Task:
     def batches(self, rank: int) -> Dataset:
         """Return the micro-batches of one process by number."""
         return Batches(self, rank)
+
+    def samples_of(self, step: int, processes: int) -> int:
+        """Return how many samples the 0-based step has, of all processes together."""
+        return self.settings.batch_size * self.settings.accumulation * processes
+
+    def describe(self, step: int) -> str:
+        """Return in words what the 0-based step was trained on, for messages; "" = nothing is known."""
+        return ""
 
     def optimizers(self) -> list[Optimizer]:
         """Return the optimizers of the parameters that are trained."""

@@ -91,7 +91,7 @@ def test_the_log_and_the_pictures_go_to_tensorboard(train, tmp_path):
     assert train("out", "--report-to", "tensorboard", *shown) == 0
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {
-        "loss", "lr", "gradient_norm", "samples_per_second", "memory_gib", "seconds"
+        "loss", "lr", "gradient_norm", "samples_per_second", "data_wait", "memory_gib", "seconds"
     }  # fmt: skip
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
     assert [event.step for event in events.Images("validation/0")] == [0, 1, 2]

@@ -1,21 +1,26 @@
-"""What the VAE makes of pictures and videos, and the text encoder of captions, one by one."""
+"""What the VAE makes of pictures and videos, and the text encoder of captions, one by one or in batches."""
 
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ptdit_diffusers.core.captions import prepare_prompts
 from ptdit_diffusers.pipelines.ptdit_text import lost_part, unknown_words
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
+from ptdit_diffusers.training.data.buckets import nearest_size
+from ptdit_diffusers.training.data.duplicates import average_hash
 from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item
-from ptdit_diffusers.training.data.media import UnreadableError, fit, read_frames
+from ptdit_diffusers.training.data.media import UnreadableError, fit, is_clip, read_frames
+from ptdit_diffusers.training.data.shards import Found, ShardWriter, bucket_text
+from ptdit_diffusers.training.data.sources import Picture
 from ptdit_diffusers.training.latents import to_pixels
 
 logger = logging.getLogger(__name__)
@@ -51,14 +56,18 @@ def encode_pictures(
             frames = [fit(frame, item.width, item.height) for frame in read_frames(item.path, item.frames)]
         except UnreadableError as error:
             raise ValueError(f"{item.path} changed while it was encoded: it {error}.") from error
-        pixels = to_pixels(np.stack([np.asarray(ImageOps.mirror(frame) if mirror else frame) for frame in frames]))
-        posterior = vae.encode(pixels[None].to(device)).latent_dist
+        posterior = vae.encode(video(frames, mirror)[None].to(device)).latent_dist
         if not key.startswith(key_of(item)):
             raise ValueError(f"{item.path} changed while it was encoded; start again when nothing writes it.")
         found = {"mean": posterior.mean[0].cpu(), "std": posterior.std[0].cpu()}
         if not all(bool(value.isfinite().all()) for value in found.values()):
             raise ValueError(f"{item.path}: the VAE of base {base.name!r} makes values of it that are not finite.")
         yield key, found
+
+
+def video(frames: list[Image.Image], mirror: bool = False) -> Tensor:
+    """Return frames of one size as the VAE takes them: float32 (3, F, H, W) in -1..1."""
+    return to_pixels(np.stack([np.asarray(ImageOps.mirror(frame) if mirror else frame) for frame in frames]))
 
 
 @torch.no_grad()
@@ -107,3 +116,139 @@ def say_what_is_lost(tokenizer: Any, texts: Any) -> None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+# --- encoding to shards ----------------------------------------------------------------------------------------------
+
+BATCH = 8  # pictures of one size that the VAE encodes together
+FLUSH_SECONDS = 300.0  # what was encoded is on the disk after this long, even if the process is killed
+MOST_SKIPS = 10  # files that may always be skipped, whatever the share
+
+
+@dataclass
+class Waiting:
+    """Pictures of one bucket that the VAE will encode together."""
+
+    keys: list[str] = field(default_factory=list)
+    videos: list[list[Tensor]] = field(default_factory=list)  # plain, and mirrored where that is asked for
+    wanted: dict[str, list[tuple[Found, str]]] = field(default_factory=dict)  # key -> samples, resolution
+
+
+class PictureEncoder:
+    """Encodes pictures into shards; what is there already is not encoded again.
+
+    Args:
+        vae: Frozen.
+        writer: Of the shards.
+        sizes: Resolution -> legal (height, width).
+        num_frames: Taken from each clip.
+        flip: Encode mirrored copies, too.
+        max_skips: Share of the files that may be skipped, beyond the first MOST_SKIPS; 1 = all.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        writer: ShardWriter,
+        sizes: Mapping[int, list[tuple[int, int]]],
+        num_frames: int = 1,
+        flip: bool = False,
+        max_skips: float = 1.0,
+    ) -> None:
+        self.vae, self.writer, self.sizes, self.num_frames = vae, writer, sizes, num_frames
+        self.flip, self.max_skips = flip, max_skips
+        self.found: list[Found] = []
+        self.skipped: list[tuple[str, str]] = []
+        self.waiting: dict[str, Waiting] = {}
+        self.encoded = 0
+
+    def encode(self, pictures: Iterator[Picture]) -> None:
+        """Encode pictures, and note which were found and which were left out; after Ctrl-C, finished ones are kept.
+
+        Raises:
+            ValueError: Too many cannot be read.
+            OSError: The disk is full.
+        """
+        said = flushed = time.monotonic()
+        try:
+            for picture in pictures:
+                self.add(picture)
+                now = time.monotonic()
+                if now - said > PROGRESS_SECONDS:
+                    said = now
+                    logger.info("encoded %d pictures, skipped %d files", len(self.found), len(self.skipped))
+                if now - flushed > FLUSH_SECONDS:
+                    self.finish()
+                    flushed = now
+        finally:
+            self.finish()
+        for name in [each for each in self.found if len(each.at) < len(self.sizes)]:
+            self.skip(name.name, "gives values in the VAE that are not finite")
+        self.found = [each for each in self.found if len(each.at) == len(self.sizes)]
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note a file that is left out.
+
+        Raises:
+            ValueError: They are too many.
+        """
+        self.skipped.append((name, reason))
+        logger.warning("skipped %s: %s", name, reason)
+        seen = len(self.found) + len(self.skipped)
+        if len(self.skipped) > max(MOST_SKIPS, self.max_skips * max(seen, 1000)):
+            raise ValueError(
+                f"{len(self.skipped)} of {seen} files cannot be used, more than max_skips={self.max_skips}; the last: "
+                f"{name} {reason}."
+            )
+
+    def add(self, picture: Picture) -> None:
+        """Read a picture, and encode it when enough of its size wait."""
+        try:
+            if picture.problem:
+                raise UnreadableError(picture.problem)
+            key = picture.key()
+            frames = read_frames(picture.file, self.num_frames if is_clip(picture.file) else 1)
+        except (UnreadableError, OSError) as error:
+            self.skip(picture.name, str(getattr(error, "strerror", None) or error))
+            return
+        facts = (picture.name, key, picture.captions, picture.weights, picture.quality)
+        self.found.append(found := Found(*facts, average_hash(frames[0]), {}))
+        for resolution, sizes in self.sizes.items():
+            height, width = nearest_size(frames[0].height, frames[0].width, sizes)
+            bucket = bucket_text((len(frames), height, width))
+            if place := self.writer.find(bucket, key):
+                found.at[str(resolution)] = (bucket, *place)
+                continue
+            waiting = self.waiting.setdefault(bucket, Waiting())
+            waiting.wanted.setdefault(key, []).append((found, str(resolution)))
+            if key not in waiting.keys:
+                fitted = [fit(frame, width, height) for frame in frames]
+                waiting.keys.append(key)
+                waiting.videos.append([video(fitted, mirror) for mirror in (False, True)[: 1 + self.flip]])
+            if len(waiting.keys) == BATCH:
+                self.encode_bucket(bucket)
+
+    def finish(self) -> None:
+        """Encode what still waits, and write it."""
+        for bucket in list(self.waiting):
+            self.encode_bucket(bucket)
+        self.writer.flush()
+
+    @torch.no_grad()
+    def encode_bucket(self, bucket: str) -> None:
+        """Encode the pictures of a bucket that wait."""
+        waiting = self.waiting.pop(bucket)
+        rows: list[dict[str, Tensor]] = [{} for _ in waiting.keys]
+        for number, prefix in enumerate(("", "mirrored_")[: 1 + self.flip]):
+            pixels = torch.stack([each[number] for each in waiting.videos])
+            posterior = self.vae.encode(pixels.to(self.vae.device)).latent_dist
+            for name, values in (("mean", posterior.mean), ("std", posterior.std)):
+                for row, value in zip(rows, values.cpu(), strict=True):
+                    row[prefix + name] = value
+        for key, row in zip(waiting.keys, rows, strict=True):
+            if not all(bool(value.isfinite().all()) for value in row.values()):
+                continue  # `encode` says so
+            place = self.writer.add(bucket, key, row)
+            self.encoded += 1
+            for found, resolution in waiting.wanted[key]:
+                found.at[resolution] = (bucket, *place)

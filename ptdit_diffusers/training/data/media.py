@@ -6,6 +6,7 @@ Owns orientation, transparency, palettes, 16-bit and CMYK files, and counting fr
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,6 +23,15 @@ NOT_READ = {  # pictures and videos of other kinds -> what to save them as
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 ANIMATED = ("PNG", "WEBP", "GIF")  # the pages of other files are no frames of a clip
 VIDEO_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi", "protocol_whitelist": "file"}
+
+
+class Member(Protocol):
+    """A file inside of another one, for example of a tar; it is read as a file on disk is."""
+
+    suffix: str
+
+    def open(self) -> BinaryIO:
+        """Return the content as a file."""
 
 
 class UnreadableError(ValueError):
@@ -46,7 +56,7 @@ def picture_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_frames(path: Path, num_frames: int) -> list[Image.Image]:
+def read_frames(path: Path | Member, num_frames: int) -> list[Image.Image]:
     """Return the first `num_frames` frames of a clip, or for 1 the one of a picture.
 
     Raises:
@@ -59,7 +69,7 @@ def read_frames(path: Path, num_frames: int) -> list[Image.Image]:
     return found
 
 
-def is_clip(path: Path) -> bool:
+def is_clip(path: Path | Member) -> bool:
     """Return whether a file moves, which its content says: GIF, PNG and WebP may be either.
 
     Raises:
@@ -67,7 +77,7 @@ def is_clip(path: Path) -> bool:
     """
     if path.suffix.lower() in CONTAINERS:
         return True
-    with _problems_named(), Image.open(path, formats=FORMATS) as image:
+    with _problems_named(), Image.open(_content(path), formats=FORMATS) as image:
         return image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
 
 
@@ -95,19 +105,26 @@ def _problems_named() -> Iterator[None]:
         raise UnreadableError(f"is damaged ({error})") from error
 
 
-def _opened(path: Path) -> Iterator[Image.Image]:
-    with _problems_named(), Image.open(path, formats=FORMATS) as image:
+def _content(path: Path | Member) -> Path | BinaryIO:
+    return path if isinstance(path, Path) else path.open()
+
+
+def _opened(path: Path | Member) -> Iterator[Image.Image]:
+    with _problems_named(), Image.open(_content(path), formats=FORMATS) as image:
         for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)
             yield picture_to_rgb(image.copy())
 
 
-def _decoded(path: Path) -> Iterator[Image.Image]:
+def _decoded(path: Path | Member) -> Iterator[Image.Image]:
     try:
         import av
     except ImportError:
         raise UnreadableError(f"needs PyAV to read {path.suffix}: pip install av") from None
-    with _problems_named(), av.open(str(path), options=VIDEO_OPTIONS) as container:
+    with (
+        _problems_named(),
+        av.open(str(path) if isinstance(path, Path) else path.open(), options=VIDEO_OPTIONS) as container,
+    ):
         if not container.streams.video:
             raise UnreadableError("has no video in it")
         for frame in container.decode(video=0):

@@ -1,0 +1,49 @@
+"""Near-duplicates by average hash: 8 x 8 pixels, each above or below the mean of its color channel."""
+
+import numpy as np
+from PIL import Image
+
+ALIKE = 6  # of 192 bits, at most, differ between near-duplicates
+FLAT = 4  # of 255: differences from the mean that count as none, so that a plain area has one hash
+COMPARED = 20_000  # pictures at most that are compared with each other; of more, equal hashes make a group
+
+
+def average_hash(picture: Image.Image) -> tuple[int, int, int]:
+    """Return 64 bits for each of red, green and blue of an RGB picture."""
+    small = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.float32)
+    bits = small > small.mean(axis=(0, 1)) + FLAT
+    return tuple(int.from_bytes(np.packbits(bits[..., channel]).tobytes(), "big") for channel in range(3))
+
+
+def grouped(hashes: np.ndarray) -> np.ndarray:
+    """Return the group (N,) uint64 of each picture; near-duplicates, and what lies between them, share one.
+
+    Args:
+        hashes: (N, 3) uint64, from `average_hash`.
+    """
+    _, first, group = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
+    group, kinds = group.reshape(-1), hashes[first]
+    if 1 < len(kinds) <= COMPARED:
+        parent = np.arange(len(kinds))
+        for number in range(len(kinds)):
+            near = np.flatnonzero(distances(kinds[number], kinds[number + 1 :]) <= ALIKE) + number + 1
+            for other in near:
+                a, b = _root(parent, number), _root(parent, int(other))
+                parent[max(a, b)] = min(a, b)
+        group = np.array([_root(parent, number) for number in range(len(kinds))])[group]
+    return first[group].astype(np.uint64)
+
+
+def distances(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return in how many bits each of `others` (N, 3) differs from `one` (3,)."""
+    return _BITS[(one ^ others).view(np.uint8)].sum(axis=1, dtype=np.int64)
+
+
+_BITS = np.array([bin(value).count("1") for value in range(256)], np.uint8)
+
+
+def _root(parent: np.ndarray, number: int) -> int:
+    while parent[number] != number:
+        parent[number] = parent[parent[number]]
+        number = int(parent[number])
+    return number

@@ -1,0 +1,125 @@
+"""What there is to encode: pictures and clips of a folder, a table or tar shards, in parts that share nothing."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ptdit_diffusers.core.files import file_hash
+from ptdit_diffusers.training.data.find import with_trigger
+from ptdit_diffusers.training.data.listing import Listing, list_data
+from ptdit_diffusers.training.data.tars import TarMember, is_tars, list_tar, tar_names
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture or clip that may be trained on, or why it cannot be (`problem`)."""
+
+    name: str
+    file: Path | TarMember
+    captions: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    quality: float | None = None
+    problem: str = ""
+
+    def key(self) -> str:
+        """Return the hash of its content.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if isinstance(self.file, Path):
+            return file_hash(self.file)[:32]
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A folder, a table (metadata.jsonl, metadata.csv), or tar shards.
+
+    Args:
+        source: Its place; tars may be named by a pattern or by numbers in braces.
+        default_caption: Of what has no caption.
+        trigger: Word before every caption, or in place of [trigger] in it.
+        caption_column: Of a table.
+        outside_files: Take also what a table or a link names outside of the folder.
+        own: Folders that the run writes to.
+    """
+
+    source: str
+    default_caption: str = ""
+    trigger: str = ""
+    caption_column: str = ""
+    outside_files: bool = False
+    own: tuple[Path, ...] = field(default=(), compare=False)
+
+    @property
+    def is_tars(self) -> bool:
+        """Whether it is tar shards."""
+        return is_tars(self.source)
+
+    def identity(self) -> dict[str, str | bool]:
+        """Return what decides about the captions and the files, for names."""
+        where = self.source if "{" in self.source or "*" in self.source else str(Path(self.source).resolve())
+        own = {name: getattr(self, name) for name in ("default_caption", "trigger", "caption_column", "outside_files")}
+        return {"source": where, **own}
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The files of a folder or table.
+
+        Raises:
+            ValueError: There is no such folder, or a table is not right.
+        """
+        return list_data(self.source, self.outside_files, self.caption_column, self.own)
+
+    def count(self) -> int | None:
+        """Return how many files a folder or table has; None for tars, which are not looked through for this."""
+        return None if self.is_tars else len(self.listing.entries)
+
+    def pictures(self, part: int = 0, parts: int = 1, tars: int = 0) -> Iterator[Picture]:
+        """Yield what one of several parts has to look at; all parts together look at everything once.
+
+        Args:
+            part: Number of the part.
+            parts: How many there are.
+            tars: Look only into so many tars, spread evenly; 0 = all.
+
+        Raises:
+            ValueError: The source is not there.
+        """
+        if not self.is_tars:
+            yield from self._files(self.listing.entries[part::parts])
+            return
+        paths = tar_names(self.source)
+        if 0 < tars < len(paths):
+            paths = [paths[i * len(paths) // tars] for i in range(tars)]
+        whole = len(paths) >= parts  # a part has tars of its own
+        for number, path in enumerate(paths):
+            if whole and number % parts != part:
+                continue
+            listing = list_tar(path)
+            if listing.problem and (whole or part == 0):
+                yield Picture(str(path), path, problem=listing.problem)
+            samples = listing.samples if whole else listing.samples[part::parts]
+            for sample in samples:
+                captions = sample.captions or (self.default_caption,)
+                captions = tuple(with_trigger(caption, self.trigger) for caption in captions)
+                weights = sample.weights if sample.captions else (1.0,)
+                name = f"{path.name}:{sample.member.name}"
+                yield Picture(name, sample.member, captions, weights, sample.quality, sample.problem)
+
+    def _files(self, entries: Sequence) -> Iterator[Picture]:
+        top = Path(self.source) if Path(self.source).is_dir() else Path(self.source).parent
+        for entry in entries:
+            name = entry.path.relative_to(top).as_posix() if entry.path.is_relative_to(top) else str(entry.path)
+            caption = with_trigger(entry.caption or self.default_caption, self.trigger)
+            yield Picture(name, entry.path, (caption,), (1.0,), None, entry.problem)
+
+
+def data_name(source: DataSource, sizes: dict[int, list[tuple[int, int]]], num_frames: int) -> str:
+    """Return a name of an encoding: it changes with all that decides about its samples."""
+    facts = {**source.identity(), "sizes": sizes, "num_frames": num_frames}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,178 @@
+"""Tar shards in the format of webdataset: files of one sample share a KEY, KEY.jpg beside KEY.txt or KEY.json.
+
+An index of a tar (key, place, size of each file) gives random access; nothing is unpacked.
+"""
+
+import io
+import json
+import re
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ptdit_diffusers.core.documents import parse_json
+from ptdit_diffusers.training.data.listing import LONGEST_CAPTION
+from ptdit_diffusers.training.data.media import NOT_READ, READ
+from ptdit_diffusers.training.data.tables import CAPTION_KEYS
+
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+LONGEST_TEXT = 2**20  # bytes of a .txt or .json
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A file in a tar, which is read as a file on disk is."""
+
+    tar: Path
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the name."""
+        return Path(self.name).suffix
+
+    def __str__(self) -> str:
+        return f"{self.tar}:{self.name}"
+
+    def read_bytes(self) -> bytes:
+        """Return the content.
+
+        Raises:
+            OSError: The tar is shorter than its index says.
+        """
+        with open(self.tar, "rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise OSError(f"{self.tar} ends in the middle of {self.name}")
+        return content
+
+    def open(self) -> io.BytesIO:
+        """Return the content as a file."""
+        return io.BytesIO(self.read_bytes())
+
+
+@dataclass
+class TarSample:
+    """A picture or clip of a tar with what stands beside it; `problem` says why it cannot be used ("" = it can)."""
+
+    member: TarMember
+    captions: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    quality: float | None = None
+    problem: str = ""
+
+
+@dataclass
+class TarListing:
+    """What a tar holds."""
+
+    samples: list[TarSample] = field(default_factory=list)
+    problem: str = ""  # of the tar itself
+    others: int = 0  # files that are neither media nor captions
+
+
+def tar_names(source: str) -> list[Path]:
+    """Return the tars that a source names: one, a folder of them, a pattern, or numbers in braces {000..123}.
+
+    Raises:
+        ValueError: It names none.
+    """
+    if match := BRACES.search(source):
+        first, last, width = int(match[1]), int(match[2]), len(match[1])
+        names = [f"{source[: match.start()]}{n:0{width}d}{source[match.end() :]}" for n in range(first, last + 1)]
+        paths = [Path(name) for name in names]
+    elif Path(source).is_dir():
+        paths = sorted(Path(source).glob("*.tar"))
+    elif "*" in source:
+        paths = sorted(Path(source).parent.glob(Path(source).name))
+    else:
+        paths = [Path(source)]
+    if not any(path.is_file() for path in paths):
+        raise ValueError(f"data {source!r} names no tar that is there.")
+    return paths
+
+
+def is_tars(source: str) -> bool:
+    """Return whether a source is tar shards, and no folder of pictures or table."""
+    if source.endswith(".tar"):
+        return True
+    return Path(source).is_dir() and next(Path(source).glob("*.tar"), None) is not None
+
+
+def list_tar(path: Path) -> TarListing:
+    """Return the samples of a tar; what is wrong with it or with them is said in words."""
+    listing, found = TarListing(), {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if info.isfile():
+                    member = TarMember(path, info.name, info.offset_data, info.size)
+                    key, _, kind = info.name.rpartition("/")[2].partition(".")
+                    folder = info.name.rpartition("/")[0]
+                    found.setdefault((folder, key), {})[f".{kind.lower()}"] = member
+    except (tarfile.TarError, OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        listing.problem = f"is missing ({reason})" if not path.exists() else f"is damaged or ends early ({reason})"
+    end = path.stat().st_size if path.exists() else 0
+    if path.exists() and not end:
+        listing.problem = "is empty"
+    elif not found and not listing.problem:
+        listing.problem = "holds no files"
+    for files in found.values():
+        media = [member for kind, member in files.items() if kind in READ or kind in NOT_READ]
+        listing.others += sum(kind not in (*READ, *NOT_READ, ".txt", ".json", ".cls") for kind in files)
+        listing.samples += [_sample(member, files, end) for member in media]
+    return listing
+
+
+def _sample(member: TarMember, files: dict[str, TarMember], end: int) -> TarSample:
+    if member.offset + member.size > end:
+        return TarSample(member, problem="lies beyond the end of the tar, which is cut off")
+    kind = member.suffix.lower()
+    if kind in NOT_READ:
+        return TarSample(member, problem=f"is of a kind that is not read ({kind}); save it as {NOT_READ[kind]}")
+    values: dict[str, Any] = {}
+    for ending in (".txt", ".json"):
+        if (text := files.get(ending)) is None:
+            continue
+        if text.size > LONGEST_TEXT or text.offset + text.size > end:
+            return TarSample(member, problem=f"has a caption file that is too long or cut off ({text.name})")
+        try:
+            content = text.read_bytes().decode("utf-8-sig")
+            read = parse_json(content) if ending == ".json" else {"text": content.strip()}
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            return TarSample(
+                member, problem=f"has a caption that is not UTF-8 ({text.name}, byte 0x{byte:02x} at {error.start})"
+            )
+        except (ValueError, OSError) as error:
+            return TarSample(member, problem=f"has a caption file that is not JSON ({text.name}: {error})")
+        if not isinstance(read, dict):
+            return TarSample(member, problem=f"has a caption file that is no JSON object ({text.name})")
+        values |= read
+    return _with_values(member, values)
+
+
+def _with_values(member: TarMember, values: dict[str, Any]) -> TarSample:
+    """Return the sample with captions, weights and quality of its JSON."""
+    given = next((values[key] for key in CAPTION_KEYS if values.get(key)), [])
+    captions = [given] if isinstance(given, str) else given
+    if not isinstance(captions, list) or not all(isinstance(each, str) for each in captions):
+        return TarSample(member, problem=f"has a caption that is no text ({json.dumps(given)[:60]})")
+    captions = [each.strip() for each in captions if each.strip()]
+    if too_long := [each for each in captions if len(each) > LONGEST_CAPTION]:
+        return TarSample(member, problem=f"has a caption of {len(too_long[0])} characters; at most {LONGEST_CAPTION}")
+    weights = values.get("weights") or [1.0] * len(captions)
+    quality = values.get("quality")
+    try:
+        weights = tuple(float(weight) for weight in weights)
+        quality = None if quality is None else float(quality)
+    except (TypeError, ValueError):
+        return TarSample(member, problem="has weights or a quality that are no numbers")
+    if len(weights) != len(captions) or any(weight < 0 for weight in weights):
+        return TarSample(member, problem=f"has {len(weights)} weights for {len(captions)} captions, or negative ones")
+    return TarSample(member, tuple(captions), weights, quality)
