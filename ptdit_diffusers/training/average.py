@@ -92,7 +92,7 @@ class PowerAverages:
 
 
 def snapshot_steps(starts: Sequence[int], last: int, count: int) -> list[int]:
-    """Return the steps after which a run has snapshots: `count` of them, evenly spread, and the last of every stage."""
+    """Return the steps after which a run has snapshots: `count` of them, evenly spread, and the last of stages."""
     if not count:
         return []
     ends = [*starts[1:], last]

@@ -19,8 +19,8 @@ TRAINED = {  # setting `train` -> regular expression for the names of the weight
 NEW = "new"  # `start` of new weights
 # May change when a run is resumed; everything else decides what comes out.
 FREE = {
-    "run": "output max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep sheet sheet_every "
-    "report_to steps guidance accumulation".split(),
+    "run": "output max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep sheet "
+    "sheet_every report_to steps guidance accumulation".split(),
     "data": ["source", "encoded", "max_skips", "outside_files"],
     "parallel": ["recompute", "compile"],
 }

@@ -1,4 +1,4 @@
-"""Order of the samples: no number of processes changes it, every sample occurs once per epoch, large sets are local."""
+"""Order of the samples: no number of processes changes it, and every sample occurs once in an epoch."""
 
 import time
 import tracemalloc
