@@ -5,7 +5,7 @@ import sys
 
 from . import __version__
 from .commands import convert, export, generate, lora, quantize
-from .commands.terminal import EXIT_INTERRUPTED, LineParser, UserError, say
+from .commands.terminal import EXIT_INTERRUPTED, LineParser, UserError, complain, say
 
 EXIT_BAD_INPUT = 2
 
@@ -40,9 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         arguments = build_parser().parse_args(argv)
+        arguments.words = sys.argv[1:] if argv is None else argv
         arguments.run(arguments)
     except UserError as error:
-        say(f"ptdit: {error}", error=True)
+        complain(str(error))
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         say("ptdit: interrupted; finished images were kept", error=True)

@@ -118,19 +118,21 @@ def run(words: Sequence[object], folder: Path = ROOT, real: bool = False, **vari
         return wait([running])[0]
 
 
-def started_ranks(words: Sequence[object], count: int, **variables: str) -> list[AbstractContextManager[Running]]:
+def started_ranks(
+    words: Sequence[object], count: int, folder: Path = ROOT, **variables: str
+) -> list[AbstractContextManager[Running]]:
     """Return starts of `python WORDS` as `count` processes that know each other, with torchrun's variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     variables |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    return [start(words, **variables, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+    return [start(words, folder, **variables, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
 
 
-def run_ranks(words: Sequence[object], count: int, **variables: str) -> list[CompletedProcess]:
+def run_ranks(words: Sequence[object], count: int, folder: Path = ROOT, **variables: str) -> list[CompletedProcess]:
     """Run `python WORDS` as `started_ranks` does, to its end."""
     with ExitStack() as stack:
-        return wait([stack.enter_context(each) for each in started_ranks(words, count, **variables)])
+        return wait([stack.enter_context(each) for each in started_ranks(words, count, folder, **variables)])
 
 
 def _run_module(line: list[str], folder: Path, environment: dict[str, str], output: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ptdit_diffusers.core.sizes import LARGEST_SIDE
 
 from .. import __version__
+from .devices import check_share, connected, is_loss, must_start, share, start_processes
 from .limits import PIXELS_PER_CALL, check_cost
 from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_parts, check_plan, encode, load, load_rest
 from .models import (
@@ -33,6 +34,7 @@ from .terminal import (
     interrupt_ends_at_once,
     number,
     pixels,
+    place_among,
     say,
     say_warnings,
 )
@@ -95,6 +97,8 @@ def add_command(commands: Any) -> None:
     add = parser.add_argument_group("device and memory").add_argument
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto, a "
         "GPU if there is one)")  # fmt: skip
+    add("--devices", type=number(int, 1, 1024), metavar="N", help="share each picture among N GPUs of this "
+        "machine, or N processes on the CPU (default: 1)")  # fmt: skip
     add("--dtype", choices=("auto", *DTYPES), default="auto", help="number format (default: auto, what suits the "
         "device)")  # fmt: skip
     add("--offload", choices=OFFLOADS, help="keep weights in main memory until the GPU needs them: one model at a "
@@ -113,34 +117,50 @@ def run(arguments: argparse.Namespace) -> None:
     kind = VIEWS if arguments.num_views else VIDEO if arguments.num_frames > 1 else IMAGE
     output = Path(DEFAULTS[kind]) if arguments.output is None else arguments.output
     check_output(output, kind)
-    animated = output.suffix.lower() in ANIMATED
-    if arguments.fps and not animated:
+    if arguments.fps and output.suffix.lower() not in ANIMATED:
         raise UserError(
             f"--fps {arguments.fps} has no effect on --output {output}, which is not a .mp4, .gif or .webp; leave it "
             "out"
         )
     check_targets(output, arguments.num_images, arguments.overwrite)
     check_seeds(arguments.seed, arguments.num_images)
+    if must_start(arguments.devices):
+        with interrupt_ends_at_once():
+            device = choose_device(arguments.device)
+        raise SystemExit(start_processes(arguments, device.name))
     with interrupt_ends_at_once():
         plan = prepare(arguments)
-        if not arguments.yes:
-            check_cost(plan, arguments)
-        if arguments.class_name is None:
-            subject = encode_text(plan, arguments)
-            pipe = load_rest(plan)
-        else:
-            subject = {"class_labels": arguments.class_name}
-            pipe = load(plan)
-    pipe.refuse_large_calls = False  # it was checked above
+    with connected(plan.device):
+        with interrupt_ends_at_once():
+            subject, pipe = load_parts(plan, arguments)
+            share(pipe, arguments)
+        pipe.refuse_large_calls = False  # it was checked above
+        write_results(pipe, subject, arguments, plan, output, kind)
+
+
+def load_parts(plan: Plan, arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    """Return the arguments of the pipeline for the encoded prompt or the class, and the loaded pipeline."""
+    if arguments.class_name is None:
+        return encode_text(plan, arguments), load_rest(plan)
+    return {"class_labels": arguments.class_name}, load(plan)
+
+
+def write_results(
+    pipe: Any, subject: dict[str, Any], arguments: argparse.Namespace, plan: Plan, output: Path, kind: str
+) -> None:
+    """Generate and save; of several processes that share the calls, the first saves."""
     targets = output_files(output, arguments.num_images)
     chosen = {name: value for name, value in plan._asdict().items() if name != "folder" and value}
-    start, fps = time.monotonic(), arguments.fps or DEFAULT_FPS
+    begun, fps = time.monotonic(), arguments.fps or DEFAULT_FPS
+    animated = output.suffix.lower() in ANIMATED
     for target, (seed, result) in zip(targets, generate(pipe, subject, arguments), strict=True):
+        if place_among()[0]:
+            continue
         metadata = metadata_of(arguments, seed, result) | chosen | ({"fps": fps} if animated else {})
         save(result, target, metadata, arguments.overwrite, fps)
         parts = "" if kind == IMAGE else f"{len(result)} {'views' if kind == VIEWS else 'frames'} of "
         size = f"{metadata['width']}x{metadata['height']}" + (f" at {fps} fps" if animated else "")
-        say(f"saved {target}: {parts}{size}, seed {seed}, {time.monotonic() - start:.1f} s")
+        say(f"saved {target}: {parts}{size}, seed {seed}, {time.monotonic() - begun:.1f} s")
 
 
 def prepare(arguments: argparse.Namespace) -> Plan:
@@ -159,11 +179,15 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         folder = download(arguments.model)
         check_subject(folder, arguments)
     check_parts(folder)
+    check_share(folder, arguments)
     dtype = choose_dtype(arguments.dtype, device.name, folder)
     memory = "".join(f", {name}: {getattr(arguments, name)}" for name in ("offload", "quantize")
                      if getattr(arguments, name))  # fmt: skip
     say(f"model: {arguments.model}, device: {device.name} ({device.why}), dtype: {dtype.name} ({dtype.why}){memory}")
-    return Plan(folder, device.name, dtype.name, arguments.offload, arguments.quantize)
+    plan = Plan(folder, device.name, dtype.name, arguments.offload, arguments.quantize)
+    if not arguments.yes:
+        check_cost(plan, arguments)
+    return plan
 
 
 # --- checks before anything is loaded --------------------------------------------------------------------------------
@@ -328,7 +352,8 @@ def generate(
                 "out of GPU memory; try a smaller --height and --width, fewer frames, or --device cpu"
             ) from error
         except (ValueError, RuntimeError) as error:  # what the pipeline refuses, numbers that overflowed, no memory
-            raise UserError(first_line(error)) from error
+            lost = "another device has ended; what it said comes before this line"
+            raise UserError(lost if is_loss(error) else first_line(error)) from error
         yield from zip(some, output[0], strict=True)  # the one of images, frames and views that is not None
 
 

@@ -9,15 +9,16 @@ from ptdit_diffusers.core.documents import read_mapping
 
 from .loading import DTYPES, Plan
 from .models import class_settings, is_class_model
-from .terminal import FRAME_STEP, SIZE_STEP, UserError
+from .terminal import FRAME_STEP, SIZE_STEP, UserError, place_among
 
+VAE_STEP = 8  # pixels per latent cell
 PIXELS_PER_CALL = 8 * 256 * 256  # bounds the memory of one call; more images are generated in several calls
 
 
 def check_cost(plan: Plan, arguments: argparse.Namespace) -> None:
     """Refuse what needs more memory than the device has, or more than a day, unless the user said --yes.
 
-    The configurations have been checked.
+    The configurations have been checked. The estimate is that of one device, also where several share the call.
 
     Raises:
         UserError: Names the estimate and the nearest sizes.
@@ -60,9 +61,19 @@ def check_cost(plan: Plan, arguments: argparse.Namespace) -> None:
         shapes = weights_shapes(plan.folder / network) or {}  # no formula: each weight is used at least once
         return Cost(0, other.samples * other.steps * sum(map(math.prod, shapes.values())))
 
-    reason = refusal(call, cost, Machine(device, dtype, memory_of(device)), names)
+    memory = memory_of(device) // (place_among()[1] if plan.device == "cpu" else 1)  # each process has a copy
+    reason = refusal(call, cost, Machine(device, dtype, memory), names)
     if reason is not None:
         raise UserError(f"{reason}; --yes tries it nevertheless")
+
+
+def token_grid(folder: Path, arguments: argparse.Namespace) -> tuple[int, int, int]:
+    """Return how many frames, rows and columns of tokens a call of a PT-DiT model folder has."""
+    config = read_mapping(folder / "transformer" / "config.json")
+    height, width = trained_size(folder, config)
+    frames = arguments.num_views or (arguments.num_frames - 1) // FRAME_STEP + 1
+    token = VAE_STEP * config.get("patch_size", 2)
+    return frames, (arguments.height or height) // token, (arguments.width or width) // token
 
 
 def trained_size(folder: Path, config: dict[str, Any]) -> tuple[int, int]:

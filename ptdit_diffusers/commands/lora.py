@@ -3,17 +3,14 @@
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .processes import run_processes
 from .terminal import LineParser, UserError, interrupt_ends_at_once, number
 
 # `accelerate launch` that leaves Ctrl-C to the training, which gets it, too, hands SIGTERM on as Ctrl-C, and ends with
@@ -104,55 +101,6 @@ def processes_asked_for(options: list[str]) -> tuple[int | None, list[str]]:
     if own.cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     return own.num_processes or (1 if own.cpu else None), others
-
-
-def run_processes(module: str, options: list[str], count: int) -> int:
-    """Run the training in processes of this machine that know each other; return the exit code of the first to fail.
-
-    Where one fails, the others are ended: they would wait for it.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    words = [sys.executable, "-m", module, *options]
-    apart = os.name == "posix"  # so that the terminal's Ctrl-C comes once, from here
-    started = [
-        subprocess.Popen(words, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=apart)
-        for rank in range(count)
-    ]
-    with signals_go_to(started, (signal.SIGINT, signal.SIGTERM) if apart else (signal.SIGTERM,)):
-        while None in (codes := [process.poll() for process in started]) and not any(codes):
-            time.sleep(0.1)
-        end_others(started)
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
-
-
-def end_others(started: list[subprocess.Popen], seconds: float = 15) -> None:
-    """Give processes some time to end by themselves, then end them."""
-    end = time.monotonic() + seconds
-    while any(process.poll() is None for process in started) and time.monotonic() < end:
-        time.sleep(0.1)
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def signals_go_to(processes: list[subprocess.Popen], numbers: tuple[int, ...]) -> Iterator[None]:
-    """Hand these signals on to processes, and do nothing else at them."""
-
-    def hand_on(number: int, _: Any) -> None:
-        for process in processes:
-            process.send_signal(number)
-
-    earlier = {each: signal.signal(each, hand_on) for each in numbers}
-    try:
-        yield
-    finally:
-        for each, handler in earlier.items():
-            signal.signal(each, handler)
 
 
 def launch(module: str, options: list[str]) -> int:

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from ..core.messages import one_line
 SIZE_STEP = 16  # pixels: VAE 8 x patch 2
 FRAME_STEP = 4  # frames that the VAE packs into one latent frame, after the first
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+FIRST_SPEAKS = 2.0  # seconds in which the first of several processes says what ends all of them
 
 
 class UserError(Exception):
@@ -37,7 +39,30 @@ def say(text: str, error: bool = False) -> None:
 
     A stream that is closed or full stops no work: what it would have shown is dropped.
     Names and keys of files may hold anything, so control characters, which could steer the terminal, are escaped.
+    Of several processes that share a call, the first speaks for all.
     """
+    if place_among()[0] == 0:
+        write_line(text, error)
+
+
+def complain(text: str) -> None:
+    """Say what ends the command. Processes that share a call leave that to the first; if it does not, they do."""
+    rank, count = place_among()
+    if rank:
+        time.sleep(FIRST_SPEAKS)  # the same happened there, and its end ends this process; else it waits for this one
+        text = f"device {rank + 1} of {count}: {text}"
+    write_line(f"ptdit: {text}", error=True)
+
+
+def place_among() -> tuple[int, int]:
+    """Return the number of this process among those that share a call, and how many they are."""
+    if "LOCAL_RANK" not in os.environ:  # torchrun sets it, and so do we
+        return 0, 1
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def write_line(text: str, error: bool = False) -> None:
+    """Write one line, see `say`."""
     stream = sys.stderr if error else sys.stdout
     if stream is None:  # closed by the shell
         return
@@ -50,7 +75,7 @@ def say(text: str, error: bool = False) -> None:
         with open(os.devnull, "w") as nowhere:  # what is buffered goes there, and all that follows
             os.dup2(nowhere.fileno(), stream.fileno())
         if not error and not isinstance(problem, BrokenPipeError):
-            say(f"warning: messages cannot be written to stdout: {problem.strerror}", error=True)
+            write_line(f"warning: messages cannot be written to stdout: {problem.strerror}", error=True)
 
 
 def say_warnings() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ptdit_diffusers.cli import main
 from ptdit_diffusers.commands import lora
+from ptdit_diffusers.commands.processes import run_processes
 from ptdit_diffusers.training import processes
 from tests.processes import start, wait
 
@@ -107,10 +108,8 @@ def test_the_exit_code_is_that_of_the_process_that_failed_and_the_others_are_end
         "sys.exit(2) if os.environ['RANK'] == '1' else time.sleep(600)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    end_others = lora.end_others
-    monkeypatch.setattr(lora, "end_others", lambda started: end_others(started, 0.1))
     begun = time.monotonic()
-    assert lora.run_processes("trains", ["--rank", "3"], 2) == 2
+    assert run_processes("trains", ["--rank", "3"], 2, seconds=0.1) == 2
     assert time.monotonic() - begun < 60
 
 
