@@ -9,20 +9,20 @@ from ptdit_diffusers.training.processes import is_main_process, terminate_as_int
 REFUSED, INTERRUPTED = 2, 130  # 128 + SIGINT, as shells count
 
 
-def exit_code(work: Callable[[], int]) -> int:
+def exit_code(work: Callable[[], int], program: str = "lora") -> int:
     """Do the work and return its exit code: 2 for what it refuses with a ValueError or OSError, 130 for Ctrl-C."""
     try:
         with terminate_as_interrupt():
             return work()
     except (ValueError, OSError) as error:
-        complain(str(error))
+        complain(str(error), program)
         return REFUSED
     except KeyboardInterrupt:
-        complain("interrupted; what was encoded and saved is kept.")
+        complain("interrupted; what was encoded and saved is kept.", program)
         return INTERRUPTED
 
 
-def complain(text: str) -> None:
+def complain(text: str, program: str = "lora") -> None:
     """Write one line to stderr, on the main process alone."""
     if is_main_process():
-        sys.stderr.write(f"{one_line(f'lora: {text}')}\n")
+        sys.stderr.write(f"{one_line(f'{program}: {text}')}\n")

@@ -1,11 +1,11 @@
-"""Settings of a LoRA run: one flat dataclass, a YAML file or preset, and flags of the same names that go before it."""
+"""Settings of a run: one flat dataclass, a YAML file or preset, and flags of the same names that go before it."""
 
 import argparse
 import dataclasses
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -89,12 +89,12 @@ SYNONYMS = {  # names that other trainers have -> ours
     "use_ema": "ema",
     "hub_model_id": "push_to_hub",
 }
+S = TypeVar("S", bound="TrainingSettings")
 PRODIGY_LEAST = 0.1  # learning rate: a factor of the rate that prodigy finds
 # May change when a run is resumed; everything else decides what comes out.
 FREE = (
-    "output_dir data base outside_files caption_column cache_dir rebuild_cache max_steps stop_after max_minutes "
-    "workers log_every checkpoint_every keep validation_every validation_prompts validation_steps validation_guidance "
-    "validation_seed report_to push_to_hub resume accept_changes compile"
+    "output_dir base max_steps stop_after max_minutes workers log_every checkpoint_every keep validation_every "
+    "validation_prompts validation_seed report_to push_to_hub resume accept_changes compile"
 ).split()
 
 
@@ -104,45 +104,34 @@ def setting(default: Any, help: str) -> Any:
 
 
 @dataclass(kw_only=True)
-class LoRASettings:
-    """Everything that decides what a run does; saved beside the LoRA."""
+class TrainingSettings:
+    """What every run that trains an adapter for a base model has, whatever it learns.
 
-    # model and data
+    Attributes:
+        program: Name of the command.
+        presets_folder: YAML files that are part of the package.
+        synonyms: Names that other trainers have -> ours.
+        free: Settings that may change when a run is resumed.
+        needed: Settings that have no default.
+    """
+
+    program: ClassVar[str] = "lora"
+    presets_folder: ClassVar[Path] = PRESETS
+    synonyms: ClassVar[dict[str, str]] = {}
+    free: ClassVar[list[str]] = FREE
+    needed: ClassVar[tuple[str, ...]] = ("output_dir",)
+
+    # model
     base: str = setting("shapes-128", "base model: folder, Hub id or short name of an embedded model")
-    data: str = setting("", "folder, metadata.jsonl, metadata.csv, or hub:OWNER/DATASET")
     output_dir: str = setting("", "folder of the run: checkpoints, log, pictures and the finished LoRA")
-    cache_dir: str = setting("", "folder of the cached latents and embeddings (default: OUTPUT_DIR/cache)")
-    rebuild_cache: bool = setting(False, "delete all that is cached in the folder of the cache, and encode it again")
-    outside_files: bool = setting(False, "take also files that a table or link in `data` names outside of its folder")
-    default_caption: str = setting("", "caption of files that have none; the log names their number")
-    caption_column: str = setting(
-        "", "column of the captions in a table; default: text, caption, prompt or description"
-    )
-    trigger: str = setting("", "word put before every caption, or in place of [trigger] in it")
     resolution: int = setting(0, "pixels: pictures get about resolution^2 of them; 0 = the model's own size")
-    bucket_step: int = setting(0, "pixels: sides of buckets are multiples of this; 0 = one window of the model")
-    max_aspect: float = setting(2.0, "longest side over shortest side of a bucket; 1 = square only")
     num_frames: int = setting(1, "frames taken from a video, 4n + 1; pictures always have one")
-    flip: bool = setting(False, "train on mirrored copies, too")
-    repeats: int = setting(1, "how often a picture occurs in one epoch")
-    caption_dropout: float = setting(0.1, "share of samples trained without their caption, for guidance; 0..1")
-    prior_prompts: str = setting("", "text file, one prompt per line: the base model generates a picture of each, and "
-                                     "the LoRA is trained to keep them")  # fmt: skip
-    prior_weight: float = setting(1.0, "weight of the loss on those pictures")
-    prior_repeats: int = setting(1, "how often one of those pictures occurs in one epoch")
     # adapter
     rank: int = setting(16, "rank of the two matrices")
-    alpha: float = setting(0.0, "strength: the product is scaled by alpha / rank; 0 = rank")
-    dropout: float = setting(0.0, "share of inputs of an adapter that are dropped in training; 0..1")
-    rslora: bool = setting(False, "scale by alpha / sqrt(rank) instead")
-    dora: bool = setting(False, "train the size of each output apart from its direction (DoRA)")
-    init: str = setting("default", f"first values: {', '.join(INITS)}")
     targets: str = setting("attention", f"layers: {', '.join(TARGETS)}, names with commas, or a regular expression")
     base_weights: str = setting("none", f"how the frozen weights are kept: {', '.join(BASES)} (none = in `precision`)")
-    proxy_mode: str = setting("mean", "proxies in training: mean, or random (v1 of the paper, as a regularizer)")
     # optimization
     max_steps: int = setting(1000, "optimizer steps")
-    epochs: int = setting(0, "passes over the data instead of max_steps; 0 = off")
     stop_after: int = setting(0, "save and stop after this many steps of this call; 0 = off")
     max_minutes: float = setting(0.0, "save and stop after this many minutes of this call; 0 = off")
     batch_size: int = setting(1, "samples per process and forward")
@@ -154,9 +143,7 @@ class LoRASettings:
     warmup: int = setting(0, "steps from 0 to the peak learning rate")
     weight_decay: float = setting(0.01, "of the optimizer")
     clip: float = setting(1.0, "largest gradient norm")
-    ema: float = setting(0.0, "decay of a running average of the LoRA, which is what is saved then; 0 = off")
-    time_mean: float = setting(0.0, "training times are sigmoids of a normal distribution: its mean")
-    time_std: float = setting(1.0, "its standard deviation")
+    ema: float = setting(0.0, "decay of a running average of the weights, which is what is saved then; 0 = off")
     gradient_checkpointing: bool = setting(False, "recompute blocks in the backward pass: slower, much less memory")
     compile: bool = setting(False, "torch.compile the blocks")
     seed: int = setting(0, "of everything random")
@@ -169,8 +156,6 @@ class LoRASettings:
     keep: int = setting(2, "checkpoints kept")
     validation_every: int = setting(0, "steps between validation pictures; 0 = off")
     validation_prompts: tuple[str, ...] = setting((), "prompts of pictures at 0, 25, 50 and 100 %% of the steps")
-    validation_steps: int = setting(30, "denoising steps of validation pictures")
-    validation_guidance: float = setting(4.0, "guidance of validation pictures")
     validation_seed: int = setting(0, "picture i has the seed validation_seed + i")
     report_to: str = setting(
         "none", f"also write the log and pictures for {', '.join(REPORTS[1:])}; none = files only"
@@ -179,34 +164,106 @@ class LoRASettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
-        for name in ("rank", "max_steps", "batch_size", "accumulation", "repeats", "log_every", "keep", "num_frames"):
+        for name in ("max_steps", "batch_size", "accumulation", "log_every", "keep", "num_frames"):
             at_least(name, getattr(self, name), 1)
-        for name in ("prior_repeats", "validation_steps", "max_aspect"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("alpha", "warmup", "weight_decay", "checkpoint_every", "validation_every", "seed", "epochs"):
+        for name in ("warmup", "weight_decay", "checkpoint_every", "validation_every", "seed", "validation_seed"):
             at_least(name, getattr(self, name), 0)
-        for name in ("resolution", "bucket_step", "stop_after", "max_minutes", "workers", "prior_weight"):
+        for name in ("resolution", "stop_after", "max_minutes", "workers"):
             at_least(name, getattr(self, name), 0)
-        for name, most in {"caption_dropout": 1, "dropout": 0.99, "ema": 0.99999}.items():
-            at_least(name, value := getattr(self, name), 0)
-            if value > most:
-                raise ValueError(f"{name}={value} must be at most {most}; nearest: {most}.")
-        for name in ("lr", "clip", "time_std"):
+        self.check_shares(ema=0.99999)
+        for name in ("lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0, for example 1.")
-        choices = {"init": INITS, "precision": PRECISIONS, "base_weights": BASES, "optimizer": OPTIMIZERS}
-        choices |= {"schedule": SCHEDULES, "report_to": REPORTS, "proxy_mode": ("mean", "random")}
+        choices = {"precision": PRECISIONS, "base_weights": BASES, "optimizer": OPTIMIZERS}
+        choices |= {"schedule": SCHEDULES, "report_to": REPORTS}
         for name, allowed in choices.items():
             one_of(name, getattr(self, name), allowed)
         if self.optimizer == "prodigy" and self.lr < PRODIGY_LEAST:
             raise ValueError(
                 f"lr={self.lr} is a factor of the learning rate that optimizer='prodigy' finds by itself; nearest: 1."
             )
-        if not self.epochs:
-            check_warmup(self.warmup, self.max_steps)
         if (self.num_frames - 1) % 4:
             low = (self.num_frames - 1) // 4 * 4 + 1
             raise ValueError(f"num_frames={self.num_frames} is not of the form 4n + 1; nearest: {low} or {low + 4}.")
+
+    def check_shares(self, **most: float) -> None:
+        """Raise ValueError unless these settings lie between 0 and their largest values."""
+        for name, limit in most.items():
+            at_least(name, value := getattr(self, name), 0)
+            if value > limit:
+                raise ValueError(f"{name}={value} must be at most {limit}; nearest: {limit}.")
+
+    def loop_settings(self, steps: int) -> LoopSettings:
+        """Return what the training loop asks for; `steps` depends on the data where `epochs` is set."""
+        shared = "output_dir seed batch_size accumulation workers clip log_every checkpoint_every keep".split()
+        return LoopSettings(
+            **{name: getattr(self, name) for name in [*shared, "stop_after", "max_minutes"]},
+            export_dir=self.output_dir,
+            steps=steps,
+            warmup=0,  # the schedule is the task's
+            sheet_every=self.validation_every if self.validation_prompts else 0,
+            checkpoint_minutes=0,
+        )
+
+
+@dataclass(kw_only=True)
+class LoRASettings(TrainingSettings):
+    """Everything that decides what a run does; saved beside the LoRA."""
+
+    synonyms: ClassVar[dict[str, str]] = SYNONYMS
+    needed: ClassVar[tuple[str, ...]] = ("output_dir", "data")
+    free: ClassVar[list[str]] = [
+        *FREE,
+        *"data outside_files caption_column cache_dir rebuild_cache validation_steps validation_guidance".split(),
+    ]
+
+    # data
+    data: str = setting("", "folder, metadata.jsonl, metadata.csv, or hub:OWNER/DATASET")
+    cache_dir: str = setting("", "folder of the cached latents and embeddings (default: OUTPUT_DIR/cache)")
+    rebuild_cache: bool = setting(False, "delete all that is cached in the folder of the cache, and encode it again")
+    outside_files: bool = setting(False, "take also files that a table or link in `data` names outside of its folder")
+    default_caption: str = setting("", "caption of files that have none; the log names their number")
+    caption_column: str = setting(
+        "", "column of the captions in a table; default: text, caption, prompt or description"
+    )
+    trigger: str = setting("", "word put before every caption, or in place of [trigger] in it")
+    bucket_step: int = setting(0, "pixels: sides of buckets are multiples of this; 0 = one window of the model")
+    max_aspect: float = setting(2.0, "longest side over shortest side of a bucket; 1 = square only")
+    flip: bool = setting(False, "train on mirrored copies, too")
+    repeats: int = setting(1, "how often a picture occurs in one epoch")
+    caption_dropout: float = setting(0.1, "share of samples trained without their caption, for guidance; 0..1")
+    prior_prompts: str = setting("", "text file, one prompt per line: the base model generates a picture of each, and "
+                                     "the LoRA is trained to keep them")  # fmt: skip
+    prior_weight: float = setting(1.0, "weight of the loss on those pictures")
+    prior_repeats: int = setting(1, "how often one of those pictures occurs in one epoch")
+    # adapter
+    alpha: float = setting(0.0, "strength: the product is scaled by alpha / rank; 0 = rank")
+    dropout: float = setting(0.0, "share of inputs of an adapter that are dropped in training; 0..1")
+    rslora: bool = setting(False, "scale by alpha / sqrt(rank) instead")
+    dora: bool = setting(False, "train the size of each output apart from its direction (DoRA)")
+    init: str = setting("default", f"first values: {', '.join(INITS)}")
+    proxy_mode: str = setting("mean", "proxies in training: mean, or random (v1 of the paper, as a regularizer)")
+    # optimization
+    epochs: int = setting(0, "passes over the data instead of max_steps; 0 = off")
+    time_mean: float = setting(0.0, "training times are sigmoids of a normal distribution: its mean")
+    time_std: float = setting(1.0, "its standard deviation")
+    validation_steps: int = setting(30, "denoising steps of validation pictures")
+    validation_guidance: float = setting(4.0, "guidance of validation pictures")
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the first illegal value."""
+        super().__post_init__()
+        for name in ("rank", "repeats", "prior_repeats", "validation_steps", "max_aspect"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("alpha", "epochs", "bucket_step", "prior_weight"):
+            at_least(name, getattr(self, name), 0)
+        self.check_shares(caption_dropout=1, dropout=0.99)
+        if self.time_std <= 0:
+            raise ValueError(f"time_std={self.time_std} must be above 0, for example 1.")
+        for name, allowed in {"init": INITS, "proxy_mode": ("mean", "random")}.items():
+            one_of(name, getattr(self, name), allowed)
+        if not self.epochs:
+            check_warmup(self.warmup, self.max_steps)
         if self.init in ("pissa", "olora") and self.base_weights != "none":
             raise ValueError(
                 f"init={self.init!r} changes the base weights; base_weights={self.base_weights!r} forbids that; "
@@ -227,18 +284,6 @@ class LoRASettings:
         """Alpha with its default filled in."""
         return self.alpha or float(self.rank)
 
-    def loop_settings(self, steps: int) -> LoopSettings:
-        """Return what the training loop asks for; `steps` depends on the data where `epochs` is set."""
-        shared = "output_dir seed batch_size accumulation workers clip log_every checkpoint_every keep".split()
-        return LoopSettings(
-            **{name: getattr(self, name) for name in [*shared, "stop_after", "max_minutes"]},
-            export_dir=self.output_dir,
-            steps=steps,
-            warmup=0,  # the schedule is the task's
-            sheet_every=self.validation_every if self.validation_prompts else 0,
-            checkpoint_minutes=0,
-        )
-
 
 def check_warmup(warmup: int, steps: int) -> None:
     """Raise ValueError where the learning rate would never reach its peak."""
@@ -246,22 +291,24 @@ def check_warmup(warmup: int, steps: int) -> None:
         raise ValueError(f"warmup={warmup} is longer than the {steps} steps of the run; nearest: {steps}.")
 
 
-def make_parser(description: str) -> LineParser:
+def make_parser(description: str, kind: type[TrainingSettings] = LoRASettings) -> LineParser:
     """Make a parser with `--config` and a flag for every setting; without a flag the file's value stays.
 
     What it refuses is a ValueError.
     """
     parser = LineParser(
-        prog="lora",
+        prog=kind.program,
         description=description,
         allow_abbrev=False,
-        epilog="`ptdit lora` also takes --num-processes N and --cpu.",
+        epilog=f"`ptdit {kind.program}` also takes --num-processes N and --cpu.",
     )
-    parser.synonyms = {f"--{name.replace('_', '-')}": f"--{ours.replace('_', '-')}" for name, ours in SYNONYMS.items()}
+    parser.synonyms = {
+        f"--{name.replace('_', '-')}": f"--{ours.replace('_', '-')}" for name, ours in kind.synonyms.items()
+    }
     parser.add_argument(
-        "--config", metavar="FILE", help=f"YAML file with settings, or a preset: {', '.join(presets())}"
+        "--config", metavar="FILE", help=f"YAML file with settings, or a preset: {', '.join(presets(kind))}"
     )
-    for field in dataclasses.fields(LoRASettings):
+    for field in dataclasses.fields(kind):
         flag = "--" + field.name.replace("_", "-")
         shown = f"{field.metadata['help']} (default: {field.default or 'none'})".replace("none)", "-)")
         if field.type is bool:
@@ -274,22 +321,23 @@ def make_parser(description: str) -> LineParser:
     return parser
 
 
-def presets() -> list[str]:
+def presets(kind: type[TrainingSettings] = LoRASettings) -> list[str]:
     """Return the names of the presets that are part of the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "fsdp2")  # that one is accelerate's
+    names = {path.stem for path in kind.presets_folder.glob("*.yaml")}
+    return sorted(names - {"fsdp2"})  # that one is accelerate's
 
 
-def read_config(name: str) -> dict[str, Any]:
+def read_config(name: str, kind: type[TrainingSettings] = LoRASettings) -> dict[str, Any]:
     """Return the settings of a YAML file or preset.
 
     Raises:
         ValueError: There is no such file or preset, or it does not hold a mapping.
     """
     path = Path(name)
-    if not path.is_file() and name in presets():
-        path = PRESETS / f"{name}.yaml"
+    if not path.is_file() and name in presets(kind):
+        path = kind.presets_folder / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"config {name!r} is neither a file nor a preset; presets: {', '.join(presets())}.")
+        raise ValueError(f"config {name!r} is neither a file nor a preset; presets: {', '.join(presets(kind))}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -299,7 +347,7 @@ def read_config(name: str) -> dict[str, Any]:
     return values
 
 
-def read_settings(flags: argparse.Namespace) -> LoRASettings:
+def read_settings(flags: argparse.Namespace, kind: type[S] = LoRASettings) -> S:
     """Return the settings of the file with the flags over them.
 
     Raises:
@@ -307,33 +355,33 @@ def read_settings(flags: argparse.Namespace) -> LoRASettings:
         OSError: The file cannot be read.
     """
     given = {name: value for name, value in vars(flags).items() if name != "config" and value is not None}
-    values = read_config(flags.config) if flags.config else {}
+    values = read_config(flags.config, kind) if flags.config else {}
     for name in values:
-        if name in SYNONYMS:
-            raise ValueError(f"{flags.config}.{name} is not a setting; nearest: {SYNONYMS[name]}.")
-    settings = build(LoRASettings, values | given, flags.config or "the command line")
-    for name in ("output_dir", "data"):
+        if name in kind.synonyms:
+            raise ValueError(f"{flags.config}.{name} is not a setting; nearest: {kind.synonyms[name]}.")
+    settings = build(kind, values | given, flags.config or "the command line")
+    for name in settings.needed:
         if not getattr(settings, name) and not (name == "data" and settings.cache_dir):
             raise ValueError(f"{name} is missing: set it in the config file or with --{name.replace('_', '-')}.")
     return settings
 
 
-def check_packages(settings: LoRASettings) -> None:
+def check_packages(settings: TrainingSettings) -> None:
     """Raise ValueError where a setting, or every training, needs a package that is not installed."""
     for (name, value), package in PACKAGES.items():
         if getattr(settings, name) == value and importlib.util.find_spec(package) is None:
-            other = LoRASettings.__dataclass_fields__[name].default
+            other = type(settings).__dataclass_fields__[name].default
             raise ValueError(f"{name}={value!r} needs {package}: pip install {package}; or use {other!r}.")
     require_matplotlib()
 
 
-def refuse_other_settings(saved: dict[str, Any], settings: LoRASettings) -> None:
+def refuse_other_settings(saved: dict[str, Any], settings: TrainingSettings) -> None:
     """Raise ValueError where a checkpoint was made with settings that decide the outcome and differ now."""
     now = dataclasses.asdict(settings)
     changed = [
         f"{name} was {saved[name]!r}, is {now[name]!r}"
         for name in now
-        if name not in FREE and name in saved and _plain(saved[name]) != _plain(now[name])
+        if name not in settings.free and name in saved and _plain(saved[name]) != _plain(now[name])
     ]
     if changed:
         raise ValueError(

@@ -8,6 +8,8 @@ import json
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,20 +19,25 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 
 from ptdit_diffusers.core.folder_files import first_foreign, move, new_folder
-from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.checkpoint import whole
 from ptdit_diffusers.training.latents import write_tensors
 from ptdit_diffusers.training.record import versions
 
 from .adapter import dora_scale_for_comfyui
-from .config import LoRASettings
+from .config import LoRASettings, TrainingSettings
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI_PREFIX = "diffusion_model."
 OUR_FILES = re.compile(
     r"pytorch_lora_weights\.safetensors|comfyui/[^/]+\.safetensors|(sheet|loss)\.png|settings\.json|README\.md"
 )
-LOCAL = ("output_dir", "cache_dir", "prior_prompts")  # settings that are folders or files of this machine
+LOCAL = (
+    "output_dir",
+    "cache_dir",
+    "prior_prompts",
+    "prompts",
+    "paths_dir",
+)  # settings that are folders or files of this machine
 HUB_ID = re.compile(r"(hub:)?([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
@@ -49,13 +56,20 @@ def export(
     Returns:
         The folder `folder`/lora.
     """
+    with finished_folder(folder) as temporary:
+        write_files(temporary, folder, weights, settings, step, base_weights)
+    return folder / "lora"
+
+
+@contextmanager
+def finished_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write the finished LoRA of a run into; at the end it takes the place of `folder`/lora."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "lora"
     if target.exists() and first_foreign(target, lambda name: bool(OUR_FILES.fullmatch(name))) is not None:
         move(target, folder / f"lora-kept-{uuid.uuid4().hex[:8]}")  # somebody put files of their own into it
     with new_folder(target) as temporary:
-        write_files(temporary, folder, weights, settings, step, base_weights)
-    return target
+        yield temporary
 
 
 def write_files(
@@ -67,21 +81,46 @@ def write_files(
     base_weights: dict[str, Tensor],
 ) -> None:
     """Write everything into the folder `temporary`; see `export`. No path of this machine is in it."""
-    base = public_name(settings.base)
-    (temporary / "comfyui").mkdir()
-    PTDiTPipeline.save_lora_weights(
-        temporary, transformer_lora_layers=weights, transformer_lora_adapter_metadata=adapter_config(weights)
-    )
-    comfyui = temporary / "comfyui" / f"{folder.resolve().name}.safetensors"
-    write_tensors(comfyui, comfyui_weights(weights, base_weights), {"format": "pt", "base": base})
+    comfyui = write_lora(temporary, folder.resolve().name, weights, base_weights, public_name(settings.base))
+    add_records(temporary, folder, settings, step)
+    (temporary / "README.md").write_text(card(temporary, weights, settings, step, comfyui.name), encoding="utf-8")
+
+
+def add_records(temporary: Path, folder: Path, settings: TrainingSettings, step: int) -> None:
+    """Copy the pictures of a run beside its result, and write down its settings."""
     for name in ("sheet.png", "loss.png"):
         if (folder / name).is_file():
             shutil.copy(folder / name, temporary / name)
-    (temporary / "settings.json").write_text(
-        json.dumps({"step": step, "settings": public_settings(settings), "versions": versions()}, indent=2) + "\n",
-        encoding="utf-8",
-    )
-    (temporary / "README.md").write_text(card(temporary, weights, settings, step, comfyui.name), encoding="utf-8")
+    found = {"step": step, "settings": public_settings(settings), "versions": versions()}
+    (temporary / "settings.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def write_lora(
+    folder: Path,
+    name: str,
+    weights: dict[str, Tensor],
+    base_weights: dict[str, Tensor],
+    base: str,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """Write the two files of a LoRA; return that of ComfyUI.
+
+    Args:
+        folder: Exists; gets diffusers' file, and `comfyui`/NAME.safetensors.
+        name: Of ComfyUI's file.
+        weights, base_weights: As for `export`.
+        base: Name of the base model.
+        metadata: Further entries of both files.
+    """
+    (folder / "comfyui").mkdir()
+    further = metadata or {}
+    adapter = {f"transformer.{key}": value for key, value in adapter_config(weights).items()}
+    described = {"format": "pt", "lora_adapter_metadata": json.dumps(adapter, indent=2, sort_keys=True, default=list)}
+    renamed = {f"transformer.{key}": value for key, value in weights.items()}
+    write_tensors(folder / DIFFUSERS_FILE, renamed, described | further)
+    comfyui = folder / "comfyui" / f"{name}.safetensors"
+    write_tensors(comfyui, comfyui_weights(weights, base_weights), {"format": "pt", "base": base} | further)
+    return comfyui
 
 
 def public_name(source: str) -> str:
@@ -90,10 +129,10 @@ def public_name(source: str) -> str:
     return source if hub_id else Path(source).name
 
 
-def public_settings(settings: LoRASettings) -> dict[str, object]:
+def public_settings(settings: TrainingSettings) -> dict[str, object]:
     """Return the settings as they are uploaded: without folders of this machine."""
     found = {name: value for name, value in dataclasses.asdict(settings).items() if name not in LOCAL}
-    return found | {"base": public_name(settings.base), "data": public_name(settings.data)}
+    return found | {name: public_name(found[name]) for name in ("base", "data") if name in found}
 
 
 def in_markdown(text: str) -> str:
@@ -168,11 +207,11 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
     return "\n".join([*lines, "## Settings", "", "| setting | value |", "| --- | --- |", *rows, ""])
 
 
-def shown_settings(settings: LoRASettings) -> dict[str, object]:
+def shown_settings(settings: TrainingSettings) -> dict[str, object]:
     """Return the settings that differ from their defaults, without folders of this machine."""
     hidden = ("data", "validation_prompts", "resume", "push_to_hub")
     public = public_settings(settings)
-    defaults = {field.name: field.default for field in dataclasses.fields(LoRASettings)}
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     return {
         name: in_markdown(value) if isinstance(value, str) else value
         for name, value in public.items()

@@ -34,7 +34,7 @@ from .samples import (
     to_json,
     write_samples,
 )
-from .validate import generate_prior, read_prior_prompts
+from .validate import generate_prior, read_prompts
 
 logger = logging.getLogger("lora")
 
@@ -101,7 +101,7 @@ def data_settings(settings: LoRASettings, base: BaseModel) -> dict[str, Any]:
     found |= {f"maker of {kind}": maker for kind, maker in makers(base).items()}
     found["resolution"] = settings.resolution or base.own_resolution
     found["bucket_step"] = settings.bucket_step or base.window_pixels
-    prompts = read_prior_prompts(settings.prior_prompts)
+    prompts = read_prompts(settings.prior_prompts)
     found["prior"] = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16] if prompts else ""
     is_local = not settings.data.startswith("hub:")
     found["source"] = str(Path(settings.data).resolve()) if settings.data and is_local else settings.data

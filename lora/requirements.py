@@ -5,10 +5,10 @@ import torch
 from ptdit_diffusers.core.devices import check_compiler, has_float8
 from ptdit_diffusers.training.base_model import choose_dtype
 
-from .config import LoRASettings
+from .config import TrainingSettings
 
 
-def check_device(settings: LoRASettings, device: torch.device) -> None:
+def check_device(settings: TrainingSettings, device: torch.device) -> None:
     """Check that a device can do what the settings ask of it.
 
     Raises:

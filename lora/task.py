@@ -31,7 +31,7 @@ from .batches import CachedBatches, describe_epoch
 from .cache import Cache
 from .config import LoRASettings, check_warmup
 from .export import base_layer_weights, export
-from .validate import generate_validation, quarter_steps, save_validation, write_sheet
+from .validate import Sampling, generate_validation, quarter_steps, save_validation, step_name, write_sheet
 
 logger = logging.getLogger("lora")
 
@@ -105,11 +105,12 @@ class LoRATask(Task):
     def sheet(self, path: Path, step: int) -> dict[str, float]:
         """Generate a picture of each validation prompt, and write the sheet of all of them."""
         settings = self.settings
-        pictures = generate_validation(self.model, self.base, self.cache, settings, self.device)
+        sampling = Sampling(settings.validation_steps, settings.validation_guidance)
+        pictures = generate_validation(self.model, self.base, self.cache, settings, self.device, sampling)
         if self.accelerator.is_main_process:
-            save_validation(pictures, path, step, settings)
-            shown = [mark for mark in self.sheet_steps(self.steps) if mark <= step]
-            write_sheet(path.parent, path.parent.parent / "sheet.png", shown, settings)
+            save_validation(pictures, path, step, settings, sampling)
+            shown = {f"step {mark}": step_name(mark) for mark in self.sheet_steps(self.steps) if mark <= step}
+            write_sheet(path.parent, path.parent.parent / "sheet.png", shown, settings.validation_prompts)
             track_pictures(self.accelerator, "validation", pictures, step)
         return {}
 

@@ -31,7 +31,7 @@ from ptdit_diffusers.training.trackers import begin_tracking
 from .adapter import adapter_values
 from .cache import Cache
 from .command import complain, exit_code
-from .config import LoRASettings, check_packages, make_parser, read_settings, refuse_other_settings
+from .config import LoRASettings, TrainingSettings, check_packages, make_parser, read_settings, refuse_other_settings
 from .export import check_push, push
 from .precompute import RUN_SAMPLES, data_settings, fill_cache, run_sizes
 from .requirements import check_device, run_bytes
@@ -95,7 +95,7 @@ def note_samples(settings: LoRASettings, base: BaseModel, cache: Cache) -> None:
     write_samples(Path(settings.output_dir) / RUN_SAMPLES, cache.samples, data_settings(settings, base))
 
 
-def finish(settings: LoRASettings, run: Run, accelerator: Accelerator) -> int:
+def finish(settings: TrainingSettings, run: Run, accelerator: Accelerator) -> int:
     """Train to the end or to a stop, and upload what was asked for; return the exit code."""
     folder = Path(settings.output_dir)
     try:
@@ -106,7 +106,8 @@ def finish(settings: LoRASettings, run: Run, accelerator: Accelerator) -> int:
         if isinstance(error, FloatingPointError) and kept:
             last = f"the last sound checkpoint is {kept[-1].name}"
         complain(
-            f"stopped at step {run.step}: {(str(error).strip() or type(error).__name__).splitlines()[-1]}; {last}."
+            f"stopped at step {run.step}: {(str(error).strip() or type(error).__name__).splitlines()[-1]}; {last}.",
+            settings.program,
         )
         return 1
     accelerator.end_training()
@@ -117,7 +118,7 @@ def finish(settings: LoRASettings, run: Run, accelerator: Accelerator) -> int:
         try:
             logger.info("uploaded to %s", push(folder / "lora", settings.push_to_hub))
         except OSError as error:
-            complain(f"{folder / 'lora'} is finished, but not uploaded: {error}")
+            complain(f"{folder / 'lora'} is finished, but not uploaded: {error}", settings.program)
             return 1
     return 0
 
@@ -146,21 +147,27 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
     if saved is not None:
         refuse_other_settings(saved["settings"], settings)
         refuse_other_base(saved, settings, base)
-        if saved["processes"] != accelerator.num_processes:
-            raise ValueError(
-                f"the checkpoint was made by {saved['processes']} processes, these are {accelerator.num_processes}; "
-                "the batches would differ. Launch as many as before."
-            )
+        refuse_other_processes(saved, accelerator)
 
 
-def refuse_used(settings: LoRASettings) -> None:
+def refuse_other_processes(saved: dict[str, object], accelerator: Accelerator) -> None:
+    """Raise ValueError where a checkpoint was made by another number of processes."""
+    if saved["processes"] != accelerator.num_processes:
+        raise ValueError(
+            f"the checkpoint was made by {saved['processes']} processes, these are {accelerator.num_processes}; "
+            "the batches would differ. Launch as many as before."
+        )
+
+
+def refuse_used(settings: TrainingSettings) -> None:
     """Raise ValueError where the output folder holds a run that this one does not go on with."""
     folder = Path(settings.output_dir)
-    if not settings.resume and (checkpoints(folder) or (folder / "lora").exists()):
+    results = (folder / "lora").exists() or (folder / "model").exists()
+    if not settings.resume and (checkpoints(folder) or results):
         raise ValueError(f"output_dir {folder} holds an earlier run; go on with --resume, or give another folder.")
 
 
-def refuse_other_base(saved: dict[str, object], settings: LoRASettings, base: BaseModel) -> None:
+def refuse_other_base(saved: dict[str, object], settings: TrainingSettings, base: BaseModel) -> None:
     """Raise ValueError where a checkpoint was trained on other base weights, unless that is accepted."""
     earlier = str(saved["settings"]["base"])
     if saved.get("transformer", "") == base.fingerprint("transformer", "scheduler") or settings.accept_changes:

@@ -6,6 +6,8 @@ Text embeddings come from the cache; the VAE is loaded for each call and freed.
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,17 +22,36 @@ from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.data.media import UnreadableError, read_frames
 
 from .cache import Cache
-from .config import LoRASettings
+from .config import LoRASettings, TrainingSettings
 from .export import public_name
 
 logger = logging.getLogger(__name__)
 
+SHOWN_FRAMES = 5  # of a video
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How validation pictures are generated."""
+
+    steps: int
+    guidance: float
+    num_frames: int = 1
+
 
 @torch.no_grad()
 def generate_validation(
-    transformer: PTDiTTransformer3DModel, base: BaseModel, cache: Cache, settings: LoRASettings, device: torch.device
+    transformer: PTDiTTransformer3DModel,
+    base: BaseModel,
+    cache: Cache,
+    settings: TrainingSettings,
+    device: torch.device,
+    sampling: Sampling,
 ) -> list[Image.Image]:
-    """Return one picture per validation prompt; picture i has the seed `validation_seed` + i."""
+    """Return one picture per validation prompt; picture i has the seed `validation_seed` + i.
+
+    Of videos it is a strip of SHOWN_FRAMES frames.
+    """
     vae = base.load_vae(gpu_dtype(device), device)
     pipe = PTDiTPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=base.scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -41,31 +62,46 @@ def generate_validation(
     pictures = []
     for index, prompt in enumerate(settings.validation_prompts):
         text, mask = join_text([cache.text(prompt)[None].to(device)], [None])
-        pictures += pipe(
+        made = pipe(
             prompt_embeds=text,
             prompt_attention_mask=mask,
-            negative_prompt_embeds=empty if settings.validation_guidance > 1 else None,
+            negative_prompt_embeds=empty if sampling.guidance > 1 else None,
             height=side,
             width=side,
-            num_inference_steps=settings.validation_steps,
-            guidance_scale=settings.validation_guidance,
+            num_frames=sampling.num_frames,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
             generator=torch.Generator().manual_seed(settings.validation_seed + index),
-        ).images
+        )
+        pictures.append(made.images[0] if made.frames is None else strip(made.frames[0]))
     transformer.set_windows(proxy_mode=mode)
     del pipe, vae
     free_memory()
     return pictures
 
 
-def save_validation(pictures: list[Image.Image], path: Path, step: int, settings: LoRASettings) -> None:
+def strip(frames: list[Image.Image]) -> Image.Image:
+    """Return some frames of a video, first and last included, side by side."""
+    count = min(SHOWN_FRAMES, len(frames))
+    shown = [frames[round(index * (len(frames) - 1) / max(1, count - 1))] for index in range(count)]
+    width, height = shown[0].size
+    found = Image.new("RGB", (count * width, height))
+    for index, frame in enumerate(shown):
+        found.paste(frame, (index * width, 0))
+    return found
+
+
+def save_validation(
+    pictures: list[Image.Image], path: Path, step: int, settings: TrainingSettings, sampling: Sampling
+) -> None:
     """Write pictures as `path`-INDEX.png, each with prompt, seed and step in its metadata."""
     for index, picture in enumerate(pictures):
         info = PngImagePlugin.PngInfo()
         facts = {"prompt": settings.validation_prompts[index], "seed": settings.validation_seed + index, "step": step}
         facts |= {
             "base": public_name(settings.base),
-            "steps": settings.validation_steps,
-            "guidance": settings.validation_guidance,
+            "steps": sampling.steps,
+            "guidance": sampling.guidance,
         }
         for name, value in facts.items():
             info.add_text(name, str(value))
@@ -78,28 +114,40 @@ def quarter_steps(max_steps: int) -> list[int]:
     return sorted({0, max_steps // 4, max_steps // 2, max_steps})
 
 
-def write_sheet(folder: Path, target: Path, steps: list[int], settings: LoRASettings) -> None:
-    """Write one picture of all: a row per prompt, a column per step; steps without pictures are left out."""
-    columns = [step for step in steps if (folder / f"step-{step:08d}-0.png").is_file()]
-    rows = len(settings.validation_prompts)
-    if not columns or not rows:
+def write_sheet(folder: Path, target: Path, columns: Mapping[str, str], prompts: Sequence[str]) -> None:
+    """Write one picture of all: a row per prompt, a column per step.
+
+    Args:
+        folder: Of the pictures.
+        target: The sheet.
+        columns: What stands above a column -> beginning of the names of its pictures, `NAME-ROW.png`; columns without
+            pictures are left out.
+        prompts: One for each row.
+    """
+    shown = {title: name for title, name in columns.items() if (folder / f"{name}-0.png").is_file()}
+    if not shown or not prompts:
         return
-    pictures = [[Image.open(folder / f"step-{step:08d}-{row}.png") for step in columns] for row in range(rows)]
-    side = max(pictures[0][0].size)
-    sheet = Image.new("RGB", (len(columns) * (side + 4), rows * (side + 18) + 16), "white")
+    pictures = [[Image.open(folder / f"{name}-{row}.png") for name in shown.values()] for row in range(len(prompts))]
+    width, height = pictures[0][0].size
+    sheet = Image.new("RGB", (len(shown) * (width + 4), len(prompts) * (height + 18) + 16), "white")
     pen = ImageDraw.Draw(sheet)
-    for column, step in enumerate(columns):
-        pen.text((column * (side + 4) + 2, 2), f"step {step}", fill="black")
-        for row in range(rows):
-            sheet.paste(pictures[row][column], (column * (side + 4), 16 + row * (side + 18)))
-    for row, prompt in enumerate(settings.validation_prompts):
-        pen.text((2, 16 + row * (side + 18) + side + 2), prompt, fill="black")
+    for column, title in enumerate(shown):
+        pen.text((column * (width + 4) + 2, 2), title, fill="black")
+        for row in range(len(prompts)):
+            sheet.paste(pictures[row][column], (column * (width + 4), 16 + row * (height + 18)))
+    for row, prompt in enumerate(prompts):
+        pen.text((2, 16 + row * (height + 18) + height + 2), prompt, fill="black")
     with new_file(target) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def read_prior_prompts(path: str) -> list[str]:
-    """Return the prompts of the file `prior_prompts`, one in each line; none for "".
+def step_name(step: int) -> str:
+    """Return the beginning of the names of the pictures of a step."""
+    return f"step-{step:08d}"
+
+
+def read_prompts(path: str, setting: str = "prior_prompts") -> list[str]:
+    """Return the prompts of a file, one in each line; none for "". `setting` is its name in messages.
 
     Raises:
         ValueError: The file is empty or not UTF-8.
@@ -110,10 +158,10 @@ def read_prior_prompts(path: str) -> list[str]:
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"prior_prompts {path} is not UTF-8: {error}.") from error
+        raise ValueError(f"{setting} {path} is not UTF-8: {error}.") from error
     prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
-        raise ValueError(f"prior_prompts {path} holds no prompts.")
+        raise ValueError(f"{setting} {path} holds no prompts.")
     return prompts
 
 
@@ -128,7 +176,7 @@ def generate_prior(base: BaseModel, settings: LoRASettings, device: torch.device
     Raises:
         ValueError: The file of prompts is empty or not UTF-8.
     """
-    prompts = read_prior_prompts(settings.prior_prompts)
+    prompts = read_prompts(settings.prior_prompts)
     side = settings.resolution or base.own_resolution
     made_by = base.fingerprint("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     folder, pictures, missing = settings.cache_folder / "prior", [], []

@@ -154,6 +154,8 @@ MAY_IMPORT = {
         "einops",
         "ptdit_diffusers.",
         "lora.train",
+        "lora.distill",
+        "lora.distill_config",
         "scripts.",
     ),
     # Data sets and verifiers know neither each other nor the model: a verifier shares no code with what it verifies.

@@ -1,4 +1,4 @@
-"""`ptdit lora`: train a LoRA, in this process, in several, or as `accelerate config` has written it down."""
+"""`ptdit lora`, `ptdit distill`: train in this process, in several, or as `accelerate config` has written it down."""
 
 import argparse
 import os
@@ -42,16 +42,20 @@ except Exception as error:
 """
 
 
+PROGRAMS = {"lora": ("train", "train a LoRA"), "distill": ("distill", "distill a model into a student of few steps")}
+
+
 def add_command(commands: Any) -> None:
-    """Add `lora` to the subcommands of the parser."""
-    parser = commands.add_parser(
-        "lora",
-        help="train a LoRA",
-        prefix_chars="\0",  # no options of its own: all of them, --help too, are the training's
-        add_help=False,
-    )
-    parser.set_defaults(run=run)
-    parser.add_argument("options", nargs="*", metavar="OPTIONS")
+    """Add `lora` and `distill` to the subcommands of the parser."""
+    for program, (name, text) in PROGRAMS.items():
+        parser = commands.add_parser(
+            program,
+            help=text,
+            prefix_chars="\0",  # no options of its own: all of them, --help too, are the training's
+            add_help=False,
+        )
+        parser.set_defaults(run=run, program=program, module=name)
+        parser.add_argument("options", nargs="*", metavar="OPTIONS")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -65,15 +69,15 @@ def run(arguments: argparse.Namespace) -> None:
     if find_spec("matplotlib") is None:
         raise UserError("training needs matplotlib: pip install '.[train]' in a clone of the repository")
     if find_spec("ptdit_diffusers.lora"):
-        module = "ptdit_diffusers.lora.train"
+        module = f"ptdit_diffusers.lora.{arguments.module}"
     elif Path("lora/train.py").is_file():
-        module = "lora.train"
+        module = f"lora.{arguments.module}"
         sys.path.insert(0, os.getcwd())
     else:
         raise UserError("ptdit_diffusers is not installed; run this in a clone of the repository")
     from ptdit_diffusers.training.processes import default_processes, has_launch_settings
 
-    count, options = processes_asked_for(arguments.options)
+    count, options = processes_asked_for(arguments.options, arguments.program)
     if count is None and has_launch_settings():
         raise SystemExit(launch(module, options))
     if (count := count or default_processes()) > 1:
@@ -89,12 +93,12 @@ class OwnOptions(LineParser):
     parse_known_args = argparse.ArgumentParser.parse_known_args
 
 
-def processes_asked_for(options: list[str]) -> tuple[int | None, list[str]]:
+def processes_asked_for(options: list[str], program: str = "lora") -> tuple[int | None, list[str]]:
     """Return the number of processes, None if it is not given, and the options of the training.
 
     `--cpu` sets the variable by which accelerate keeps from the GPUs.
     """
-    parser = OwnOptions(prog="ptdit lora", add_help=False, allow_abbrev=False)
+    parser = OwnOptions(prog=f"ptdit {program}", add_help=False, allow_abbrev=False)
     parser.add_argument("--num-processes", "--num_processes", type=number(int, 1, 1024))
     parser.add_argument("--cpu", action="store_true")
     own, others = parser.parse_known_args(options)

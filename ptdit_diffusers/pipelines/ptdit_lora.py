@@ -22,6 +22,7 @@ FETCHING = (
     "weight_name local_files_only cache_dir force_download proxies token revision subfolder use_safetensors".split()
 )
 CASTING = "layerwise_casting"  # diffusers' name of the hook
+DISTILLED = "distilled"  # entry of a file's metadata: JSON of how a student of few steps is used
 SHOWN = 3  # keys named in a message
 BLOCK = re.compile(r"((?:transformer_)?blocks)_(\d+)_(.+)")
 PLAIN_NAME = re.compile(r"[\w.]+")

@@ -20,6 +20,11 @@ class Stream(IntEnum):
     LORA_SAMPLE = 2  # latents, noise, time, mirroring and dropped captions
     LORA_PROXIES = 3
     LORA_DROPOUT = 4
+    # a student of few steps
+    PATH_NOISE = 5  # from which a path of the teacher starts
+    PATH_ORDER = 6  # of the paths of an epoch
+    PATH_PLACE = 7  # on a path: segments, and points in them
+    FEW_STEPS = 8  # what stages draw besides
     # a training on one's own data
     OWN_MEMBERS = 20  # order of the samples of a bucket
     OWN_BATCHES = 21  # order of the buckets of an epoch

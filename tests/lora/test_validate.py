@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora.config import LoRASettings
-from lora.validate import generate_prior, read_prior_prompts
+from lora.validate import generate_prior, read_prompts
 from ptdit_diffusers.training.base_model import BaseModel
 
 CPU = torch.device("cpu")
@@ -40,10 +40,10 @@ def test_prior_pictures_are_made_again_for_another_base_seed_or_size_and_not_oth
 
 
 def test_prompts_that_cannot_be_read_are_refused(tmp_path):
-    assert read_prior_prompts("") == []
+    assert read_prompts("") == []
     (tmp_path / "a.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(ValueError, match="a.txt is not UTF-8"):
-        read_prior_prompts(str(tmp_path / "a.txt"))
+        read_prompts(str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_bytes(b"\n \n")
     with pytest.raises(ValueError, match="a.txt holds no prompts"):
-        read_prior_prompts(str(tmp_path / "a.txt"))
+        read_prompts(str(tmp_path / "a.txt"))

@@ -28,24 +28,27 @@ def installed(monkeypatch) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module", ["lora.train", "ptdit_diffusers.lora.train"], ids=["in a clone", "installed"])
-def test_all_options_go_to_the_training_and_its_exit_code_comes_back(monkeypatch, tmp_path, installed, module):
-    called = []
-    monkeypatch.chdir(ROOT if module == "lora.train" else tmp_path)
+@pytest.mark.parametrize("program, name", [("lora", "train"), ("distill", "distill")])
+@pytest.mark.parametrize("place", ["lora", "ptdit_diffusers.lora"], ids=["in a clone", "installed"])
+def test_all_options_go_to_the_training_and_its_exit_code_comes_back(
+    monkeypatch, tmp_path, installed, place, program, name
+):
+    called, module = [], f"{place}.{name}"
+    monkeypatch.chdir(ROOT if place == "lora" else tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))  # so that what the command adds is taken back
-    installed.add(module.removesuffix(".train"))
+    installed.add(place)
     monkeypatch.setattr(processes, "has_launch_settings", lambda: False)
     training = SimpleNamespace(main=lambda words: called.append(words) or 7)
     monkeypatch.setattr(lora, "import_module", lambda name: training if name == module else None)
     words = ["--config", "x.yaml", "--rank", "3", "--flip", "--help"]
     with pytest.raises(SystemExit) as ended:
-        main(["lora", *words])
+        main([program, *words])
     assert ended.value.code == 7
     assert called == [words]
     monkeypatch.setattr(processes, "has_launch_settings", lambda: True)
     monkeypatch.setattr(lora, "launch", lambda name, words: called.append((name, words)) or 2)
     with pytest.raises(SystemExit) as ended:
-        main(["lora", *words])
+        main([program, *words])
     assert ended.value.code == 2
     assert called[1:] == [(module, words)]
 

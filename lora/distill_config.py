@@ -1,0 +1,89 @@
+"""Settings of a distillation: from a teacher that needs many guided steps to a student that needs few forwards."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ptdit_diffusers.training.settings import at_least, one_of
+
+from .config import FREE, PRESETS, SYNONYMS, LoRASettings, TrainingSettings, check_warmup, setting
+
+STAGES = ("paths", "segments")
+OF_TRAINERS = {name: ours for name, ours in SYNONYMS.items() if ours in TrainingSettings.__dataclass_fields__}
+
+
+@dataclass(kw_only=True)
+class DistillSettings(TrainingSettings):
+    """Everything that decides what a distillation does; saved beside the student."""
+
+    program: ClassVar[str] = "distill"
+    presets_folder: ClassVar[Path] = PRESETS / "distill"
+    synonyms: ClassVar[dict[str, str]] = {
+        name: ours for name, ours in OF_TRAINERS.items() if name not in ("steps", "guidance")
+    } | {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+    needed: ClassVar[tuple[str, ...]] = ("output_dir", "prompts")
+    free: ClassVar[list[str]] = [*FREE, "stage", "prompts", "paths_dir", "path_batch", "held_out"]
+
+    # the teacher's paths
+    prompts: str = setting(
+        "", "text file of captions, one per line; path i has caption i, and begins again at the end"
+    )
+    stage: str = setting(
+        "segments", f"last stage to do: {', '.join(STAGES)}; those before it are done where they lack"
+    )
+    steps: int = setting(4, "forwards of the student; each replaces one segment of the teacher's path")
+    guidance: float = setting(4.0, "of the teacher; the student has it built in and runs with 1")
+    paths: int = setting(10000, "paths of the teacher, from noise to latents")
+    paths_dir: str = setting("", "folder of the paths, which several students may share (default: OUTPUT_DIR/paths)")
+    teacher_steps: int = setting(32, "guided steps of a path, a multiple of `points`")
+    points: int = setting(8, "segments of a path whose ends are stored, a multiple of `steps`")
+    path_batch: int = setting(64, "paths at a time")
+    held_out: int = setting(200, "first paths that are not trained on; the log has the student's error on them")
+    # the student
+    rank: int = setting(64, "rank of the two matrices; 0 = all weights are trained, the student is a model folder")
+    targets: str = setting("all-linear", TrainingSettings.__dataclass_fields__["targets"].metadata["help"])
+    inner: float = setting(0.0, "share of samples inside a segment, on the line between its ends; 0..1. Above 0 the "
+                                "student also does with more steps")  # fmt: skip
+    schedule: str = setting("linear", TrainingSettings.__dataclass_fields__["schedule"].metadata["help"])
+    ema: float = setting(0.998, TrainingSettings.__dataclass_fields__["ema"].metadata["help"])
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the first illegal value."""
+        super().__post_init__()
+        one_of("stage", self.stage, STAGES)
+        for name in ("steps", "paths", "path_batch", "held_out"):
+            at_least(name, getattr(self, name), 1)
+        at_least("rank", self.rank, 0)
+        at_least("guidance", self.guidance, 1)
+        self.check_shares(inner=1)
+        check_multiple("points", self.points, "steps", self.steps)
+        check_multiple("teacher_steps", self.teacher_steps, "points", self.points)
+        check_warmup(self.warmup, self.max_steps)
+        if self.held_out >= self.paths:
+            raise ValueError(f"held_out={self.held_out} leaves none of paths={self.paths}; nearest: {self.paths - 1}.")
+        if self.rank == 0 and self.base_weights != "none":
+            raise ValueError(f"rank=0 trains the base weights; base_weights={self.base_weights!r} forbids that; "
+                             "nearest: 'none'.")  # fmt: skip
+
+    @property
+    def paths_folder(self) -> Path:
+        """Folder of the teacher's paths."""
+        return Path(self.paths_dir) if self.paths_dir else Path(self.output_dir) / "paths"
+
+    def adapter(self) -> LoRASettings:
+        """Return the settings of the adapter."""
+        return LoRASettings(
+            output_dir=self.output_dir,
+            rank=self.rank,
+            targets=self.targets,
+            base_weights=self.base_weights,
+            seed=self.seed,
+        )
+
+
+def check_multiple(name: str, value: int, of: str, factor: int) -> None:
+    """Raise ValueError unless a setting is a positive multiple of another."""
+    if value < factor or value % factor:
+        low = max(1, value // factor) * factor
+        nearest = low if value < low else min(low, low + factor, key=lambda each: abs(each - value))
+        raise ValueError(f"{name}={value} is not a multiple of {of}={factor}; nearest: {nearest}.")

@@ -1,0 +1,285 @@
+"""The student as a task of the training loop: it learns where a segment of the teacher's path leads, in one forward.
+
+Letters: B samples, C latent channels, F H W latent frames, rows, columns, L text tokens, D text width, K segments.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel, free_memory
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from ptdit_diffusers.core.sampling import choose_windows, size_conditions
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
+from ptdit_diffusers.training.checkpoint import like, whole
+from ptdit_diffusers.training.optimizers import make_optimizers
+from ptdit_diffusers.training.processes import attention_kernels
+from ptdit_diffusers.training.randomness import Stream, numpy_generator
+from ptdit_diffusers.training.schedules import named_schedule
+from ptdit_diffusers.training.task import Task, trained_parameters
+from ptdit_diffusers.training.trackers import track_pictures
+
+from .adapter import add_adapter, folded_weights
+from .distill_config import DistillSettings
+from .distill_export import export_lora, export_model
+from .paths import Paths
+from .validate import Sampling, generate_validation, quarter_steps, save_validation, step_name, write_sheet
+
+logger = logging.getLogger("lora")
+
+TEACHER = "teacher"  # beginning of the names of its pictures
+
+
+class SegmentBatches(Dataset):
+    """One process's part of every batch, by the number of the batch; it reads the paths and holds no model.
+
+    An epoch goes through all paths that are not held out; the segments of a batch are as even as they can be.
+    """
+
+    def __init__(self, paths: Paths, settings: DistillSettings, rank: int, processes: int) -> None:
+        self.paths, self.settings, self.rank = paths, settings, rank
+        self.members = settings.paths - settings.held_out
+        self.global_batch = settings.batch_size * processes
+        self.epoch, self.order = -1, []
+
+    def index(self, place: int) -> int:
+        """Return which path stands at a place in the endless order of all epochs."""
+        epoch, rest = divmod(place, self.members)
+        if epoch != self.epoch:
+            order = numpy_generator(self.settings.seed, Stream.PATH_ORDER, epoch).permutation(self.members)
+            self.epoch, self.order = epoch, order + self.settings.held_out
+        return int(self.order[rest])
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Return the batch of `segment_batch` with a text and its mask."""
+        settings, first = self.settings, self.rank * self.settings.batch_size
+        choice = numpy_generator(settings.seed, Stream.PATH_PLACE, number)
+        segments = choice.permutation(self.global_batch) % settings.steps
+        shares = choice.random((2, self.global_batch))
+        mine = slice(first, first + settings.batch_size)
+        indices = [self.index(number * self.global_batch + place) for place in range(mine.start, mine.stop)]
+        inside = torch.from_numpy(shares[1][mine]) * torch.from_numpy(shares[0][mine] < settings.inner)
+        return segment_batch(self.paths, indices, torch.from_numpy(segments[mine]), inside.float())
+
+
+def segment_batch(paths: Paths, indices: Sequence[int], segments: Tensor, inside: Tensor) -> dict[str, Tensor]:
+    """Return samples of segments: the target is the mean velocity of the segment, (start - end) / (their times).
+
+    Args:
+        paths: Of the teacher.
+        indices: Of the paths (B).
+        segments: Which segment of each path (B,).
+        inside: Place on the line from start to end (B,), 0..1; 0 is the start, which is what sampling visits.
+
+    Returns:
+        `noisy` and `target` (B, C, F, H, W), `time` (B,) in 0..1, `segment` (B,), `text` (B, L, D), `mask` (B, L).
+    """
+    stride = paths.settings.points // paths.settings.steps
+    times = torch.tensor(paths.times)[::stride]
+    pairs = [
+        paths.states(index, (segment * stride, (segment + 1) * stride))
+        for index, segment in zip(indices, segments.tolist(), strict=True)
+    ]
+    starts, ends = torch.stack(pairs, dim=1)
+    begin, end = times[segments], times[segments + 1]
+    target = (starts - ends) / _wide(begin - end)
+    text, mask = paths.text(indices)
+    return {
+        "noisy": starts + (ends - starts) * _wide(inside),
+        "target": target,
+        "time": begin + (end - begin) * inside,
+        "segment": segments,
+        "text": text,
+        "mask": mask,
+    }
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1, 1)
+
+
+class SegmentTask(Task):
+    """A student, an adapter or all weights, that is trained on the segments of its teacher's paths."""
+
+    sheet_folder = "validation"
+    stream = (Stream.FEW_STEPS,)
+    model: PTDiTTransformer3DModel
+    settings: DistillSettings
+
+    def __init__(self, settings: DistillSettings, base: BaseModel, paths: Paths, accelerator: Accelerator) -> None:
+        """Load the teacher and make what is trained of it the student."""
+        self.settings, self.base, self.paths, self.accelerator = settings, base, paths, accelerator
+        self.data = SegmentBatches(paths, settings, accelerator.process_index, accelerator.num_processes)
+        self.schedule = named_schedule(settings.schedule, settings.lr, settings.warmup, settings.max_steps)
+        self.device, self.dtype = accelerator.device, choose_dtype(settings.precision, accelerator.device)
+        if settings.rank:
+            self.model = base.load_transformer(self.dtype, settings.base_weights, self.device)
+            add_adapter(self.model, settings.adapter())
+        else:
+            self.model = base.load_transformer(torch.float32, "none", self.device).requires_grad_(True)
+        self.model.set_windows(proxy_mode="mean")
+        if settings.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        self.model.train()
+        if settings.compile:
+            self.model.compile_repeated_blocks(dynamic=False)
+        trained = f"an adapter of rank {settings.rank}" if settings.rank else "all weights"
+        logger.info("%s on %s: %s, %d steps", self.dtype, self.device, trained, settings.max_steps)
+
+    def batches(self, rank: int) -> SegmentBatches:
+        return self.data
+
+    def optimizers(self) -> list[Optimizer]:
+        settings = self.settings
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        return make_optimizers(trained_parameters(self.model), settings.optimizer, **options)
+
+    def learning_rate(self, step: int) -> float:
+        return self.schedule(step)
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> EMAModel | None:
+        return EMAModel(parameters, decay=self.settings.ema) if self.settings.ema else None
+
+    def kernels(self) -> AbstractContextManager:
+        return attention_kernels(self.device)  # around the backward, too: it may recompute the blocks
+
+    def predict(self, noisy: Tensor, time: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """Return the student's velocity (B, C, F, H, W) in float32 at noise levels `time` (B,)."""
+        height, width = noisy.shape[-2:]
+        (sample,) = self.model(
+            hidden_states=noisy.to(self.model.dtype),
+            encoder_hidden_states=text.to(self.model.dtype),
+            timestep=time * 1000,
+            encoder_attention_mask=mask,
+            return_dict=False,
+            **choose_windows(self.model, "auto", "auto", height, width),
+            **size_conditions(self.model, height * 8, width * 8),
+        )
+        return self.model.flow(sample).float()
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean square error of the velocity, and that of each segment."""
+        predicted = self.predict(batch["noisy"], batch["time"], batch["text"], batch["mask"])
+        error = (predicted - batch["target"]).square().flatten(1).mean(1)
+        numbers = {}
+        for segment in range(self.settings.steps):
+            here = batch["segment"] == segment
+            numbers[f"loss_{segment + 1}"] = (error.detach() * here).sum() / here.sum().clamp(min=1)
+        return error.mean(), numbers
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in trained_parameters(self.model).items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in trained_parameters(self.model).items():
+            parameter.copy_(like(state[name], parameter))
+
+    def notes(self) -> dict[str, Any]:
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "processes": self.accelerator.num_processes,
+            "transformer": self.base.fingerprint("transformer", "scheduler"),
+            "paths": self.paths.maker,
+        }
+
+    def sheet_steps(self, last: int) -> Sequence[int]:
+        return quarter_steps(last)
+
+    def sheet(self, path: Path, step: int) -> dict[str, float]:
+        """Return the errors on held-out paths; show the student's pictures beside the teacher's."""
+        settings = self.settings
+        if settings.validation_prompts:
+            student = Sampling(settings.steps, 1.0, settings.num_frames)
+            self.show(path, step, student)
+            marks = [mark for mark in self.sheet_steps(settings.max_steps) if mark <= step]
+            columns = {TEACHER: TEACHER} | {f"step {mark}": step_name(mark) for mark in marks}
+            if self.accelerator.is_main_process:
+                write_sheet(path.parent, path.parent.parent / "sheet.png", columns, settings.validation_prompts)
+        return self.held_out_errors()
+
+    def show(self, path: Path, step: int, student: Sampling) -> None:
+        """Write the student's pictures, and the teacher's where they are not there yet."""
+        settings, device = self.settings, self.device
+        reference = path.with_name(TEACHER)
+        if not reference.with_name(f"{TEACHER}-{len(settings.validation_prompts) - 1}.png").is_file():
+            teacher = Sampling(settings.teacher_steps, settings.guidance, settings.num_frames)
+            with self.teacher() as model:
+                pictures = generate_validation(model, self.base, self.paths.cache, settings, device, teacher)
+            self.keep(pictures, reference, 0, teacher)
+        pictures = generate_validation(self.model, self.base, self.paths.cache, settings, device, student)
+        self.keep(pictures, path, step, student)
+        track_pictures(self.accelerator, "validation", pictures, step)
+
+    def keep(self, pictures: list[Image.Image], path: Path, step: int, sampling: Sampling) -> None:
+        """Write pictures on the main process."""
+        if self.accelerator.is_main_process:
+            save_validation(pictures, path, step, self.settings, sampling)
+
+    @contextmanager
+    def teacher(self) -> Iterator[PTDiTTransformer3DModel]:
+        """Give the teacher: the same weights without the adapter, or where all are trained, the base once more."""
+        if self.settings.rank:
+            self.model.disable_adapters()
+            try:
+                yield self.model
+            finally:
+                self.model.enable_adapters()
+        else:
+            yield self.base.load_transformer(self.dtype, "none", self.device).eval()
+            free_memory()
+
+    @torch.no_grad()
+    def held_out_errors(self) -> dict[str, float]:
+        """Return on held-out paths the relative error of each segment's velocity, and of the latents at the end.
+
+        The latter are those of the student's own `steps` forwards from the same noise. Errors are root mean squares,
+        relative to those of what should be there.
+        """
+        settings, times = self.settings, torch.tensor(self.paths.times)
+        stride, wrong, size = (
+            settings.points // settings.steps,
+            torch.zeros(2, settings.steps + 1),
+            settings.batch_size,
+        )
+        with self.accelerator.autocast(), attention_kernels(self.device):
+            for first in range(0, settings.held_out, size):
+                indices = range(first, min(first + size, settings.held_out))
+                states = torch.stack(
+                    [self.paths.states(index, range(0, settings.points + 1, stride)) for index in indices]
+                )
+                states = states.to(self.device)
+                text, mask = (each.to(self.device) for each in self.paths.text(indices))
+                own = states[:, 0]
+                for segment, (begin, end) in enumerate(zip(times[:-1:stride], times[stride::stride], strict=True)):
+                    level = torch.full((len(indices),), float(begin), device=self.device)
+                    target = (states[:, segment] - states[:, segment + 1]) / float(begin - end)
+                    error = self.predict(states[:, segment], level, text, mask) - target
+                    wrong[:, segment] += torch.stack([error.square().sum(), target.square().sum()]).cpu()
+                    own = own - float(begin - end) * self.predict(own, level, text, mask)
+                error = own - states[:, -1]
+                wrong[:, -1] += torch.stack([error.square().sum(), states[:, -1].square().sum()]).cpu()
+        errors = (wrong[0] / wrong[1]).sqrt().tolist()
+        names = [f"held_out_error_{segment + 1}" for segment in range(settings.steps)]
+        return dict(zip([*names, "held_out_error_end"], errors, strict=True))
+
+    def export(self, folder: Path) -> None:
+        """Write the finished student: `folder`/lora, or `folder`/model where all weights are trained."""
+        settings = self.settings
+        if settings.rank:
+            parameters = {name: whole(value).float() for name, value in trained_parameters(self.model).items()}
+            weights = folded_weights(self.model, parameters, {})
+            if self.accelerator.is_main_process:
+                logger.info("saved %s", export_lora(folder, weights, settings, self.paths))
+        elif self.accelerator.is_main_process:
+            logger.info("saved %s", export_model(folder, self.model, self.base, settings, self.paths))
