@@ -245,6 +245,7 @@ class LoRASettings(TrainingSettings):
     proxy_mode: str = setting("mean", "proxies in training: mean, or random (v1 of the paper, as a regularizer)")
     # optimization
     epochs: int = setting(0, "passes over the data instead of max_steps; 0 = off")
+    context_parallel: int = setting(1, "processes that share each sample: for videos that do not fit on one GPU")
     time_mean: float = setting(0.0, "training times are sigmoids of a normal distribution: its mean")
     time_std: float = setting(1.0, "its standard deviation")
     validation_steps: int = setting(30, "denoising steps of validation pictures")
@@ -253,7 +254,7 @@ class LoRASettings(TrainingSettings):
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
         super().__post_init__()
-        for name in ("rank", "repeats", "prior_repeats", "validation_steps", "max_aspect"):
+        for name in ("rank", "repeats", "prior_repeats", "validation_steps", "max_aspect", "context_parallel"):
             at_least(name, getattr(self, name), 1)
         for name in ("alpha", "epochs", "bucket_step", "prior_weight"):
             at_least(name, getattr(self, name), 0)
@@ -273,6 +274,14 @@ class LoRASettings(TrainingSettings):
             raise ValueError("dora reads the base weights, which base_weights='fp8' forbids; nearest: 'int8'.")
         if self.init in ("pissa", "olora") and self.dora:
             raise ValueError(f"init={self.init!r} and dora exclude each other; nearest: init='default'.")
+        if self.context_parallel > 1 and self.dropout:
+            raise ValueError(
+                f"dropout={self.dropout}: with context_parallel={self.context_parallel} each process would drop other "
+                "inputs of the same layers; nearest: dropout=0."
+            )
+
+    def loop_settings(self, steps: int) -> LoopSettings:
+        return dataclasses.replace(super().loop_settings(steps), context_parallel=self.context_parallel)
 
     @property
     def cache_folder(self) -> Path:

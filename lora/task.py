@@ -47,7 +47,8 @@ class LoRATask(Task):
     def __init__(self, settings: LoRASettings, base: BaseModel, cache: Cache, accelerator: Accelerator) -> None:
         """Load the transformer and add the adapter."""
         self.settings, self.base, self.cache, self.accelerator = settings, base, cache, accelerator
-        self.data = CachedBatches(cache, settings, accelerator.process_index, accelerator.num_processes)
+        ranks = (each // settings.context_parallel for each in (accelerator.process_index, accelerator.num_processes))
+        self.data = CachedBatches(cache, settings, *ranks)
         per_epoch = math.ceil(self.data.plan.per_epoch / settings.accumulation)
         self.steps = settings.epochs * per_epoch or settings.max_steps
         check_warmup(settings.warmup, self.steps)

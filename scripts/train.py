@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from ptdit_diffusers.core.devices import computes_bf16
 from ptdit_diffusers.training.checkpoint import checkpoints
+from ptdit_diffusers.training.context import check_context
 from ptdit_diffusers.training.processes import check_processes
 from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.run import Run
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         check_processes(accelerator)
+        check_context(settings.context_parallel, accelerator.num_processes)
     except ValueError as error:
         parser.error(str(error))
     if settings.mixed_precision == "bf16" and not computes_bf16(accelerator.device):

@@ -26,6 +26,7 @@ from ptdit_diffusers.training.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
+from ptdit_diffusers.training.context import share_samples
 from ptdit_diffusers.training.processes import batch_loader, stop_signals
 from ptdit_diffusers.training.randomness import mix
 from ptdit_diffusers.training.record import (
@@ -69,6 +70,12 @@ class Run:
     def __init__(self, task: Task, settings: LoopSettings, accelerator: Accelerator) -> None:
         self.task, self.settings, self.accelerator = task, settings, accelerator
         self.folder = Path(settings.output_dir)
+        self.context = settings.context_parallel
+        if self.context > 1:
+            share_samples(task.network, self.context, accelerator)
+        self.data_rank, self.data_ranks = (
+            number // self.context for number in (accelerator.process_index, accelerator.num_processes)
+        )
         self.wrapped, *self.optimizers = accelerator.prepare(LossModule(task), *task.optimizers())
         self.trained = list(trained_parameters(task.model).values())
         self.shared = any(map(is_shared, self.trained))
@@ -114,7 +121,7 @@ class Run:
     def train(self) -> bool:
         """Train until the last step, a limit or a stop signal; return whether the last step was reached."""
         settings = self.settings
-        data = self.task.batches(self.accelerator.process_index)
+        data = self.task.batches(self.data_rank)
         numbers = range(self.step * settings.accumulation, settings.steps * settings.accumulation)
         batches = iter(batch_loader(data, numbers, settings.workers, self.accelerator.device))
         sheet_steps = set(self.task.sheet_steps(settings.steps))
@@ -151,10 +158,10 @@ class Run:
             batch = send_to_device(next(batches), accelerator.device, non_blocking=ahead)
             self.waited += time.monotonic() - began
             index = self.step * settings.accumulation + micro
-            torch.manual_seed(mix(settings.seed, *self.task.stream, accelerator.process_index, index))
+            torch.manual_seed(mix(settings.seed, *self.task.stream, self.data_rank, index))
             with accelerator.accumulate(self.wrapped), self.task.kernels():
                 loss, numbers = self.wrapped(batch)
-                accelerator.backward(loss)
+                accelerator.backward(loss * self.context)  # gradients of the context ranks add up
                 numbers = {"loss": loss.detach(), **numbers}
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.trained, settings.clip)
@@ -168,7 +175,7 @@ class Run:
                 self.sums[name] = self.sums.get(name, 0) + value * share
         if self.average:
             self.average.step(self.trained)
-        self.samples += self.task.samples_of(self.step, accelerator.num_processes)
+        self.samples += self.task.samples_of(self.step, self.data_ranks)
         self.step += 1
         self.summed += 1
 
@@ -238,7 +245,7 @@ class Run:
 
     def sheet(self) -> None:
         """Plot the loss curve, and let the task show the averaged weights."""
-        if self.accelerator.is_main_process or self.shared or self.task.all_draw:
+        if self.accelerator.is_main_process or self.shared or self.task.all_draw or self.context > 1:
             folder = self.folder / self.task.sheet_folder
             folder.mkdir(parents=True, exist_ok=True)
             if self.accelerator.is_main_process:

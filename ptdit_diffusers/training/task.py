@@ -44,6 +44,11 @@ class Task:
     all_draw: ClassVar[bool] = False
     stream: ClassVar[tuple[int, ...]] = ()
 
+    @property
+    def network(self) -> nn.Module:
+        """The part of `model` whose tokens processes can share (`context_parallel`)."""
+        return self.model
+
     def batch(self, step: int, rank: int, batch_size: int) -> dict[str, Tensor]:
         """Return one micro-batch as CPU tensors, noise and times included: a pure function of (seed, rank, step).
 
@@ -64,7 +69,7 @@ class Task:
         """Show how good the weights are: write files whose names begin with `path`; return numbers for the log.
 
         Called with the averaged weights in `model`, in eval mode, without gradients and autocast; on the main process,
-        and on all of them where they share the weights or `all_draw` says so.
+        and on all of them where they share the weights or samples or `all_draw` says so.
         """
         return {}
 
