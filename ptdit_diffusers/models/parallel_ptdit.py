@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 GUIDANCE = "guidance"  # name of the axis of a mesh whose two halves take the negative and the positive text
 
@@ -111,11 +111,15 @@ def fingerprint(value: Any, device: torch.device | None) -> Tensor:
     return torch.tensor([float(number >> 16), float(number & 0xFFFF)], device=device)
 
 
-def share_guidance(device: torch.device) -> Any:
-    """Return a mesh of all processes: two halves, for the negative and the positive text, and shares in each.
+def make_mesh(shape: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
+    """Return a mesh of all processes, on the kind of device that their backend is for."""
+    on_accelerator = torch.accelerator.is_available() and dist.get_backend() != "gloo"
+    kind = torch.accelerator.current_accelerator().type if on_accelerator else "cpu"
+    return init_device_mesh(kind, shape, mesh_dim_names=names)
 
-    Args:
-        device: of the tensors.
+
+def share_guidance() -> DeviceMesh:
+    """Return a mesh of all processes: two halves, for the negative and the positive text, and shares in each.
 
     Raises:
         ValueError: the number of processes is odd.
@@ -126,4 +130,4 @@ def share_guidance(device: torch.device) -> Any:
             f"{count} processes are not two halves, one for the negative and one for the positive text; nearest: "
             f"{max(count - 1, 2)} or {count + 1} processes, or guidance_halves=False."
         )
-    return init_device_mesh(device.type, (2, 1, count // 2), mesh_dim_names=(GUIDANCE, "ring", "ulysses"))
+    return make_mesh((2, 1, count // 2), (GUIDANCE, "ring", "ulysses"))

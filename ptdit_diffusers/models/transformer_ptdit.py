@@ -25,6 +25,14 @@ from .attention_ptdit import PTDiTAttention
 
 logger = logging.getLogger(__name__)
 
+CACHES_OF_STEPS = (  # of diffusers: they skip by the number of the step, the time or the whole latents
+    "MagCacheConfig",
+    "TaylorSeerCacheConfig",
+    "PyramidAttentionBroadcastConfig",
+    "SeaCacheConfig",
+    "FasterCacheConfig",
+)
+
 
 def only_unfused(*names: str) -> Callable[[type], type]:
     """Make a class decorator for methods that change layers: a model with fused linear layers refuses them.
@@ -148,22 +156,28 @@ class PTDiTTransformer3DModel(
             cp_plan: not used by this model.
 
         Raises:
-            ValueError: `cp_plan` is given.
-                Or the degrees are not those of the processes.
+            ValueError: `cp_plan` or tensor parallelism is given, the degrees are not those of the processes, or a
+                cache is enabled that would decide differently on each device.
             RuntimeError: parallelism is on already, or torch.distributed is not initialized.
         """
         if cp_plan is not None:
             raise ValueError("cp_plan is not used by PT-DiT, which shares whole windows: leave it out.")
         self.check_devices()
         shared, count = getattr(config, "context_parallel_config", config), torch.distributed.get_world_size()
-        degrees = getattr(shared, "ring_degree", None), getattr(shared, "ulysses_degree", None)
-        if None not in degrees and shared.mesh is None and degrees[0] * degrees[1] != count:
+        if not hasattr(shared, "ulysses_degree"):
             raise ValueError(
-                f"ring_degree={degrees[0]} x ulysses_degree={degrees[1]} is not the number of processes, {count}; "
-                f"nearest: ulysses_degree={count}, or a mesh that says which processes share."
+                f"{type(config).__name__}: PT-DiT shares tokens, not weights; nearest: "
+                f"ContextParallelConfig(ulysses_degree={count})."
             )
-        super().enable_parallelism(config=config)
-        self.join_devices(self._parallel_config.context_parallel_config._mesh)
+        if shared.mesh is None and shared.ring_degree * shared.ulysses_degree != count:
+            raise ValueError(
+                f"ring_degree={shared.ring_degree} x ulysses_degree={shared.ulysses_degree} is not the number of "
+                f"processes, {count}; nearest: ulysses_degree={count}, or a mesh that says which processes share."
+            )
+        from .parallel_ptdit import make_mesh  # with torch.distributed, which builds may lack
+
+        self.join_devices(shared.mesh or make_mesh(shared.mesh_shape, shared.mesh_dim_names))
+        self._parallel_config = config
 
     def check_devices(self) -> None:
         """Raise RuntimeError unless processes can begin to share the model's work."""
@@ -180,14 +194,18 @@ class PTDiTTransformer3DModel(
 
         Args:
             mesh: with axes "ring" and "ulysses".
+
+        Raises:
+            ValueError: a cache is enabled that does not go with it.
         """
         from .parallel_ptdit import GUIDANCE, GroupMessages  # with torch.distributed, which builds may lack
 
-        sharing = mesh["ring", "ulysses"]
+        sharing, halves = mesh["ring", "ulysses"], GUIDANCE in mesh.mesh_dim_names
+        refuse_cache(self._cache_config, sharing.size() > 1, halves)
         self.everyone = GroupMessages(torch.distributed.group.WORLD)
         if sharing.size() > 1:
             self._messages = GroupMessages(sharing._flatten().get_group())
-        if GUIDANCE in mesh.mesh_dim_names:
+        if halves:
             self.guidance_halves = GroupMessages(mesh[GUIDANCE].get_group())
             logger.info(
                 "device %d of %d predicts for the %s",
@@ -196,22 +214,14 @@ class PTDiTTransformer3DModel(
                 ("negative prompt", "prompt")[self.guidance_halves.rank],
             )
 
-    def _resolve_parallel_config(self, config: Any) -> Any:
-        """Make the device mesh as diffusers does; it divides by the number of accelerators, which may be 0."""
-        if torch.accelerator.is_available():
-            return super()._resolve_parallel_config(config)
-        from diffusers import ContextParallelConfig, ParallelConfig  # with torch.distributed, which builds may lack
-        from torch.distributed.device_mesh import init_device_mesh
+    def enable_cache(self, config: Any) -> None:
+        """Enable a cache of diffusers, see `CacheMixin`.
 
-        parallel = (
-            ParallelConfig(context_parallel_config=config) if isinstance(config, ContextParallelConfig) else config
-        )
-        shared = parallel.context_parallel_config
-        mesh = shared.mesh or init_device_mesh("cpu", shared.mesh_shape, mesh_dim_names=shared.mesh_dim_names)
-        ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        parallel.setup(*ranks, torch.device("cpu"), mesh=mesh)
-        self._parallel_config = parallel
-        return parallel
+        Raises:
+            ValueError: devices share the work, and would decide differently what to skip.
+        """
+        refuse_cache(config, self._messages is not None, self.guidance_halves is not None)
+        super().enable_cache(config)
 
     def share_of(self, plan: ProxyPlan) -> Share | None:
         if self._messages is None:
@@ -325,6 +335,30 @@ class PTDiTTransformer3DModel(
                 "fused linear layers are for inference: call the model under torch.no_grad(), or "
                 "unfuse_linear_layers() first."
             )
+
+
+def refuse_cache(config: Any, shares_tokens: bool, halves_guidance: bool) -> None:
+    """Refuse a cache by which devices that share a forward would skip different work, and wait for ever.
+
+    Args:
+        config: of the cache; None is none.
+        shares_tokens: each device sees its own tokens only.
+        halves_guidance: each device sees one of the two predictions only.
+
+    Raises:
+        ValueError: it names the caches that can be used.
+    """
+    name = type(config).__name__
+    if config is not None and shares_tokens and name not in CACHES_OF_STEPS:
+        raise ValueError(
+            f"{name} decides from tokens what it skips, and each device has others; nearest, by steps or latents: "
+            f"{', '.join(CACHES_OF_STEPS)}."
+        )
+    if name == "FasterCacheConfig" and halves_guidance:
+        raise ValueError(
+            "FasterCacheConfig needs both predictions in one batch, and guidance_halves=True parts them; nearest: "
+            "guidance_halves=False, or PyramidAttentionBroadcastConfig."
+        )
 
 
 def _comes_alone(layer: torch.nn.Module) -> bool:

@@ -31,7 +31,7 @@ class ParallelMixin:
             RuntimeError: Parallelism is on already, torch.distributed is not initialized, or there is one process.
         """
         self.transformer.check_devices()
-        count, device = torch.distributed.get_world_size(), self._execution_device
+        count = torch.distributed.get_world_size()
         if count < 2:
             raise RuntimeError("there is one process: start several, for example torchrun --nproc-per-node 2 ...")
         if guidance_halves and not self._can_halve_guidance:
@@ -42,7 +42,7 @@ class ParallelMixin:
         if guidance_halves:
             from ptdit_diffusers.models.parallel_ptdit import share_guidance
 
-            mesh = share_guidance(device)
+            mesh = share_guidance()
             if count == 2:  # no tokens to share
                 self.transformer.join_devices(mesh)
             else:

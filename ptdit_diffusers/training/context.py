@@ -48,8 +48,8 @@ def share_samples(network: nn.Module, context: int, accelerator: Accelerator) ->
 def context_config(context: int, accelerator: Accelerator) -> Any:
     """Return diffusers' configuration for groups of `context` neighbouring processes."""
     from diffusers import ContextParallelConfig  # with torch.distributed, which builds may lack
-    from torch.distributed.device_mesh import init_device_mesh
 
-    shape = accelerator.num_processes // context, 1, context
-    mesh = init_device_mesh(accelerator.device.type, shape, mesh_dim_names=("data", "ring", "ulysses"))
+    from ptdit_diffusers.models.parallel_ptdit import make_mesh
+
+    mesh = make_mesh((accelerator.num_processes // context, 1, context), ("data", "ring", "ulysses"))
     return ContextParallelConfig(ulysses_degree=context, mesh=mesh)

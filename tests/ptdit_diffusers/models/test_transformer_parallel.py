@@ -4,16 +4,18 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ContextParallelConfig
+from diffusers import ContextParallelConfig, FirstBlockCacheConfig, TensorParallelConfig
 from peft import LoraConfig
 from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptdit_diffusers import PTDiTPipeline
+from ptdit_diffusers.conversion.quantize import store_in_fp8
 from ptdit_diffusers.core.backbones.proxies import ProxyPlan
 from ptdit_diffusers.core.backbones.shares import best_plan, window_bounds
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
@@ -144,16 +146,23 @@ def shared_by(devices: int, transformer: PTDiTTransformer3DModel) -> PTDiTTransf
 
 @torch.no_grad()
 def check_manners(devices: int) -> None:
-    """Compare with one device: LoRA before and after, fused layers, fused projections, bf16, one graph."""
+    """Compare with one device: LoRA and other changes of layers before and after, attention backends, one graph."""
     inputs = arguments(20, 12)
     lora = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_out.0", "linear_2"], init_lora_weights=False)
     changes = {
         "LoRA": lambda transformer: transformer.add_adapter(lora),
+        "merged LoRA": lambda transformer: (transformer.add_adapter(lora), transformer.fuse_lora()),
         "fused layers": PTDiTTransformer3DModel.fuse_linear_layers,
         "fused projections": PTDiTTransformer3DModel.fuse_qkv_projections,
         "bf16": lambda transformer: transformer.to(torch.bfloat16),
+        "fp8": lambda transformer: store_in_fp8(transformer, torch.float32),
+        "backend": lambda transformer: transformer.set_attention_backend("_native_math"),
         "compiled": lambda transformer: transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager"),
     }
+    if find_spec("torchao"):
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        changes["int8"] = lambda transformer: quantize_(transformer, Int8WeightOnlyConfig())
     for name, change in changes.items():
         limit = 3e-2 if name == "bf16" else 1e-5
         given = {
@@ -183,6 +192,18 @@ def check_refusals(devices: int) -> None:
         shared_by(devices, transformer)
     with pytest.raises(ValueError, match="cp_plan is not used by PT-DiT"):
         tiny().enable_parallelism(config=ContextParallelConfig(ulysses_degree=devices), cp_plan={})
+    with pytest.raises(ValueError, match="TensorParallelConfig: PT-DiT shares tokens, not weights"):
+        tiny().enable_parallelism(config=TensorParallelConfig(tp_degree=devices))
+    first_block = FirstBlockCacheConfig(threshold=0.1)
+    refused = pytest.raises(ValueError, match="FirstBlockCacheConfig decides from tokens what it skips.*MagCacheConf")
+    with refused:
+        transformer.enable_cache(first_block)
+    cached = tiny()
+    cached.enable_cache(first_block)
+    with refused:
+        shared_by(devices, cached)
+    cached.disable_cache()
+    shared_by(devices, cached)  # what was refused left nothing behind
     with pytest.raises(ValueError, match=f"ring_degree=1 x ulysses_degree={devices + 1} is not the number of proc"):
         shared_by(devices + 1, tiny())
     with pytest.raises(ValueError, match=f"{devices} devices cannot share 1 x 1 x 1 tokens .* nearest: 1 devices"):

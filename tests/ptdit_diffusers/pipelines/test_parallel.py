@@ -7,6 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    FasterCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
+    TaylorSeerCacheConfig,
+)
 from torch import Tensor
 from torch import distributed as dist
 
@@ -105,6 +112,50 @@ def check_random_proxies() -> None:
     assert (generate(pipe) - expected).norm() < 1e-4 * expected.norm()
 
 
+def check_caches() -> None:
+    """Caches that skip by steps give the picture of one device with the same cache."""
+    steps = 6
+
+    def timestep() -> float:
+        return float(pipe.current_timestep)
+
+    caches = {
+        "mag": MagCacheConfig(threshold=10.0, num_inference_steps=steps, mag_ratios=[1.0] * steps),
+        "taylor": TaylorSeerCacheConfig(cache_interval=3, use_lite_mode=True),
+        "pyramid": PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2,
+            cross_attention_block_skip_range=2,
+            current_timestep_callback=timestep,
+        ),
+        "sea": SeaCacheConfig(
+            threshold=0.5, raw_vision_callback=lambda module, args, kwargs: list(kwargs["hidden_states"].unbind(0))
+        ),
+        "faster": FasterCacheConfig(attention_weight_callback=lambda _: 0.3, current_timestep_callback=timestep),
+    }
+
+    def run(pipe: PTDiTPipeline, cache: str) -> tuple[Tensor, int]:
+        calls = []
+        hook = pipe.transformer.transformer_blocks[1].attn3.to_q.register_forward_hook(lambda *_: calls.append(1))
+        pipe.transformer.enable_cache(caches[cache])
+        latents = generate(pipe, num_inference_steps=steps)
+        pipe.transformer.disable_cache()
+        hook.remove()
+        return latents, len(calls)
+
+    pipe = pipeline()
+    expected = {name: run(pipe, name) for name in caches}
+    assert all(calls < steps for name, (_, calls) in expected.items() if name != "faster"), expected
+    pipe.enable_parallelism()
+    for name, (latents, calls) in expected.items():
+        shared, shared_calls = run(pipe, name)
+        assert shared_calls == calls, name
+        assert (shared - latents).norm() < 1e-3 * latents.norm(), name
+    halved = pipeline()
+    halved.enable_parallelism(guidance_halves=True)
+    with pytest.raises(ValueError, match="FasterCacheConfig needs both predictions in one batch"):
+        halved.transformer.enable_cache(caches["faster"])
+
+
 def check_odd() -> None:
     with pytest.raises(ValueError, match="3 processes are not two halves.*nearest: 2 or 4 processes"):
         pipeline().enable_parallelism(guidance_halves=True)
@@ -132,6 +183,7 @@ def call_on_devices(rank: int, devices: int, meeting_point: str) -> None:
         check_random_proxies()
         check_errors(rank, pipe)
         check_modular()
+        check_caches()
     if devices == 3:
         check_odd()
     dist.barrier()  # neither leaves while the other still reads
