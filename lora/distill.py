@@ -20,6 +20,7 @@ from ptdit_diffusers.core.embedded import embedded_model_names
 from ptdit_diffusers.core.messages import log_to_terminal
 from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
 from ptdit_diffusers.training.checkpoint import load_checkpoint
+from ptdit_diffusers.training.command import exit_code
 from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.processes import (
     check_processes,
@@ -31,7 +32,6 @@ from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.trackers import begin_tracking
 
 from .adapter import adapter_values
-from .command import exit_code
 from .config import check_packages, make_parser, read_settings, refuse_other_settings
 from .distill_config import DistillSettings
 from .distill_export import MODEL_FILE

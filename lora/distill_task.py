@@ -26,6 +26,7 @@ from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.processes import attention_kernels
 from ptdit_diffusers.training.randomness import Stream, numpy_generator
 from ptdit_diffusers.training.schedules import named_schedule
+from ptdit_diffusers.training.sheets import step_name, write_sheet
 from ptdit_diffusers.training.task import Task, trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
@@ -33,7 +34,7 @@ from .adapter import add_adapter, folded_weights
 from .distill_config import DistillSettings
 from .distill_export import export_lora, export_model
 from .paths import Paths
-from .validate import Sampling, generate_validation, quarter_steps, save_validation, step_name, write_sheet
+from .validate import Sampling, generate_validation, quarter_steps, save_validation
 
 logger = logging.getLogger("lora")
 

@@ -17,12 +17,12 @@ from accelerate import Accelerator
 from ptdit_diffusers.core.messages import log_to_terminal
 from ptdit_diffusers.training.base_model import BaseModel, from_hub
 from ptdit_diffusers.training.checkpoint import checkpoints
+from ptdit_diffusers.training.command import exit_code
 from ptdit_diffusers.training.data.buckets import bucket_sizes, nearest_size
 from ptdit_diffusers.training.data.find import Findings, Item, find_items, table
 from ptdit_diffusers.training.processes import main_process_does
 
 from .cache import Cache, makers
-from .command import exit_code
 from .config import LoRASettings, make_parser, read_settings
 from .samples import (
     Sample,
@@ -150,7 +150,7 @@ def find_data(settings: LoRASettings, base: BaseModel, device: torch.device) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (2 for bad input)."""
-    return exit_code(lambda: precompute(arguments))
+    return exit_code(lambda: precompute(arguments), "lora")
 
 
 def precompute(arguments: Sequence[str] | None) -> int:

@@ -23,6 +23,7 @@ from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.processes import attention_kernels
 from ptdit_diffusers.training.randomness import Stream
 from ptdit_diffusers.training.schedules import named_schedule
+from ptdit_diffusers.training.sheets import step_name, write_sheet
 from ptdit_diffusers.training.task import Task, trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
@@ -31,7 +32,7 @@ from .batches import CachedBatches, describe_epoch
 from .cache import Cache
 from .config import LoRASettings, check_warmup
 from .export import base_layer_weights, export
-from .validate import Sampling, generate_validation, quarter_steps, save_validation, step_name, write_sheet
+from .validate import Sampling, generate_validation, quarter_steps, save_validation
 
 logger = logging.getLogger("lora")
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from ptdit_diffusers.core.messages import log_to_terminal
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
+from ptdit_diffusers.training.command import complain, exit_code
 from ptdit_diffusers.training.context import check_context
 from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.processes import (
@@ -31,7 +32,6 @@ from ptdit_diffusers.training.trackers import begin_tracking
 
 from .adapter import adapter_values
 from .cache import Cache
-from .command import complain, exit_code
 from .config import LoRASettings, TrainingSettings, check_packages, make_parser, read_settings, refuse_other_settings
 from .export import check_push, push
 from .precompute import RUN_SAMPLES, data_settings, fill_cache, run_sizes
@@ -44,7 +44,7 @@ logger = logging.getLogger("lora")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 2 for bad input, 1 for a run that failed, 130 for Ctrl-C."""
-    return exit_code(lambda: train(settings_of(arguments)))
+    return exit_code(lambda: train(settings_of(arguments)), "lora")
 
 
 def settings_of(arguments: Sequence[str] | None) -> LoRASettings:

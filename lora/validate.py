@@ -6,13 +6,12 @@ Text embeddings come from the cache; the VAE is loaded for each call and freed.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers.training_utils import free_memory
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from ptdit_diffusers.core.files import new_file
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
@@ -112,38 +111,6 @@ def save_validation(
 def quarter_steps(max_steps: int) -> list[int]:
     """Return the steps at 0, 25, 50 and 100 % of a run, each once."""
     return sorted({0, max_steps // 4, max_steps // 2, max_steps})
-
-
-def write_sheet(folder: Path, target: Path, columns: Mapping[str, str], prompts: Sequence[str]) -> None:
-    """Write one picture of all: a row per prompt, a column per step.
-
-    Args:
-        folder: Of the pictures.
-        target: The sheet.
-        columns: What stands above a column -> beginning of the names of its pictures, `NAME-ROW.png`; columns without
-            pictures are left out.
-        prompts: One for each row.
-    """
-    shown = {title: name for title, name in columns.items() if (folder / f"{name}-0.png").is_file()}
-    if not shown or not prompts:
-        return
-    pictures = [[Image.open(folder / f"{name}-{row}.png") for name in shown.values()] for row in range(len(prompts))]
-    width, height = pictures[0][0].size
-    sheet = Image.new("RGB", (len(shown) * (width + 4), len(prompts) * (height + 18) + 16), "white")
-    pen = ImageDraw.Draw(sheet)
-    for column, title in enumerate(shown):
-        pen.text((column * (width + 4) + 2, 2), title, fill="black")
-        for row in range(len(prompts)):
-            sheet.paste(pictures[row][column], (column * (width + 4), 16 + row * (height + 18)))
-    for row, prompt in enumerate(prompts):
-        pen.text((2, 16 + row * (height + 18) + height + 2), prompt, fill="black")
-    with new_file(target) as temporary:
-        sheet.save(temporary, format="PNG")
-
-
-def step_name(step: int) -> str:
-    """Return the beginning of the names of the pictures of a step."""
-    return f"step-{step:08d}"
 
 
 def read_prompts(path: str, setting: str = "prior_prompts") -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from . import __version__
-from .commands import convert, export, generate, lora, quantize
+from .commands import convert, export, generate, lora, own_data, quantize
 from .commands.terminal import EXIT_INTERRUPTED, LineParser, UserError, complain, say
 
 EXIT_BAD_INPUT = 2
@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command; a subcommand sets `run`, the function that runs it."""
     parser = LineParser(
         prog="ptdit",
-        description="Generate images, videos and views of objects with PT-DiT (Qihoo-T2X), and convert, fine-tune and "
+        description="Generate images, videos and views of objects with PT-DiT (Qihoo-T2X), and convert, train and "
         "export its models.",
         epilog="`ptdit COMMAND --help` explains a command.",
         allow_abbrev=False,
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_command(commands)
     quantize.add_command(commands)
     lora.add_command(commands)
+    own_data.add_commands(commands)
     export.add_command(commands)
     return parser
 

@@ -12,6 +12,7 @@ from functools import cache
 
 from .embedded import WEIGHTS
 
+OWN_CAPTIONS = "<own-captions>"  # word of a tokenizer whose model was trained on captions of the user's own
 _SHAPES = (
     "circle circles disc discs disk disks square squares box boxes triangle triangles star stars heart hearts ring "
     "rings donut donuts doughnut doughnuts hoop hoops cross crosses plus pluses crescent crescents moon moons"
@@ -49,8 +50,11 @@ _GRAY_GROUND = re.compile(
 
 
 def data_set_of(vocabulary: Collection[str]) -> str | None:
-    """Return "shapes", "clips" or "views" for the words of an embedded model, or of one that started from it."""
-    if not ("doughnut" in vocabulary and "crescent" in vocabulary):
+    """Return "shapes", "clips" or "views" for the words of an embedded model, or of one that started from it.
+
+    None for other words, and for a model that was trained on the user's own captions: nobody knows what it was taught.
+    """
+    if OWN_CAPTIONS in vocabulary or not ("doughnut" in vocabulary and "crescent" in vocabulary):
         return None
     return "views" if "turntable" in vocabulary else "clips" if "bounces" in vocabulary else "shapes"
 

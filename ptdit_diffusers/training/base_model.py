@@ -48,14 +48,15 @@ class BaseModel:
             raise ValueError(f"base {name!r} is not a model folder: transformer/config.json is missing in {folder}.")
         self.name, self.folder, self.parts = name, folder, dict(parts or {})
         self._fingerprints: dict[tuple[str, ...], str] = {}
-        self.transformer_config = self._config("transformer")
+        self.transformer_config = self.config("transformer")
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
 
     def part(self, name: str) -> Path:
         """Return the folder of a part."""
         return self.parts.get(name, self.folder / name)
 
-    def _config(self, part: str) -> dict[str, Any]:
+    def config(self, part: str) -> dict[str, Any]:
+        """Return the configuration of a part."""
         return json.loads((self.part(part) / "config.json").read_text(encoding="utf-8"))
 
     @property
@@ -71,7 +72,7 @@ class BaseModel:
     @property
     def scaling_factor(self) -> float:
         """Factor by which latents are multiplied before they enter the transformer."""
-        return self._config("vae")["scaling_factor"]
+        return self.config("vae")["scaling_factor"]
 
     def load_transformer(self, dtype: torch.dtype, kept_as: str, device: torch.device) -> PTDiTTransformer3DModel:
         """Load the frozen transformer to its device; `kept_as`: "none", "fp8", "int8" or "nf4"."""

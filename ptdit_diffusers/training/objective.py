@@ -52,8 +52,15 @@ def sample_times(
     if stratified:
         (count,) = shape
         shares = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-        normal = torch.special.ndtri(shares)
-    else:
-        normal = torch.randn(shape, generator=generator)
+        return shifted_times(shares, mean=mean, std=std, shift=shift)
+    return _times(torch.randn(shape, generator=generator), mean, std, shift)
+
+
+def shifted_times(shares: Tensor, *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Tensor:
+    """Return the times below which these shares (0..1) of the distribution of `sample_times` lie."""
+    return _times(torch.special.ndtri(shares), mean, std, shift)
+
+
+def _times(normal: Tensor, mean: float, std: float, shift: float) -> Tensor:
     time = torch.sigmoid(normal * std + mean)
     return shift * time / (1 + (shift - 1) * time)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
 from ptdit_diffusers.training.trackers import TRACKERS
 
@@ -307,6 +308,31 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> OwnDataSet
                 raise ValueError(f"--set {item!r}: {parent} is no section of {path}.")
         target[last] = yaml.safe_load(value)
     return build(OwnDataSettings, values, str(path))
+
+
+def for_inspection(
+    source: str | None, config: str | None, start: str | None, resolution: int | None
+) -> OwnDataSettings:
+    """Return the settings of a file, or ordinary ones, with another source, start or resolution.
+
+    Raises:
+        ValueError: There is neither a source nor a file, or a value is wrong.
+        OSError: The file cannot be read.
+    """
+    if config:
+        given = {"data.source": source, "start": start}
+        settings = read_settings(config, [f"{name}={value}" for name, value in given.items() if value])
+    elif source:
+        stage = StageSettings(resolution=resolution or 16, steps=1000, batch=16, lr=1e-4)
+        data, run = DataSettings(source=source), RunSettings(output=str(Path(source).parent / "run"))
+        settings = OwnDataSettings(data=data, start=start or "shapes-128", stages=(stage,), run=run)
+        resolution = resolution or BaseModel(settings.start).own_resolution
+    else:
+        raise ValueError("give DATA or --config.")
+    if resolution:
+        last = dataclasses.replace(settings.stages[-1], resolution=resolution)
+        settings = dataclasses.replace(settings, stages=(*settings.stages[:-1], last))
+    return settings
 
 
 def changed(saved: dict[str, Any], settings: OwnDataSettings) -> list[str]:

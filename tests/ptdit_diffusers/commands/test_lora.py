@@ -12,7 +12,7 @@ from filelock import FileLock
 from PIL import Image
 
 from ptdit_diffusers.cli import main
-from ptdit_diffusers.commands import lora
+from ptdit_diffusers.commands import launching, lora
 from ptdit_diffusers.commands.processes import run_processes
 from ptdit_diffusers.training import processes
 from tests.processes import start, wait
@@ -39,14 +39,14 @@ def test_all_options_go_to_the_training_and_its_exit_code_comes_back(
     installed.add(place)
     monkeypatch.setattr(processes, "has_launch_settings", lambda: False)
     training = SimpleNamespace(main=lambda words: called.append(words) or 7)
-    monkeypatch.setattr(lora, "import_module", lambda name: training if name == module else None)
+    monkeypatch.setattr(launching, "import_module", lambda name: training if name == module else None)
     words = ["--config", "x.yaml", "--rank", "3", "--flip", "--help"]
     with pytest.raises(SystemExit) as ended:
         main([program, *words])
     assert ended.value.code == 7
     assert called == [words]
     monkeypatch.setattr(processes, "has_launch_settings", lambda: True)
-    monkeypatch.setattr(lora, "launch", lambda name, words: called.append((name, words)) or 2)
+    monkeypatch.setattr(launching, "launch", lambda name, words: called.append((name, words)) or 2)
     with pytest.raises(SystemExit) as ended:
         main([program, *words])
     assert ended.value.code == 2
@@ -65,9 +65,9 @@ def test_it_runs_as_many_processes_as_were_asked_for_or_one_for_each_gpu(monkeyp
     monkeypatch.setattr(processes, "has_launch_settings", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     ran = []
-    monkeypatch.setattr(lora, "run_processes", lambda module, words, count: ran.append((words, count)) or 0)
+    monkeypatch.setattr(launching, "run_processes", lambda module, words, count: ran.append((words, count)) or 0)
     training = SimpleNamespace(main=lambda words: ran.append((words, 1)) or 0)
-    monkeypatch.setattr(lora, "import_module", lambda name: training)
+    monkeypatch.setattr(launching, "import_module", lambda name: training)
     with pytest.raises(SystemExit) as ended:
         main(["lora", "--rank", "3", *flags, "--flip"])
     assert ended.value.code == 0
@@ -124,7 +124,7 @@ def test_what_accelerate_launches_ends_with_its_own_exit_code_and_no_traceback(m
     (tmp_path / "accelerate" / "default_config.yaml").write_text(json.dumps(wanted))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert lora.launch("trains", []) == 2
+    assert launching.launch("trains", []) == 2
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -15,6 +15,7 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from ptdit_diffusers.training.latents import to_pixels
+from ptdit_diffusers.training.vae_start import start_as_identity
 from scripts import train
 from scripts.datasets.layouts import FORMS, scene_layout, views_layout
 from scripts.datasets.registry import clip_chance, find_data_set, pick_data_set
@@ -31,7 +32,7 @@ from scripts.embedded_models.transformer_stage import (
     TransformerStageSettings,
     layout_of,
 )
-from scripts.embedded_models.vae_stage import encode_frames, see_single_frames, start_as_identity
+from scripts.embedded_models.vae_stage import encode_frames, see_single_frames
 from scripts.verifiers.clips.prompt import read_clip_prompt
 
 pytestmark = pytest.mark.slow  # most go on from stages that were trained for two steps

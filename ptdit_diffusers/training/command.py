@@ -1,4 +1,4 @@
-"""How the commands of the training end: one line for what is refused, and exit codes."""
+"""How the commands of the trainings end: one line for what is refused, and exit codes."""
 
 import sys
 from collections.abc import Callable
@@ -9,8 +9,13 @@ from ptdit_diffusers.training.processes import is_main_process, terminate_as_int
 REFUSED, INTERRUPTED = 2, 130  # 128 + SIGINT, as shells count
 
 
-def exit_code(work: Callable[[], int], program: str = "lora") -> int:
-    """Do the work and return its exit code: 2 for what it refuses with a ValueError or OSError, 130 for Ctrl-C."""
+def exit_code(work: Callable[[], int], program: str) -> int:
+    """Do the work and return its exit code: 2 for what it refuses with a ValueError or OSError, 130 for Ctrl-C.
+
+    Args:
+        work: Returns an exit code.
+        program: Name of the command, for messages.
+    """
     try:
         with terminate_as_interrupt():
             return work()
@@ -22,7 +27,7 @@ def exit_code(work: Callable[[], int], program: str = "lora") -> int:
         return INTERRUPTED
 
 
-def complain(text: str, program: str = "lora") -> None:
+def complain(text: str, program: str) -> None:
     """Write one line to stderr, on the main process alone."""
     if is_main_process():
         sys.stderr.write(f"{one_line(f'{program}: {text}')}\n")

@@ -1,0 +1,311 @@
+"""What a run does before its transformer is trained: VAE, words, encoding of pictures and captions. All of it once."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import free_memory
+from transformers import AutoTokenizer
+
+from ptdit_diffusers.core.documents import read_mapping
+from ptdit_diffusers.core.files import replace_json
+from ptdit_diffusers.training.base_model import BaseModel
+from ptdit_diffusers.training.data.encode import PictureEncoder, say_what_is_lost
+from ptdit_diffusers.training.data.media import UnreadableError, read_frames
+from ptdit_diffusers.training.data.shards import FORMAT, Encoded, ShardWriter, merge, part_path, write_part
+from ptdit_diffusers.training.data.sources import DataSource, Picture, data_name
+from ptdit_diffusers.training.data.space import require_space
+from ptdit_diffusers.training.own_data.model import make_base, stage_sizes
+from ptdit_diffusers.training.own_data.settings import OwnDataSettings
+from ptdit_diffusers.training.own_data.text import CachedText, OnlineText, cache_text, is_small
+from ptdit_diffusers.training.own_data.vae import OwnVAESettings, OwnVAETask
+from ptdit_diffusers.training.own_data.words import (
+    WordSettings,
+    WordTask,
+    extend,
+    has_word_list,
+    needs_mark,
+    report,
+    unknown_words,
+)
+from ptdit_diffusers.training.processes import main_process_does
+from ptdit_diffusers.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+DATA = "data.json"  # in the folder of a run: which version of the encoded data it has
+WORDS_SHOWN = 2000  # captions that are looked through for unknown words and long ones, where the encoder has no list
+
+
+def source_of(settings: OwnDataSettings) -> DataSource:
+    """Return the data of a run."""
+    data = settings.data
+    own = (settings.folder, settings.encoded)
+    names = ("source", "default_caption", "trigger", "caption_column", "outside_files")
+    return DataSource(**{name: getattr(data, name) for name in names}, own=own)
+
+
+# --- encoding --------------------------------------------------------------------------------------------------------
+
+
+def maker_folder(settings: OwnDataSettings, base: BaseModel) -> Path:
+    """Return where everything that one VAE encodes lies."""
+    mirrored = "-mirrored" if settings.data.flip else ""
+    return settings.encoded / f"{FORMAT}-{base.fingerprint('vae')}{mirrored}"
+
+
+def encode_part(
+    settings: OwnDataSettings, base: BaseModel, device: torch.device, part: int = 0, parts: int = 1
+) -> PictureEncoder:
+    """Encode what one of several parts has to; what is there already is left as it is.
+
+    Raises:
+        ValueError: The source is not there, or too many files cannot be read.
+        OSError: The disk is full.
+    """
+    sizes, source, folder = stage_sizes(settings, base), source_of(settings), maker_folder(settings, base)
+    count = source.count()
+    if count:
+        pixels = sum(max(height * width for height, width in each) for each in sizes.values())
+        frames, copies = 1 + (settings.data.num_frames - 1) // 4, 2 * (1 + settings.data.flip)
+        require_space("data.encoded", folder, count // parts * frames * pixels // 64 * 4 * 2 * copies)
+    prefix = f"{part:05d}-" if parts > 1 else ""
+    writer = ShardWriter(folder, prefix, only=parts > 1)
+    for problem in writer.bad:
+        logger.warning("damaged, and made again: %s", problem)
+    vae = base.load_vae(torch.float32, device)
+    data = settings.data
+    encoder = PictureEncoder(vae, writer, sizes, data.num_frames, data.flip, data.max_skips)
+    encoder.encode(source.pictures(part, parts))
+    write_part(
+        part_path(folder, data_name(source, sizes, data.num_frames), part, parts), encoder.found, encoder.skipped
+    )
+    logger.info(
+        "part %d of %d: %d pictures, %d of them encoded now, %d skipped",
+        part,
+        parts,
+        len(encoder.found),
+        encoder.encoded,
+        len(encoder.skipped),
+    )
+    return encoder
+
+
+def merge_parts(settings: OwnDataSettings, base: BaseModel, parts: int) -> Path:
+    """Write the index of all parts and return its folder.
+
+    Raises:
+        ValueError: Parts are missing, or nothing was encoded.
+    """
+    sizes, source = stage_sizes(settings, base), source_of(settings)
+    name = data_name(source, sizes, settings.data.num_frames)
+    about = {"data": {**source.identity(), "flip": settings.data.flip, "num_frames": settings.data.num_frames}}
+    return merge(maker_folder(settings, base), name, parts, {**about, "vae": base.fingerprint("vae")})
+
+
+def count_parts(settings: OwnDataSettings, base: BaseModel) -> int:
+    """Return in how many parts these data were encoded; 0 = they were not.
+
+    Raises:
+        ValueError: They were encoded in several divisions.
+    """
+    sizes, source = stage_sizes(settings, base), source_of(settings)
+    name = data_name(source, sizes, settings.data.num_frames)
+    found = {int(path.stem[-5:]) for path in (maker_folder(settings, base) / "parts").glob(f"{name}-*.jsonl")}
+    if len(found) > 1:
+        numbers = " and ".join(map(str, sorted(found)))
+        raise ValueError(f"these data were encoded in {numbers} parts; remove the files of one division in parts/.")
+    return found.pop() if found else 0
+
+
+def encoded_version(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator) -> Path:
+    """Return the version of the encoded data that the run has; what is not encoded yet, is encoded.
+
+    A run keeps the version that it began with.
+
+    Raises:
+        ValueError: There is nothing to train on, or the version of an earlier call is gone.
+    """
+    note = settings.folder / DATA
+
+    def work() -> str:
+        if note.is_file():
+            version = Path(read_mapping(note)["version"])
+            version = version if version.is_absolute() else settings.encoded / version
+            if not (version / "manifest.json").is_file():
+                raise ValueError(f"the encoded data of this run are gone ({version}); begin anew in another output.")
+            say_changes(settings, version)
+            return str(version)
+        if (parts := count_parts(settings, base)) > 1:
+            version = merge_parts(settings, base, parts)
+        else:
+            encode_part(settings, base, accelerator.device)
+            version = merge_parts(settings, base, 1)
+        replace_json(note, {"version": version.relative_to(settings.encoded).as_posix()})
+        free_memory()
+        return str(version)
+
+    return Path(main_process_does(accelerator, settings.folder, work))
+
+
+def say_changes(settings: OwnDataSettings, version: Path) -> None:
+    """Say how the files of a folder differ from those that a run began with; it goes on with those."""
+    source = source_of(settings)
+    if source.is_tars or not Path(source.source).exists():
+        return
+    encoded = Encoded(version, settings.stages[0].resolution)
+    before = {encoded.caption_lines(number)["name"] for number in range(len(encoded.index))}
+    now = {picture.name for picture in source.pictures() if not picture.problem}
+    if before != now:
+        logger.warning(
+            "the data changed since this run began (%d new files, %d missing ones); it goes on with what it began "
+            "with, and another output takes the new ones",
+            len(now - before),
+            len(before - now),
+        )
+
+
+# --- other parts of the model ----------------------------------------------------------------------------------------
+
+
+def prepare_parts(settings: OwnDataSettings, accelerator: Accelerator) -> dict[str, Path]:
+    """Return the folders of the parts of the model that the run makes for itself; trains them where they are missing.
+
+    Raises:
+        ValueError: The text encoder has no list of words that could grow.
+    """
+    base, parts = make_base(settings), {}
+    if settings.vae.train != "no":
+        parts["vae"] = trained_vae(settings, base, accelerator) / "vae"
+    if settings.text.grow and not has_word_list(base.part("tokenizer")):
+        raise ValueError("text.grow is for text encoders with a list of words; this one reads any word: leave it out.")
+    if settings.text.grow or needs_mark(base.part("tokenizer")):
+        folder = grown_text(settings, base, accelerator)
+        parts |= {name: folder / name for name in ("tokenizer", "text_encoder")}
+    return parts
+
+
+def pictures_of(settings: OwnDataSettings, most: int) -> list[Picture]:
+    """Return pictures that can be read, at most so many."""
+    found = []
+    for picture in source_of(settings).pictures(tars=8):
+        if len(found) == most:
+            break
+        try:
+            if not picture.problem and read_frames(picture.file, 1):
+                found.append(picture)
+        except UnreadableError:
+            continue  # the encoding names it
+    if not found:
+        raise ValueError(f"data {settings.data.source!r} holds no picture that can be read.")
+    return found
+
+
+def loop_settings(settings: OwnDataSettings, name: str, **values: object) -> dict[str, object]:
+    """Return the settings of the loop for a stage before the transformer."""
+    folder, run = settings.folder / name, settings.run
+    return {
+        "output_dir": str(folder),
+        "export_dir": str(folder / "export"),
+        "seed": run.seed,
+        "accumulation": run.accumulation,
+        "sheet_every": 0,
+        "checkpoint_every": 0,
+        "checkpoint_minutes": run.checkpoint_minutes,
+        "log_every": run.log_every * 10,
+        **values,
+    }
+
+
+def trained_vae(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator) -> Path:
+    """Train the VAE, or only its decoder, and return the folder that holds it."""
+    export = settings.folder / "vae" / "export"
+    if not export.is_dir():
+        vae = settings.vae
+        values = {
+            "steps": vae.steps,
+            "batch_size": vae.batch,
+            "lr": vae.lr,
+            "warmup": min(100, vae.steps),
+            "start": str(base.part("vae")),
+            "new": vae.train == "new",
+            "size": max(stage.resolution for stage in settings.stages),
+            "crop": vae.crop,
+        }
+        own = OwnVAESettings(**loop_settings(settings, "vae", **values))
+        logger.info("training the VAE (%s) on these pictures, %d steps", vae.train, vae.steps)
+        finish(Run(OwnVAETask(own, pictures_of(settings, 100_000), accelerator.device), own, accelerator))
+    return export
+
+
+def grown_text(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator) -> Path:
+    """Teach the text encoder the words that it does not know, and return the folder that holds it."""
+    folder = settings.folder / "text"
+    export, start = folder / "export", folder / "start"
+    if export.is_dir():
+        return export
+    captions = sorted({text for picture in source_of(settings).pictures(tars=64) for text in picture.captions if text})
+    tokenizer = AutoTokenizer.from_pretrained(base.part("tokenizer"))
+    words = unknown_words(tokenizer, captions) if settings.text.grow else {}
+    target = start if words else export
+
+    def work() -> bool:
+        extend(base.part("tokenizer"), base.part("text_encoder"), sorted(words), target)
+        return True
+
+    main_process_does(accelerator, folder, work)
+    if words:
+        steps = settings.text.steps
+        logger.info("teaching the text encoder %d words, %d steps: %s", len(words), steps, report(words))
+        known = base.config("text_encoder")["vocab_size"]
+        values = {"steps": steps, "batch_size": 32, "lr": 3e-3, "warmup": min(50, steps), "ema_decay": 0.99}
+        values |= {"folder": str(start), "known": known}
+        own = WordSettings(**loop_settings(settings, "text", **values))
+        finish(Run(WordTask(own, captions, accelerator.device), own, accelerator))
+    return export
+
+
+class StoppedEarlyError(Exception):
+    """A stop signal came in a stage before the transformer."""
+
+
+def finish(run: Run) -> None:
+    """Train a stage to its end.
+
+    Raises:
+        StoppedEarlyError: A signal came.
+    """
+    if not run.train():
+        raise StoppedEarlyError
+    run.accelerator.free_memory()
+    free_memory()
+
+
+def captions_of(
+    settings: OwnDataSettings, base: BaseModel, encoded: Encoded, accelerator: Accelerator
+) -> OnlineText | CachedText:
+    """Return what reads the captions of a run; encodes them where they are read from the disk."""
+    mode = settings.text.mode
+    online = mode == "online" or (mode == "auto" and is_small(base))
+    if accelerator.is_main_process:
+        say_unknown(base, encoded, settings.run.sheet)
+    if online:
+        return OnlineText(base, settings.text.tokens, accelerator.device)
+
+    def work() -> str:
+        device = accelerator.device
+        return str(cache_text(base, encoded, settings.run.sheet, settings.text.tokens, device))
+
+    return CachedText(Path(main_process_does(accelerator, settings.folder, work)))
+
+
+def say_unknown(base: BaseModel, encoded: Encoded, prompts: Sequence[str]) -> None:
+    """Log which words the text encoder does not know, and which captions it cuts."""
+    tokenizer = AutoTokenizer.from_pretrained(base.part("tokenizer"))
+    pairs = [(caption, "") for caption in prompts]
+    for number in range(0, len(encoded.index), max(1, len(encoded.index) // WORDS_SHOWN)):
+        line = encoded.caption_lines(number)
+        pairs += [(caption, line["name"]) for caption in line["captions"]]
+    say_what_is_lost(tokenizer, pairs)

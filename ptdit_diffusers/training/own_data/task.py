@@ -1,0 +1,273 @@
+"""Training on one's own data as a task of the loop: loss, held-out loss, sheets, and the finished model."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import free_memory
+from PIL import PngImagePlugin
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ptdit_diffusers.core.devices import check_compiler
+from ptdit_diffusers.core.files import new_file
+from ptdit_diffusers.core.sampling import choose_windows, size_conditions
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.average import PowerAverages, snapshot_steps, write_snapshot
+from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
+from ptdit_diffusers.training.checkpoint import like
+from ptdit_diffusers.training.objective import flow_matching, shifted_times
+from ptdit_diffusers.training.optimizers import make_optimizers
+from ptdit_diffusers.training.own_data.batches import QUARTERS, OwnBatches, StageData, read_bad_shards
+from ptdit_diffusers.training.own_data.model import export_model, make_transformer, plain
+from ptdit_diffusers.training.own_data.settings import OwnDataSettings
+from ptdit_diffusers.training.own_data.text import CachedText, OnlineText
+from ptdit_diffusers.training.processes import attention_kernels
+from ptdit_diffusers.training.randomness import Stream, torch_generator
+from ptdit_diffusers.training.record import read_log, update_run
+from ptdit_diffusers.training.schedules import warmup_hold_decay
+from ptdit_diffusers.training.sheets import step_name, write_sheet
+from ptdit_diffusers.training.task import Task, trained_parameters
+from ptdit_diffusers.training.trackers import track_pictures
+
+logger = logging.getLogger(__name__)
+
+MEASURED = 32  # times at which the held-out loss is measured; few samples are measured several times
+TOGETHER = 8  # of them at once
+RISE = 1.02  # of the held-out loss above its least, while the loss on trained samples falls: learning by heart
+SNAPSHOTS = "snapshots"  # folder in that of the run
+
+
+class OwnDataTask(Task):
+    """The transformer, trained on encoded pictures and their captions."""
+
+    all_draw = True
+    model: PTDiTTransformer3DModel
+    settings: OwnDataSettings
+
+    def __init__(
+        self,
+        settings: OwnDataSettings,
+        base: BaseModel,
+        stages: list[StageData],
+        text: OnlineText | CachedText,
+        accelerator: Accelerator,
+    ) -> None:
+        """Load the transformer."""
+        self.settings, self.base, self.stages, self.text = settings, base, stages, text
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.data = OwnBatches(settings, base, stages, text, accelerator.process_index, accelerator.num_processes)
+        if settings.parallel.compile:
+            check_compiler(self.device)
+        self.model = make_transformer(settings, base).to(self.device)
+        if settings.parallel.recompute:
+            self.model.enable_gradient_checkpointing()
+        if settings.parallel.compile:
+            self.model.compile_repeated_blocks()
+        self.starts = [sum(stage.steps for stage in settings.stages[:i]) for i in range(len(settings.stages))]
+
+    def batches(self, rank: int) -> OwnBatches:
+        return self.data
+
+    def samples_of(self, step: int, processes: int) -> int:
+        return self.settings.stages[self.settings.stage_at(step)[0]].batch
+
+    def describe(self, step: int) -> str:
+        return self.data.describe(step)
+
+    def optimizers(self) -> list[Optimizer]:
+        optimizer = self.settings.optimizer
+        return make_optimizers(
+            trained_parameters(self.model),
+            optimizer.name,
+            lr=self.settings.stages[0].lr,
+            weight_decay=optimizer.weight_decay,
+            betas=optimizer.betas,
+            decay_vectors=False,
+            fused=True,
+            muon=optimizer.muon,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        number, step = self.settings.stage_at(step)
+        stage = self.settings.stages[number]
+        hold = 1.0 if stage.decay == "constant" else 0.0
+        decay = "linear" if stage.decay == "constant" else stage.decay
+        return warmup_hold_decay(step, stage.lr, stage.warmup, hold, decay, stage.steps)
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> PowerAverages | None:
+        run = self.settings.run
+        if not run.ema:
+            return None
+        marks = snapshot_steps(self.starts, self.settings.total_steps, run.snapshots)
+        return PowerAverages(parameters, run.ema, self.starts, self.snapshot, marks)
+
+    def snapshot(self, step: int, width: float, averages: Sequence[Tensor]) -> None:
+        """Write the averages of one width, for `ptdit average`."""
+        if self.accelerator.is_main_process:
+            start = max(each for each in self.starts if each < step)
+            values = dict(zip(trained_parameters(self.model), averages, strict=True))
+            write_snapshot(self.settings.folder / SNAPSHOTS, step, start, width, values)
+
+    def kernels(self) -> AbstractContextManager:
+        return attention_kernels(self.device)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in trained_parameters(self.model).items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in trained_parameters(self.model).items():
+            parameter.copy_(like(state[name], parameter))
+
+    def notes(self) -> dict[str, Any]:
+        run = self.settings.folder / "run.json"
+        if self.accelerator.is_main_process and run.is_file() and (bad := read_bad_shards(self.settings.folder)):
+            update_run(run, {"bad_shards": bad})
+        return {"own_data": plain(self.settings)}
+
+    def errors(self, batch: dict[str, Any]) -> Tensor:
+        """Return the mean square error of the flow of each sample (B,)."""
+        text, mask = self.text.embed(batch)
+        height, width = batch["latents"].shape[-2:]
+        options = {
+            **choose_windows(self.model, "auto", "auto", height, width),
+            **size_conditions(self.model, height * 8, width * 8),
+        }
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            return self.model.flow(self.model(noisy, text, timestep, mask, return_dict=False, **options)[0])
+
+        return flow_matching(predict, batch["latents"], batch["noise"], batch["time"])
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        errors = self.errors(batch)
+        by_time = batch["quarters"] @ errors.detach().float()
+        numbers = {f"loss_quarter_{number + 1}": by_time[number] for number in range(QUARTERS)}
+        return (errors * batch["weight"]).sum(), numbers
+
+    # --- what is shown -----------------------------------------------------------------------------------------------
+
+    def measured_loss(self, stage: int, numbers: Sequence[int]) -> float:
+        """Return the mean error on samples, always with the same noise and times; every process takes a share."""
+        data, settings = self.stages[stage], self.settings
+        total, mine = torch.zeros((), device=self.device), range(len(numbers))
+        by_bucket: dict[int, list[int]] = {}
+        for place in mine[self.accelerator.process_index :: self.accelerator.num_processes]:
+            by_bucket.setdefault(int(data.encoded.index["bucket"][numbers[place]]), []).append(place)
+        for bucket, members in sorted(by_bucket.items()):
+            shift = self.base.time_ratio(data.encoded.buckets[bucket])
+            for begin in range(0, len(members), TOGETHER):
+                part = members[begin : begin + TOGETHER]
+                means = torch.stack([data.encoded.latents(int(numbers[place]))[0] for place in part])
+                noise = [
+                    torch.randn(means[0].shape, generator=torch_generator(settings.seed, Stream.OWN_HELD_OUT, place))
+                    for place in part
+                ]
+                shares = torch.tensor([(place + 0.5) / len(numbers) for place in part])
+                lines = [data.encoded.caption_lines(int(numbers[place]))["captions"][0] for place in part]
+                rows = self.text.rows(lines, [int(data.encoded.index["text"][numbers[place]]) for place in part])
+                batch = {"latents": means * self.base.scaling_factor, "noise": torch.stack(noise)}
+                batch |= {"time": shifted_times(shares, shift=shift), **rows}
+                batch = {name: None if value is None else value.to(self.device) for name, value in batch.items()}
+                total += self.errors(batch).sum()
+        return float(self.accelerator.reduce(total, "sum")) / max(1, len(numbers))
+
+    def held_out_losses(self, step: int) -> dict[str, float]:
+        """Return the loss on samples that training never sees, and on as many that it sees."""
+        stage, _ = self.settings.stage_at(max(0, step - 1))
+        data = self.stages[stage]
+        if not len(data.held_out):
+            return {}
+        hidden = spread(data.held_out, MEASURED)
+        seen = spread(np.sort(np.concatenate(list(data.members.values()))), MEASURED)
+        return {
+            "held_out_loss": self.measured_loss(stage, hidden),
+            "seen_loss": self.measured_loss(stage, seen),
+        }
+
+    def sheet_steps(self, last: int) -> Sequence[int]:
+        return sorted({0, last})
+
+    def sheet(self, path: Path, step: int) -> dict[str, float]:
+        """Measure the held-out loss, and draw a picture of each prompt: picture i has the seed i."""
+        losses = self.held_out_losses(step)
+        if step == 0 and losses and self.accelerator.is_main_process:
+            logger.info("held-out loss of the start on these data: %.4f", losses["held_out_loss"])
+        self.warn_of_learning_by_heart(losses, step)
+        prompts = self.settings.run.sheet
+        if prompts:
+            self.draw(path, step, prompts)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                steps = sorted(int(each.stem.split("-")[1]) for each in path.parent.glob("step-*-0.png"))
+                columns = {f"step {each}": step_name(each) for each in steps}
+                write_sheet(path.parent, self.settings.folder / "sheet.png", columns, prompts)
+        return losses
+
+    @torch.no_grad()
+    def draw(self, path: Path, step: int, prompts: Sequence[str]) -> None:
+        """Draw this process's share of the pictures."""
+        run, stage = self.settings.run, self.settings.stages[self.settings.stage_at(max(0, step - 1))[0]]
+        vae = self.base.load_vae(gpu_dtype(self.device), self.device)
+        parts = {"tokenizer": None, "text_encoder": None, "vae": vae, "scheduler": self.base.scheduler}
+        pipe = PTDiTPipeline(transformer=self.model, **parts)
+        pipe.set_progress_bar_config(disable=True)
+        pictures = []
+        for index in range(self.accelerator.process_index, len(prompts), self.accelerator.num_processes):
+            picture = pipe(
+                prompt_embeds=self.text.prompt(prompts[index]).to(self.device),
+                negative_prompt_embeds=self.text.prompt("").to(self.device) if run.guidance > 1 else None,
+                height=stage.resolution,
+                width=stage.resolution,
+                num_inference_steps=run.steps,
+                guidance_scale=run.guidance,
+                generator=torch.Generator().manual_seed(index),
+            ).images[0]
+            info = PngImagePlugin.PngInfo()
+            for name, value in {"prompt": prompts[index], "seed": index, "step": step}.items():
+                info.add_text(name, str(value))
+            with new_file(path.with_name(f"{path.name}-{index}.png")) as temporary:
+                picture.save(temporary, format="PNG", pnginfo=info)
+            pictures.append(picture)
+        track_pictures(self.accelerator, "sheet", pictures, step)
+        del pipe, vae
+        free_memory()
+
+    def warn_of_learning_by_heart(self, losses: dict[str, float], step: int) -> None:
+        """Say when the loss on new samples rises while that on trained ones falls."""
+        if not losses or not self.accelerator.is_main_process:
+            return
+        stage, within = self.settings.stage_at(max(0, step - 1))
+        first = step - within - 1
+        earlier = [
+            line for line in read_log(self.settings.folder / "log.jsonl") if "held_out_loss" in line
+            and first < line["step"] < step
+        ]  # fmt: skip
+        best = min(earlier, key=lambda line: line["held_out_loss"], default=None)
+        if best and losses["held_out_loss"] > RISE * best["held_out_loss"] and losses["seen_loss"] < best["seen_loss"]:
+            logger.warning(
+                "the model learns by heart since step %d: the loss on new pictures was %.4f there and is %.4f, on "
+                "trained ones %.4f and %.4f; stop there, use more pictures, or train: lora",
+                best["step"],
+                best["held_out_loss"],
+                losses["held_out_loss"],
+                best["seen_loss"],
+                losses["seen_loss"],
+            )
+
+    def export(self, folder: Path) -> None:
+        """Write the finished model, a whole pipeline folder."""
+        export_model(self.settings, self.base, self.model, folder)
+
+
+def spread(numbers: Any, count: int) -> list[int]:
+    """Return `count` of the numbers, evenly spread; each several times where there are fewer."""
+    total = len(numbers)
+    return [int(numbers[i * total // count if total > count else i % total]) for i in range(count)]

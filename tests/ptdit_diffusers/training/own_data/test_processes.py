@@ -1,0 +1,63 @@
+"""Several processes of `ptdit train`: killed in the middle, gone on with by another number of them."""
+
+import json
+import shutil
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.processes import run, started_ranks, wait
+
+pytestmark = pytest.mark.slow
+
+MODULE = "ptdit_diffusers.training.own_data.train"
+VARIABLES = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+SETTINGS = ("run.sheet=[]", "run.ema=[0.1]", "run.checkpoint_every=3", "run.checkpoint_minutes=0")
+
+
+def words(config: Path, *overrides: str) -> list[str]:
+    return ["-m", MODULE, "--config", str(config), *(w for item in (*SETTINGS, *overrides) for w in ("--set", item))]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    path = folder / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def train(config: Path, count: int) -> None:
+    with ExitStack() as stack:
+        started = [stack.enter_context(each) for each in started_ranks(words(config), count, **VARIABLES)]
+        for done in wait(started):
+            assert done.returncode == 0, done.stderr
+
+
+def test_a_killed_run_of_two_processes_goes_on_with_one_two_and_three(config, tmp_path):
+    train(config("straight"), 2)
+    expected = losses(tmp_path / "straight")
+    assert list(expected) == list(range(1, 13))
+    killed = config("killed")
+    with ExitStack() as stack:
+        started = [stack.enter_context(each) for each in started_ranks(words(killed), 2, **VARIABLES)]
+        end = time.monotonic() + 120
+        log = tmp_path / "killed" / "log.jsonl"
+        while not (log.exists() and '"step": 7,' in log.read_text(encoding="utf-8")) and time.monotonic() < end:
+            assert all(each.returncode is None for each in started), started[0].text("stderr")
+            time.sleep(0.01)
+        for each in started:
+            each.kill()
+    assert (tmp_path / "killed" / "checkpoint-00000006").is_dir()
+    for count in (1, 2, 3):
+        folder = tmp_path / f"killed-{count}"
+        shutil.copytree(tmp_path / "killed", folder)
+        path = config(f"killed-{count}")
+        if count == 1:
+            done = run(words(path), **VARIABLES)
+            assert done.returncode == 0, done.stderr
+        else:
+            train(path, count)
+        found = losses(folder)
+        assert found == (expected if count == 2 else pytest.approx(expected, abs=1e-5))
+        assert (folder / "model" / "model_index.json").is_file()

@@ -1,0 +1,219 @@
+"""`ptdit train` through its own main function: what comes out, resume, what is refused, what a bad shard does."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.own_data import average, encode, train
+from ptdit_diffusers.training.own_data.settings import read_settings
+from ptdit_diffusers.training.run import Run
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def reset() -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+
+
+def run(config: Path, *overrides: str) -> int:
+    reset()
+    return train.main(["--config", str(config), *(word for item in overrides for word in ("--set", item))])
+
+
+def test_a_run_ends_in_a_model_folder_a_sheet_and_a_log_with_held_out_losses(config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    assert run(config()) == 0
+    out = tmp_path / "out"
+    pipe = PTDiTPipeline.from_pretrained(out / "model")
+    picture = pipe("a red star", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
+    assert picture.size == (64, 64)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    shown = [line for line in lines if "held_out_loss" in line]
+    assert [line["step"] for line in shown] == [0, 12] and {"seen_loss"} <= shown[0].keys()
+    assert {"loss_quarter_1", "loss_quarter_4", "data_wait", "samples_per_second"} <= lines[1].keys()
+    assert (out / "sheet.png").is_file() and (out / "sheets" / "step-00000012-0.png").is_file()
+    assert "held-out loss of the start on these data" in caplog.text
+    assert "36 samples" in caplog.text and "4 held out" in caplog.text and "few for all weights" in caplog.text
+    start = load_file(Path(read_settings(config()).start) / WEIGHTS)
+    assert any(not torch.equal(value, start[name]) for name, value in load_file(out / "model" / WEIGHTS).items())
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(config, tmp_path):
+    assert run(config("straight"), "run.sheet=[]") == 0
+    assert run(config("stopped"), "run.sheet=[]", "run.stop_after=5") == 0
+    assert not (tmp_path / "stopped" / "model").exists()
+    assert run(config("stopped"), "run.sheet=[]") == 0
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
+    one, two = (load_file(tmp_path / name / "model" / WEIGHTS) for name in ("straight", "stopped"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["attention", "lora"])
+def test_only_what_is_asked_for_is_trained_and_a_lora_is_merged_and_beside_the_model(config, tmp_path, kind):
+    path = config(train=kind, rank=2)
+    assert run(path, "run.sheet=[]", "stages=[{resolution: 64, steps: 3, batch: 6, lr: 0.01}]") == 0
+    start = load_file(Path(read_settings(path).start) / WEIGHTS)
+    trained = load_file(tmp_path / "out" / "model" / WEIGHTS)
+    moved = {name for name in start if not torch.equal(start[name], trained[name])}
+    assert moved and all(".attn" in name for name in moved) and start.keys() == trained.keys()
+    if kind == "lora":
+        text = "a red star"
+        merged = PTDiTPipeline.from_pretrained(tmp_path / "out" / "model")
+        loaded = PTDiTPipeline.from_pretrained(read_settings(path).start)
+        loaded.load_lora_weights(tmp_path / "out" / "model" / "lora")
+        options = {"num_inference_steps": 2, "output_type": "np"}
+        pictures = [
+            pipe(text, generator=torch.Generator().manual_seed(0), **options).images for pipe in (merged, loaded)
+        ]
+        np.testing.assert_allclose(*pictures, atol=1e-4)
+
+
+def test_the_next_stage_goes_on_with_the_loss_and_the_optimizer_of_the_one_before(config, tmp_path):
+    stages = (
+        "stages=[{resolution: 64, steps: 4, batch: 6, lr: 0.001}, {resolution: 96, steps: 4, batch: 4, lr: 0.001}]"
+    )
+    assert run(config(), stages, "run.sheet=[]") == 0
+    found = losses(tmp_path / "out")
+    assert list(found) == list(range(1, 9))
+    assert abs(found[5] - found[4]) < 0.5 * found[4]  # no jump: the same weights at a near size
+    weights = json.loads((tmp_path / "out" / "model" / "transformer" / "config.json").read_text(encoding="utf-8"))
+    assert weights["window_size"] == [1, 3, 3]  # its own size is that of the last stage
+    assert PTDiTPipeline.from_pretrained(tmp_path / "out" / "model")("a ring", num_inference_steps=1).images[
+        0
+    ].size == (96, 96)
+    assert run(config("again"), stages, "run.sheet=[]", "run.stop_after=5") == 0  # stops in the second stage
+    assert run(config("again"), stages, "run.sheet=[]") == 0
+    assert losses(tmp_path / "again") == found
+
+
+def test_captions_from_the_disk_give_the_loss_of_captions_that_are_encoded_in_each_step(config, tmp_path):
+    for mode in ("online", "cached"):
+        assert run(config(mode, text={"mode": mode})) == 0
+    online, cached = losses(tmp_path / "online"), losses(tmp_path / "cached")
+    assert online == pytest.approx(cached, rel=1e-5)
+
+
+def test_a_shard_that_vanishes_is_named_counted_and_replaced_and_the_run_goes_on(config, tmp_path, caplog):
+    path = config(data={"validation": 0})
+    assert run(path, "run.sheet=[]", "run.stop_after=2") == 0
+    (wide, *_) = (tmp_path / "encoded").rglob("1x48x80/*.safetensors")
+    wide.unlink()
+    assert run(path, "run.sheet=[]") == 0
+    facts = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert [each["samples"] for each in facts["bad_shards"]] == [10] and wide.stem in facts["bad_shards"][0]["shard"]
+    assert wide.name in caplog.text and "its 10 samples are replaced" in caplog.text
+    assert max(losses(tmp_path / "out")) == 12
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step_and_is_never_saved(config, tmp_path, capsys, monkeypatch):
+    optimize = Run.optimize
+
+    def breaks(self, batches):
+        if self.step == 6:
+            self.trained[-1].data[0] = torch.nan
+        optimize(self, batches)
+
+    monkeypatch.setattr(Run, "optimize", breaks)
+    assert run(config(), "run.sheet=[]") == 1
+    message = capsys.readouterr().err
+    assert "the loss is nan at step 7 (" in message and ".png" in message
+    assert "the last sound checkpoint is checkpoint-00000004" in message
+    assert [each.name for each in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-00000004"]
+
+
+def test_a_run_says_when_it_learns_by_heart(config, caplog):
+    """Four pictures and a high rate: what was held out becomes worse, what is trained becomes better."""
+    assert (
+        run(
+            config(data={"validation": 36}),
+            "stages=[{resolution: 64, steps: 60, batch: 4, lr: 0.01}]",
+            "run.sheet_every=5",
+            "run.sheet=[]",
+            "run.ema=[]",
+        )
+        == 0
+    )
+    assert "the model learns by heart since step" in caplog.text
+
+
+def test_bad_settings_are_refused_in_one_line_before_anything_is_written(config, tmp_path, capsys):
+    for override, message in {
+        "run.sead=1": "run.sead is not a setting; nearest: seed",
+        "stages=[{resolution: 60, steps: 1, batch: 1, lr: 1}]": "resolution=60 is not a multiple of 32",
+        "data.source=/nowhere": "is neither a folder nor a file",
+        "start=nothing": "'nothing' is neither a folder nor a model",
+        "train=everything": "train='everything' must be one of all, attention, lora",
+        "run.ema=[0.5]": "run.ema=0.5 must be above 0 and below 0.28",
+        "vae={train: new}": "gives other latents than those that the transformer knows",
+    }.items():
+        assert run(config(), override) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_resume_with_other_settings_is_refused_and_free_ones_may_change(config, tmp_path, capsys):
+    path = config()
+    assert run(path, "run.sheet=[]", "run.stop_after=4") == 0
+    assert run(path, "optimizer={betas: [0.9, 0.95]}", "run.stop_after=1") == 2
+    assert "optimizer.betas[1] was 0.99, is 0.95" in capsys.readouterr().err
+    assert run(path, "run.sheet=[a star]", "run.stop_after=1", "run.accumulation=2") == 0
+
+
+def test_a_folder_that_changed_is_said_and_the_run_keeps_its_data(config, drawn, tmp_path, caplog):
+    import shutil
+
+    shutil.copytree(drawn, tmp_path / "copy")
+    path = config(data={"source": str(tmp_path / "copy")})
+    assert run(path, "run.sheet=[]", "run.stop_after=4") == 0
+    (tmp_path / "copy" / "0000.png").unlink()
+    assert run(path, "run.sheet=[]", "run.stop_after=1") == 0
+    assert "the data changed since this run began (0 new files, 1 missing ones)" in caplog.text
+
+
+def test_new_weights_are_trained_from_nothing_with_the_parts_of_another_model(config, tiny_model_folder, tmp_path):
+    path = config(start="new", base=str(tiny_model_folder))
+    size = "size={layers: 1, heads: 1, head_width: 32, num_windows: 4, base_tokens: 16}"
+    assert run(path, size, "stages=[{resolution: 64, steps: 2, batch: 4, lr: 0.001}]", "run.sheet=[]") == 0
+    pipe = PTDiTPipeline.from_pretrained(tmp_path / "out" / "model")
+    assert pipe.transformer.config.num_layers == 1 and not pipe.transformer.config.use_additional_conditions
+    assert pipe("a red star", num_inference_steps=1).images[0].size == (64, 64)
+
+
+def test_parts_are_encoded_by_several_calls_and_trained_on(config, tmp_path, capsys):
+    path = str(config())
+    for part in ("1/2", "0/2"):
+        assert encode.main(["--config", path, "--part", part]) == 0
+    assert encode.main(["--config", path, "--merge"]) == 0
+    assert len(list((tmp_path / "encoded").rglob("index-64.npy"))) == 1
+    assert run(config(), "run.sheet=[]", "run.stop_after=1") == 0
+    assert len(list((tmp_path / "encoded").rglob("index-64.npy"))) == 1  # nothing was encoded again
+    assert encode.main(["--config", path, "--part", "2/2"]) == 2
+    assert "--part '2/2' is not I/N" in capsys.readouterr().err
+
+
+def test_an_average_of_another_width_is_a_model_folder(config, tmp_path, capsys):
+    assert run(config(), "run.sheet=[]") == 0
+    out, made = tmp_path / "out", tmp_path / "wide"
+    assert average.main([str(out), "--width", "0.10", "--output", str(made)]) == 0
+    assert PTDiTPipeline.from_pretrained(made)("a ring", num_inference_steps=1).images
+    narrow = tmp_path / "narrow"
+    assert average.main([str(out), "--width", "0.05", "--output", str(narrow)]) == 0
+    exported, solved = load_file(out / "model" / WEIGHTS), load_file(narrow / WEIGHTS)  # 0.05 is what was exported
+    for name, value in exported.items():
+        torch.testing.assert_close(solved[name], value, atol=2e-3, rtol=2e-3)  # snapshots are in half precision
+    assert average.main([str(out), "--width", "0.10", "--output", str(made)]) == 2
+    assert "exists; give another folder" in capsys.readouterr().err
