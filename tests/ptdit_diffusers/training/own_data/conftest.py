@@ -22,7 +22,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scene = sample_scene(choice)
         picture = Image.fromarray(render(scene, 128))
         if index % 4 == 3:
-            picture = picture.resize((128, 80))
+            picture = picture.resize((128, 40))
         picture.save(folder / f"{index:04d}.png")
         caption, _ = describe(scene, choice)
         (folder / f"{index:04d}.txt").write_text(caption, encoding="utf-8")
