@@ -73,13 +73,11 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     say_warnings()
     with interrupt_ends_at_once():
         silence_libraries()
-        from accelerate import PartialState
-
         from ptdit_diffusers.training.own_data.inspect import inspect
         from ptdit_diffusers.training.own_data.settings import for_inspection
     try:
         settings = for_inspection(arguments.source, arguments.config, arguments.start, arguments.resolution)
-        for line in inspect(settings, PartialState().device, arguments.sample):
+        for line in inspect(settings, arguments.sample):
             say(line)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers.training_utils import free_memory
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -50,18 +51,17 @@ class Looked:
     pictures: list[Tensor] = field(default_factory=list)  # (3, 1, H, W), some
 
 
-def inspect(settings: OwnDataSettings, device: torch.device, tars: int = 0) -> Iterator[str]:
+def inspect(settings: OwnDataSettings, tars: int = 0) -> Iterator[str]:
     """Yield lines about the data of a run and its costs.
 
     Args:
         settings: Of the run.
-        device: On which it would train.
         tars: Look only into so many tar shards, spread evenly; 0 = all.
 
     Raises:
         ValueError: There is no data, or a resolution is not possible.
     """
-    base = make_base(settings)
+    base, device = make_base(settings), PartialState().device
     looked = look(settings, base, tars)
     if not looked.names:
         reasons = "; ".join(f"{name} {reason}" for name, reason in looked.skipped[:SHOWN])
