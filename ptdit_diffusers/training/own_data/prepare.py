@@ -228,7 +228,7 @@ def trained_vae(settings: OwnDataSettings, base: BaseModel, accelerator: Acceler
             "steps": vae.steps,
             "batch_size": vae.batch,
             "lr": vae.lr,
-            "warmup": min(100, vae.steps),
+            "warmup": min(100, vae.steps // 10),
             "start": str(base.part("vae")),
             "new": vae.train == "new",
             "size": max(stage.resolution for stage in settings.stages),
@@ -260,7 +260,7 @@ def grown_text(settings: OwnDataSettings, base: BaseModel, accelerator: Accelera
         steps = settings.text.steps
         logger.info("teaching the text encoder %d words, %d steps: %s", len(words), steps, report(words))
         known = base.config("text_encoder")["vocab_size"]
-        values = {"steps": steps, "batch_size": 32, "lr": 3e-3, "warmup": min(50, steps), "ema_decay": 0.99}
+        values = {"steps": steps, "batch_size": 32, "lr": 3e-3, "warmup": min(50, steps // 10), "ema_decay": 0.99}
         values |= {"folder": str(start), "known": known}
         own = WordSettings(**loop_settings(settings, "text", **values))
         finish(Run(WordTask(own, captions, accelerator.device), own, accelerator))
