@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ptdit_diffusers.training.checkpoint import is_shared
 from ptdit_diffusers.training.latents import write_tensors
 
 SNAPSHOT = re.compile(r"step-(\d+)-(0\.\d+)\.safetensors")
@@ -65,7 +66,7 @@ class PowerAverages:
         done = self.optimization_step - max(start for start in self.starts if start < self.optimization_step)
         for number, g in enumerate(self.exponents):
             share = 1 - (1 - 1 / done) ** (g + 1)  # of the newest weights; all of the first
-            torch._foreach_lerp_(self.of(number), [p.detach() for p in parameters], share)
+            torch._foreach_lerp_(own_parts(self.of(number)), own_parts(parameters), share)
         if self.snapshot and self.optimization_step in self.snapshot_steps:
             for number, width in enumerate(self.widths):
                 self.snapshot(self.optimization_step, width, self.of(number))
@@ -82,13 +83,18 @@ class PowerAverages:
     @torch.no_grad()
     def copy_to(self, parameters: Sequence[nn.Parameter]) -> None:
         """Put the averages of the first width into the model."""
-        torch._foreach_copy_([p.data for p in parameters], self.of(0))
+        torch._foreach_copy_(own_parts(parameters), own_parts(self.of(0)))
 
     @torch.no_grad()
     def restore(self, parameters: Sequence[nn.Parameter]) -> None:
         """Put the stored weights back."""
-        torch._foreach_copy_([p.data for p in parameters], self.stored)
+        torch._foreach_copy_(own_parts(parameters), own_parts(self.stored))
         self.stored = []
+
+
+def own_parts(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors themselves, or this process's parts of those that processes share."""
+    return [value.detach().to_local() if is_shared(value) else value.detach() for value in values]
 
 
 def snapshot_steps(starts: Sequence[int], last: int, count: int) -> list[int]:

@@ -34,18 +34,23 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+def unfinished(folder: Path, token: str) -> Path:
+    """Return a temporary folder for a checkpoint; the token tells it from others."""
+    return folder / f"{UNFINISHED}-{token[:8]}"
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, temporary: Path | None = None) -> Path:
     """Write `state` as checkpoint of `step` and delete all but the newest `keep` up to this step.
 
     A checkpoint of a later step is deleted, too: it was damaged, or this run would not stand before it. A run that is
-    killed while it writes leaves only a temporary folder, which is never read.
+    killed while it writes leaves only a temporary folder, which is never read. `temporary` is one that was begun.
 
     Raises:
         OSError: It could not be written.
     """
     target = folder / f"checkpoint-{step:08d}"
-    temporary = folder / f"{UNFINISHED}-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir(parents=True)
+    temporary = temporary or unfinished(folder, uuid.uuid4().hex)
+    temporary.mkdir(parents=True, exist_ok=True)
     try:
         with open(temporary / "state.pt", "wb") as file:
             torch.save(state, file)

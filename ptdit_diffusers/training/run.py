@@ -7,6 +7,7 @@ rate is a function of the step, and the checkpoint holds weights, optimizers, av
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -25,8 +26,10 @@ from ptdit_diffusers.training.checkpoint import (
     load_checkpoint,
     remove_unfinished,
     save_checkpoint,
+    unfinished,
 )
 from ptdit_diffusers.training.context import share_samples
+from ptdit_diffusers.training.parallel import load_parts, save_parts, shard_size, share_weights
 from ptdit_diffusers.training.processes import batch_loader, stop_signals
 from ptdit_diffusers.training.randomness import mix
 from ptdit_diffusers.training.record import (
@@ -76,7 +79,8 @@ class Run:
         self.data_rank, self.data_ranks = (
             number // self.context for number in (accelerator.process_index, accelerator.num_processes)
         )
-        self.wrapped, *self.optimizers = accelerator.prepare(LossModule(task), *task.optimizers())
+        self.in_parts = settings.shard > 1 and accelerator.num_processes > 1
+        self.wrapped, self.optimizers = self.prepared()
         self.trained = list(trained_parameters(task.model).values())
         self.shared = any(map(is_shared, self.trained))
         if self.shared:
@@ -101,17 +105,31 @@ class Run:
                 "%d parameters%s on %s, step %d of %d", count, shared, accelerator.device, self.step, settings.steps
             )
 
+    def prepared(self) -> tuple[nn.Module, list[Any]]:
+        """Return the loss and the optimizers as the processes share them."""
+        module = LossModule(self.task)
+        if not self.in_parts:
+            module, *optimizers = self.accelerator.prepare(module, *self.task.optimizers())
+            return module, optimizers
+        size = shard_size(self.settings.shard, self.accelerator.num_processes)
+        share_weights(module, self.task.blocks(), size, self.accelerator)
+        return module, [self.accelerator.prepare(optimizer) for optimizer in self.task.optimizers()]
+
     def resume(self) -> None:
         """Take up weights, optimizers, average, step and seconds of the newest checkpoint, if there is one."""
         if (state := load_checkpoint(self.folder)) is None:
             return
-        self.task.load_state(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            restore_optimizer(optimizer.optimizer, saved)
-        with torch.no_grad():
-            averages = self.average.shadow_params if self.average else []
-            for average, saved in zip(averages, state["ema"], strict=True):
-                average.copy_(like(saved, average))
+        averages = self.average.shadow_params if self.average else []
+        if state.get("in_parts"):
+            checkpoint = self.folder / f"checkpoint-{state['step']:08d}"
+            load_parts(checkpoint, self.task.model, [each.optimizer for each in self.optimizers], averages)
+        else:
+            self.task.load_state(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                restore_optimizer(optimizer.optimizer, saved)
+            with torch.no_grad():
+                for average, saved in zip(averages, state["ema"], strict=True):
+                    average.copy_(like(saved, average))
         if self.average:
             self.average.optimization_step = state["step"]
         if self.accelerator.scaler and state.get("scaler"):
@@ -261,19 +279,24 @@ class Run:
             return
         self.require_sound()
         self.saved_step = self.step
-        state = {
-            "model": self.task.state(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "ema": self.average.shadow_params if self.average else [],
+        averages, temporary = self.average.shadow_params if self.average else [], None
+        if self.in_parts:
+            temporary = unfinished(self.folder, broadcast_object_list([uuid.uuid4().hex])[0])
+            save_parts(temporary, self.task.model, [each.optimizer for each in self.optimizers], averages)
+            state: dict[str, Any] = {"in_parts": True}
+        else:
+            optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+            state = {"model": self.task.state(), "optimizers": optimizers, "ema": averages}
+        state |= {
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
             "step": self.step,
             "seconds": self.elapsed(),
             **self.task.notes(),
         }
-        if self.shared:
+        if self.shared and not self.in_parts:
             state = gathered(state)
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, self.step, state, self.settings.keep)
+            save_checkpoint(self.folder, self.step, state, self.settings.keep, temporary)
             update_run(self.folder / "run.json", {"step": self.step, "seconds": round(self.elapsed(), 1)})
         self.accelerator.wait_for_everyone()
 

@@ -26,6 +26,7 @@ class LoopSettings:
     steps: int  # optimizer steps of the whole schedule
     batch_size: int  # samples per process and per micro-batch
     accumulation: int = 1  # micro-batches per optimizer step
+    shard: int = 1  # processes that share the weights (FSDP2); 1 = each has all of them
     context_parallel: int = 1  # processes that share each sample, which is too large for one
     workers: int = 0  # processes that make batches; 0 = in the training process
     mixed_precision: str = "no"  # "no" or "bf16" (autocast; weights stay fp32)
@@ -48,7 +49,7 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
-        for name in ("steps", "batch_size", "accumulation", "context_parallel", "log_every", "keep"):
+        for name in ("steps", "batch_size", "accumulation", "shard", "context_parallel", "log_every", "keep"):
             at_least(name, getattr(self, name), 1)
         for name in ("seed", "workers", "warmup", "weight_decay", "sheet_every", "checkpoint_every"):
             at_least(name, getattr(self, name), 0)

@@ -80,6 +80,10 @@ class Task:
         """Return the micro-batches of one process by number."""
         return Batches(self, rank)
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Return the parts of the model whose weights are gathered one after another where processes share them."""
+        return ()
+
     def samples_of(self, step: int, processes: int) -> int:
         """Return how many samples the 0-based step has, of all processes together."""
         return self.settings.batch_size * self.settings.accumulation * processes

@@ -23,7 +23,7 @@ FREE = {
     "run": "output max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep sheet "
     "sheet_every report_to steps guidance accumulation".split(),
     "data": ["source", "encoded", "max_skips", "outside_files"],
-    "parallel": ["recompute", "compile"],
+    "parallel": ["recompute", "compile", "shard"],
 }
 
 
@@ -156,8 +156,13 @@ class OptimizerSettings:
 class ParallelSettings:
     """Memory and speed."""
 
+    shard: int = 1  # processes that share the weights (FSDP2); several such groups have copies (HSDP)
     recompute: bool = False  # recompute blocks in the backward pass: slower, much less memory
     compile: bool = False  # torch.compile the blocks
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the first illegal value."""
+        at_least("parallel.shard", self.shard, 1)
 
 
 @dataclass(kw_only=True)
@@ -275,6 +280,7 @@ class OwnDataSettings:
             batch_size=1,  # the stages have their own
             warmup=0,
             clip=self.optimizer.clip,
+            shard=self.parallel.shard,
             sheet_every=run.sheet_every,
         )
 

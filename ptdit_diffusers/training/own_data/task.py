@@ -21,11 +21,11 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.average import PowerAverages, snapshot_steps, write_snapshot
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
-from ptdit_diffusers.training.checkpoint import like
+from ptdit_diffusers.training.checkpoint import is_shared, like, whole
 from ptdit_diffusers.training.objective import flow_matching, shifted_times
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.own_data.batches import QUARTERS, OwnBatches, StageData, read_bad_shards
-from ptdit_diffusers.training.own_data.model import export_model, make_transformer, plain
+from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_transformer, plain
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings
 from ptdit_diffusers.training.own_data.text import CachedText, OnlineText
 from ptdit_diffusers.training.processes import attention_kernels
@@ -75,6 +75,14 @@ class OwnDataTask(Task):
     def batches(self, rank: int) -> OwnBatches:
         return self.data
 
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.model.transformer_blocks
+
+    @property
+    def shared(self) -> bool:
+        """Whether processes share the weights, so that all of them must run the model together."""
+        return any(map(is_shared, self.model.parameters()))
+
     def samples_of(self, step: int, processes: int) -> int:
         return self.settings.stages[self.settings.stage_at(step)[0]].batch
 
@@ -110,6 +118,8 @@ class OwnDataTask(Task):
 
     def snapshot(self, step: int, width: float, averages: Sequence[Tensor]) -> None:
         """Write the averages of one width, for `ptdit average`."""
+        if self.shared:
+            averages = [whole(value) for value in averages]
         if self.accelerator.is_main_process:
             start = max(each for each in self.starts if each < step)
             values = dict(zip(trained_parameters(self.model), averages, strict=True))
@@ -155,11 +165,14 @@ class OwnDataTask(Task):
     # --- what is shown -----------------------------------------------------------------------------------------------
 
     def measured_loss(self, stage: int, numbers: Sequence[int]) -> float:
-        """Return the mean error on samples, always with the same noise and times; every process takes a share."""
+        """Return the mean error on samples, always with the same noise and times.
+
+        Every process takes a share, or all of them where they share the weights.
+        """
         data, settings = self.stages[stage], self.settings
         total, mine = torch.zeros((), device=self.device), range(len(numbers))
         by_bucket: dict[int, list[int]] = {}
-        for place in mine[self.accelerator.process_index :: self.accelerator.num_processes]:
+        for place in mine[self.mine()]:
             by_bucket.setdefault(int(data.encoded.index["bucket"][numbers[place]]), []).append(place)
         for bucket, members in sorted(by_bucket.items()):
             shift = self.base.time_ratio(data.encoded.buckets[bucket])
@@ -177,7 +190,14 @@ class OwnDataTask(Task):
                 batch |= {"time": shifted_times(shares, shift=shift), **rows}
                 batch = {name: None if value is None else value.to(self.device) for name, value in batch.items()}
                 total += self.errors(batch).sum()
-        return float(self.accelerator.reduce(total, "sum")) / max(1, len(numbers))
+        total = total if self.shared else self.accelerator.reduce(total, "sum")
+        return float(total) / max(1, len(numbers))
+
+    def mine(self) -> slice:
+        """Return which of several things this process does: a share of them, or all where weights are shared."""
+        if self.shared:
+            return slice(None)
+        return slice(self.accelerator.process_index, None, self.accelerator.num_processes)
 
     def held_out_losses(self, step: int) -> dict[str, float]:
         """Return the loss on samples that training never sees, and on as many that it sees."""
@@ -220,7 +240,7 @@ class OwnDataTask(Task):
         pipe = PTDiTPipeline(transformer=self.model, **parts)
         pipe.set_progress_bar_config(disable=True)
         pictures = []
-        for index in range(self.accelerator.process_index, len(prompts), self.accelerator.num_processes):
+        for index in range(len(prompts))[self.mine()]:
             picture = pipe(
                 prompt_embeds=self.text.prompt(prompts[index]).to(self.device),
                 negative_prompt_embeds=self.text.prompt("").to(self.device) if run.guidance > 1 else None,
@@ -233,8 +253,9 @@ class OwnDataTask(Task):
             info = PngImagePlugin.PngInfo()
             for name, value in {"prompt": prompts[index], "seed": index, "step": step}.items():
                 info.add_text(name, str(value))
-            with new_file(path.with_name(f"{path.name}-{index}.png")) as temporary:
-                picture.save(temporary, format="PNG", pnginfo=info)
+            if self.accelerator.is_main_process or not self.shared:
+                with new_file(path.with_name(f"{path.name}-{index}.png")) as temporary:
+                    picture.save(temporary, format="PNG", pnginfo=info)
             pictures.append(picture)
         track_pictures(self.accelerator, "sheet", pictures, step)
         del pipe, vae
@@ -264,7 +285,14 @@ class OwnDataTask(Task):
 
     def export(self, folder: Path) -> None:
         """Write the finished model, a whole pipeline folder."""
-        export_model(self.settings, self.base, self.model, folder)
+        model = self.model
+        if self.shared:  # all processes gather, one writes
+            values = {name: whole(value) for name, value in trained_parameters(self.model).items()}
+            if not self.accelerator.is_main_process:
+                return
+            model = make_transformer(self.settings, self.base)
+            load_trained(model, values)
+        export_model(self.settings, self.base, model.eval(), folder)
 
 
 def spread(numbers: Any, count: int) -> list[int]:

@@ -35,6 +35,7 @@ from ptdit_diffusers.training.own_data.prepare import (
 )
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings, changed, read_settings
 from ptdit_diffusers.training.own_data.task import OwnDataTask
+from ptdit_diffusers.training.parallel import shard_size
 from ptdit_diffusers.training.processes import check_processes, lock_folder, main_process_checks
 from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.run import Run
@@ -118,6 +119,7 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
         ValueError: A resolution that is not possible, no data, a used folder, a checkpoint of other settings.
         OSError: There is too little disk space.
     """
+    shard_size(settings.parallel.shard, accelerator.num_processes)
     base, folder = make_base(settings), settings.folder
     stage_sizes(settings, base)
     source = Path(settings.data.source)
