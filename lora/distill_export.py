@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ptdit_diffusers.core.few_steps import DISTILLED
 from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.core.folder_files import new_folder
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
-from ptdit_diffusers.pipelines.ptdit_lora import DISTILLED
 from ptdit_diffusers.training.base_model import BaseModel
 
 from .distill_config import DistillSettings

@@ -18,6 +18,7 @@ from peft import LoraConfig
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 
+from ptdit_diffusers.core.few_steps import LORA_FILE
 from ptdit_diffusers.core.folder_files import first_foreign, move, new_folder
 from ptdit_diffusers.training.checkpoint import whole
 from ptdit_diffusers.training.latents import write_tensors
@@ -26,7 +27,6 @@ from ptdit_diffusers.training.record import versions
 from .adapter import dora_scale_for_comfyui
 from .config import LoRASettings, TrainingSettings
 
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI_PREFIX = "diffusion_model."
 OUR_FILES = re.compile(
     r"pytorch_lora_weights\.safetensors|comfyui/[^/]+\.safetensors|(sheet|loss)\.png|settings\.json|README\.md"
@@ -117,7 +117,7 @@ def write_lora(
     adapter = {f"transformer.{key}": value for key, value in adapter_config(weights).items()}
     described = {"format": "pt", "lora_adapter_metadata": json.dumps(adapter, indent=2, sort_keys=True, default=list)}
     renamed = {f"transformer.{key}": value for key, value in weights.items()}
-    write_tensors(folder / DIFFUSERS_FILE, renamed, described | further)
+    write_tensors(folder / LORA_FILE, renamed, described | further)
     comfyui = folder / "comfyui" / f"{name}.safetensors"
     write_tensors(comfyui, comfyui_weights(weights, base_weights), {"format": "pt", "base": base} | further)
     return comfyui

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ptdit_diffusers.core.few_steps import read_distillation
 from ptdit_diffusers.core.sizes import LARGEST_SIDE
 
 from .. import __version__
@@ -23,6 +24,7 @@ from .models import (
     check_words,
     download,
     find_model,
+    find_student,
     is_class_model,
 )
 from .outputs import ANIMATED, DEFAULTS, IMAGE, VIDEO, VIEWS, check_output, check_targets, output_files, save
@@ -86,6 +88,8 @@ def add_command(commands: Any) -> None:
         f"{CLASS_STEPS}, of models without a VAE 18 or 40)")  # fmt: skip
     add("--guidance", type=number(float, 0), metavar="SCALE", help="how strongly to follow the prompt or class; 1 is "
         f"off and twice as fast (default: {GUIDANCE}, of classes what the model says)")  # fmt: skip
+    add("--turbo", action="store_true", help="make each image in few steps without guidance, with the LoRA that an "
+        "embedded model has for it")  # fmt: skip
     add("--negative-prompt", default="", metavar="TEXT", help="what to avoid (default: nothing)")
     add = parser.add_argument_group("files").add_argument
     add("--output", type=Path, metavar="FILE", help=".png for an image or a contact sheet of views; .mp4, .gif or "
@@ -150,7 +154,8 @@ def write_results(
 ) -> None:
     """Generate and save; of several processes that share the calls, the first saves."""
     targets = output_files(output, arguments.num_images)
-    chosen = {name: value for name, value in plan._asdict().items() if name != "folder" and value}
+    chosen = {name: value for name, value in plan._asdict().items() if name not in ("folder", "student") and value}
+    chosen |= {"turbo": plan.student.parent.name} if plan.student else {}
     begun, fps = time.monotonic(), arguments.fps or DEFAULT_FPS
     animated = output.suffix.lower() in ANIMATED
     for target, (seed, result) in zip(targets, generate(pipe, subject, arguments), strict=True):
@@ -184,7 +189,8 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     memory = "".join(f", {name}: {getattr(arguments, name)}" for name in ("offload", "quantize")
                      if getattr(arguments, name))  # fmt: skip
     say(f"model: {arguments.model}, device: {device.name} ({device.why}), dtype: {dtype.name} ({dtype.why}){memory}")
-    plan = Plan(folder, device.name, dtype.name, arguments.offload, arguments.quantize)
+    student = find_student(folder, arguments.model) if arguments.turbo else None
+    plan = Plan(folder, device.name, dtype.name, arguments.offload, arguments.quantize, student)
     if not arguments.yes:
         check_cost(plan, arguments)
     return plan
@@ -217,6 +223,8 @@ def check_text(arguments: argparse.Namespace) -> None:
 
 def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
     """Refuse a prompt, class or size that the model in a folder cannot generate; fill in its steps and guidance."""
+    if arguments.turbo:
+        use_student(folder, arguments)
     if not is_class_model(folder):
         arguments.steps = arguments.steps or STEPS
         arguments.guidance = GUIDANCE if arguments.guidance is None else arguments.guidance
@@ -245,6 +253,15 @@ def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--quantize does not fit --model {arguments.model}, whose network works on pixels; leave it out"
         )
+
+
+def use_student(folder: Path, arguments: argparse.Namespace) -> None:
+    """Fill in steps and guidance of the model's student of few steps; refuse where there is none."""
+    if arguments.quantize:
+        raise UserError("--turbo changes weights that --quantize keeps in 8 bits; leave one of them out")
+    student = read_distillation(find_student(folder, arguments.model)) or {"steps": STEPS}
+    arguments.steps = arguments.steps or student["steps"]
+    arguments.guidance = 1.0 if arguments.guidance is None else arguments.guidance
 
 
 def check_seeds(seed: int, count: int) -> None:

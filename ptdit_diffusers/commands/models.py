@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptdit_diffusers.core.documents import read_mapping
-from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
+from ptdit_diffusers.core.embedded import WEIGHTS, embedded_model_names, embedded_model_path
+from ptdit_diffusers.core.few_steps import embedded_student, embedded_students
 from ptdit_diffusers.core.folder_files import CLASS_PIPELINES
 from ptdit_diffusers.core.folder_files import read_index as read_model_index
 
@@ -49,6 +50,21 @@ def find_model(name: str) -> Path | None:
         )
     check_model_folder(folder)
     return folder
+
+
+def find_student(folder: Path, name: str) -> Path:
+    """Return the LoRA file of few steps of an embedded model.
+
+    Raises:
+        UserError: It has none, or the folder is another model.
+    """
+    student = embedded_student(name) if folder.parent == WEIGHTS else None
+    if student is None:
+        known = ", ".join(embedded_students()) or "none"
+        raise UserError(
+            f"--turbo: the model {name} has no LoRA of few steps in this package; models that have: {known}"
+        )
+    return student
 
 
 def check_model_folder(folder: Path) -> None:

@@ -2,14 +2,18 @@
 
 import json
 import re
+import warnings
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
+from ptdit_diffusers.core.few_steps import DISTILLED, LORA_FILE, read_distillation
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
@@ -22,7 +26,6 @@ FETCHING = (
     "weight_name local_files_only cache_dir force_download proxies token revision subfolder use_safetensors".split()
 )
 CASTING = "layerwise_casting"  # diffusers' name of the hook
-DISTILLED = "distilled"  # entry of a file's metadata: JSON of how a student of few steps is used
 SHOWN = 3  # keys named in a message
 BLOCK = re.compile(r"((?:transformer_)?blocks)_(\d+)_(.+)")
 PLAIN_NAME = re.compile(r"[\w.]+")
@@ -53,7 +56,7 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         Raises:
             ValueError: The file holds no LoRA, or one of another kind; names the first keys.
         """
-        wants_metadata = kwargs.pop("return_lora_metadata", False)
+        wants_metadata, options = kwargs.pop("return_lora_metadata", False), dict(kwargs)
         try:
             weights, metadata = fetch_lora(pretrained_model_name_or_path_or_dict, kwargs)
             weights = super().lora_state_dict(weights, **kwargs)
@@ -62,6 +65,9 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         if not _names_no_layer(pretrained_model_name_or_path_or_dict):
             weights = convert_foreign_lora(weights)
             metadata = None if metadata is None else adapter_settings(weights, metadata)
+            student = distillation_of(pretrained_model_name_or_path_or_dict, options)
+            if student is not None:
+                metadata = (metadata or adapter_settings(weights, {})) | {DISTILLED: student}
         return (weights, metadata) if wants_metadata else weights
 
     @classmethod
@@ -86,10 +92,55 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
                 "enable_layerwise_casting() was called before: it would store the LoRA in the small format, too, "
                 "which cannot be scaled. Load the LoRA first, and call enable_layerwise_casting() afterwards."
             )
+        metadata = dict(kwargs.get("metadata") or {})
+        student = metadata.pop(DISTILLED, None)
+        before = set(getattr(transformer, "peft_config", {}))
         try:
-            super().load_lora_into_transformer(state_dict, transformer, **kwargs)
+            super().load_lora_into_transformer(state_dict, transformer, **kwargs | {"metadata": metadata or None})
         except RuntimeError as error:  # of torch: a size that fits neither layer nor kernel
             raise ValueError(f"this LoRA does not fit the transformer: {' '.join(str(error).split())}") from error
+        for name in set(getattr(transformer, "peft_config", {})) - before:
+            transformer.peft_config[name].distilled = student  # goes when the adapter goes
+
+
+def distillation_of(source: Any, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Return how the student in a LoRA file is used, None for any other LoRA; see `read_distillation`.
+
+    Args:
+        source: As for `lora_state_dict`, which has read it; of the Hub's files, the copies in the cache are looked at.
+        options: Of `lora_state_dict`.
+    """
+    if isinstance(source, dict):
+        return None
+    name = "/".join(part for part in (options.get("subfolder"), options.get("weight_name") or LORA_FILE) if part)
+    path = Path(source)
+    if path.is_dir():
+        path = path / name
+    elif not path.is_file():
+        where = {"cache_dir": options.get("cache_dir"), "revision": options.get("revision")}
+        cached = try_to_load_from_cache(str(source), name, **where)
+        path = Path(cached) if isinstance(cached, str) else path
+    if not path.is_file() or path.suffix != ".safetensors":
+        return None
+    return read_distillation(path)
+
+
+def warn_of_guidance(transformer: torch.nn.Module, scale: float) -> None:
+    """Warn where guidance meets an active LoRA that was distilled with guidance built in."""
+    if scale <= 1 or not getattr(transformer, "_hf_peft_config_loaded", False):
+        return
+    layers = [layer for layer in transformer.modules() if hasattr(layer, "base_layer")]
+    if all(layer.disable_adapters for layer in layers):
+        return
+    for name in transformer.active_adapters():
+        student = getattr(transformer.peft_config[name], "distilled", None)
+        if student is not None:
+            warnings.warn(
+                f"the LoRA {name!r} was distilled for {student['steps']} steps with guidance built in: "
+                f"guidance_scale={scale:g} guides once more; use guidance_scale=1 and "
+                f"num_inference_steps={student['steps']}.",
+                stacklevel=2,
+            )
 
 
 def fetch_lora(

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -356,3 +358,75 @@ def test_the_presets_are_settings_of_a_distillation():
 
     for name in presets(DistillSettings):
         build(DistillSettings, read_config(name, DistillSettings) | {"output_dir": "x", "prompts": "y"}, name)
+
+
+# --- use -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student(distill, tmp_path) -> Path:
+    assert distill("tiny-2steps", "--max-steps", "1") == 0
+    return tmp_path / "tiny-2steps" / "lora"
+
+
+@pytest.mark.parametrize("form", ["folder", "comfyui"])
+def test_guidance_above_one_meets_a_warning_where_a_distilled_lora_is_active(student, tiny_model_folder, form):
+    pipe = PTDiTPipeline.from_pretrained(tiny_model_folder)
+    pipe.set_progress_bar_config(disable=True)
+
+    def warned(guidance: float) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pipe("a star", num_inference_steps=2, guidance_scale=guidance, output_type="latent")
+        return [str(each.message) for each in caught if "distilled" in str(each.message)]
+
+    assert not warned(4)
+    pipe.load_lora_weights(student if form == "folder" else student / "comfyui" / "tiny-2steps.safetensors")
+    (line,) = warned(4)
+    assert "distilled for 2 steps" in line and "guidance_scale=4 guides once more" in line
+    assert not warned(1)
+    pipe.disable_lora()
+    assert not warned(4)
+    pipe.enable_lora()
+    assert warned(2)
+    pipe.unload_lora_weights()
+    assert not warned(4)
+
+
+def test_both_forms_of_a_student_give_the_same_latents_with_the_stock_scheduler(student, tiny_model_folder):
+    found = []
+    for source in (student, student / "comfyui" / "tiny-2steps.safetensors"):
+        pipe = PTDiTPipeline.from_pretrained(tiny_model_folder)
+        pipe.set_progress_bar_config(disable=True)
+        options = {"num_inference_steps": 2, "guidance_scale": 1, "output_type": "latent"}
+        pipe.load_lora_weights(source)
+        found.append(pipe("a star", generator=torch.Generator().manual_seed(0), **options).images)
+    assert torch.equal(*found)
+
+
+def test_the_command_uses_the_student_of_an_embedded_model(student, tiny_model_folder, tmp_path, monkeypatch, capsys):
+    from ptdit_diffusers.cli import main as ptdit
+    from ptdit_diffusers.commands import models
+    from ptdit_diffusers.core import embedded, few_steps
+
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny_model_folder, weights / "tiny")
+    for module in (embedded, few_steps, models):
+        monkeypatch.setattr(module, "WEIGHTS", weights)
+    words = ["generate", "a red star", "--model", "tiny", "--turbo", "--output", str(tmp_path / "a.png")]
+    assert ptdit(words) == 2
+    assert "the model tiny has no LoRA of few steps in this package; models that have: none" in capsys.readouterr().err
+    shutil.copytree(student, weights / "tiny-2steps")
+    assert ptdit([*words, "--quantize", "int8"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+    assert ptdit(words) == 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert {name: picture.text[name] for name in ("steps", "guidance", "turbo")} == {
+            "steps": "2", "guidance": "1.0", "turbo": "tiny-2steps"
+        }  # fmt: skip
+    assert "distilled" not in capsys.readouterr().err
+    assert ptdit([*words, "--guidance", "4", "--overwrite"]) == 0
+    assert "was distilled for 2 steps" in capsys.readouterr().err
+    other = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    assert ptdit(["generate", "a red star", "--model", str(other), "--turbo"]) == 2
+    assert "models that have: tiny" in capsys.readouterr().err
