@@ -30,8 +30,8 @@ from ptdit_diffusers.core.checkpoint_names import (
     find_weights,
 )
 from ptdit_diffusers.core.configuration import carried_config
+from ptdit_diffusers.core.documents import LARGEST_HEADER
 from ptdit_diffusers.core.files import shard_files
-from ptdit_diffusers.core.model_folder import LARGEST_HEADER
 
 RELEASE_BYTES = 256 * 1024**2  # pages of a mapped file count as memory until it is mapped anew
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+METADATA = "__metadata__"  # entry of a safetensors header
+LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
+
 
 def parse_json(text: str | bytes) -> Any:
     """Return the content of JSON text.
@@ -38,3 +41,32 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not an object")
     return content
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file: the entry of each tensor, and METADATA.
+
+    Raises:
+        ValueError: It is cut off, or no JSON object.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > min(LARGEST_HEADER, path.stat().st_size):
+            raise ValueError("its header is cut off")
+        header = parse_json(file.read(size))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
+
+
+def header_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file, texts by name; none where it has none.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return {str(name): str(value) for name, value in read_header(path).get(METADATA, {}).items()}
+    except (OSError, ValueError, AttributeError) as problem:
+        raise ValueError(f"{path} is no safetensors file, or only a part of one") from problem

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from .documents import parse_json
+from .documents import header_metadata, parse_json
 from .embedded import WEIGHTS
-from .model_folder import header_metadata
 
 DISTILLED = "distilled"  # entry of a file's metadata: JSON of how the student is used
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -8,11 +8,9 @@ from typing import Any
 from .backbones.parameters import MOST_LAYERS
 from .checkpoint_names import Shapes
 from .configuration import count
-from .documents import parse_json, read_mapping
+from .documents import METADATA, read_header, read_mapping
 
 PARTS = ("transformer", "unet", "vae", "text_encoder")
-METADATA = "__metadata__"  # entry of a safetensors header
-LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 # Component -> its setting with the number of layers, and how names of the layers of one stack begin.
 LAYERS = {
     "transformer": ("num_layers", ("transformer_blocks.", "blocks.")),
@@ -62,29 +60,9 @@ def header_shapes(path: Path) -> Shapes:
         ValueError: It is damaged.
     """
     try:
-        return {name: tuple(entry["shape"]) for name, entry in _header(path).items() if name != METADATA}
+        return {name: tuple(entry["shape"]) for name, entry in read_header(path).items() if name != METADATA}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path} is no safetensors file, or only a part of one") from problem
-
-
-def header_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file, texts by name; none where it has none.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    try:
-        return {str(name): str(value) for name, value in _header(path).get(METADATA, {}).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{path} is no safetensors file, or only a part of one") from problem
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > min(LARGEST_HEADER, path.stat().st_size):
-            raise ValueError("its header is cut off")
-        return parse_json(file.read(size))
 
 
 def weights_shapes(folder: Path, variant: str | None = None) -> Shapes | None:
