@@ -80,6 +80,51 @@ class ProbePartialLoad:
         return (f"{(results[0] - results[1]).abs().max():.3e} {left} {total}",)
 
 
+class ProbeTwoDevices:
+    """Sampling whose conditionings ComfyUI splits over two devices: largest difference from one device, conditionings
+    that each of them had in each forward. Both devices are the CPU, under two names.
+    """
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "run", "probes"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        kinds = {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING", "latent": "LATENT"}
+        return {"required": {name: (kind,) for name, kind in kinds.items()}}
+
+    def run(self, model, positive, negative, latent):
+        if not hasattr(model, "deepclone_multigpu"):
+            return ("this ComfyUI does not split",)
+        import comfy.multigpu
+
+        management = comfy.model_management
+        saved = management.get_all_torch_devices
+        management.get_all_torch_devices = lambda exclude_current=False: [model.load_device, torch.device("cpu", 0)]
+        try:
+            split = comfy.multigpu.create_multigpu_deepclones(model, 2)
+        finally:
+            management.get_all_torch_devices = saved
+        noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(1))
+        results, batches = [], []
+        for patcher in (model, split):
+            networks = [each.model for each in (patcher, *patcher.get_additional_models_with_key("multigpu"))]
+            counts = [[] for _ in networks]
+            hooks = [
+                network.diffusion_model.register_forward_pre_hook(
+                    lambda module, given, count=count: count.append(len(given[0]))
+                )
+                for network, count in zip(networks, counts, strict=True)
+            ]
+            sampled = comfy.sample.sample(
+                patcher, noise, 3, 4.0, "euler", "normal", positive, negative, latent["samples"], seed=1
+            )
+            results.append(sampled)
+            for hook in hooks:
+                hook.remove()
+            batches.append("+".join("".join(map(str, count)) for count in counts))
+        return (f"{(results[0] - results[1]).abs().max():.3e} {' '.join(batches)}",)
+
+
 class ProbeOutOfMemory:
     """A VAE whose first decode finds no memory."""
 
@@ -254,6 +299,7 @@ PROBES = (
     ProbeOutOfMemory,
     ProbeReplacedBlock,
     ProbeTime,
+    ProbeTwoDevices,
     ProbeSmallTextEncoderFromGGUF,
 )
 NODE_CLASS_MAPPINGS = {each.__name__: each for each in PROBES}

@@ -140,6 +140,23 @@ def test_weights_that_stay_outside_give_the_same(server, room, record_property):
         assert left == total or (room == "half" and 0 < left < total)
 
 
+@pytest.mark.parametrize("loader", ["Load Diffusion Model", "PT-DiT Folder Loader"])
+def test_conditionings_split_over_two_devices_give_the_same(server, loader, record_property):
+    g = Graph()
+    model, positive, negative, latent = parts(g) if loader == "Load Diffusion Model" else embedded(g, "fp32")
+    given = {"model": model, "positive": positive, "negative": negative, "latent": latent}
+    shown = g("PreviewAny", source=g("ProbeTwoDevices", **given))
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    text = result["outputs"][shown[0]]["text"][0]
+    if text == "this ComfyUI does not split":
+        pytest.skip(text)
+    difference, one, two = text.split()
+    record_property(f"two devices, {loader}", f"difference {difference}")
+    assert one in ("222", "111111") and two == "111+111"  # each device had one conditioning in each of three steps
+    assert float(difference) < 1e-4
+
+
 def test_a_replaced_block_gets_what_other_nodes_expect_and_can_call_the_original(server):
     itself, by_the_other_name, nothing, *received = text_of(server, "ProbeReplacedBlock").split()
     assert float(itself) == float(by_the_other_name) == 0 < float(nothing)
