@@ -1,6 +1,8 @@
 """`ptdit generate` on several devices: the picture of one, and errors that end all of them within seconds."""
 
 import os
+import re
+import shlex
 import signal
 import time
 from contextlib import ExitStack
@@ -15,6 +17,9 @@ from torch import distributed as dist
 from ptdit_diffusers.cli import main
 from tests.processes import run, run_ranks, start, started_ranks, wait
 
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = (ROOT / "docs" / "parallel.md").read_text(encoding="utf-8")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
 PROMPT = "a red circle above a green star"
 CLI = ["-m", "ptdit_diffusers.cli", "generate", PROMPT, "--device", "cpu"]
 needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
@@ -98,6 +103,44 @@ def test_devices_starts_the_processes_and_ctrl_c_ends_them(tiny_model_folder, tm
     assert time.monotonic() - begun < 30
     assert stopped.returncode == 130 and "Traceback" not in stopped.stderr, stopped.stderr
     assert stopped.stderr.count("ptdit: interrupted") == 1
+
+
+@needs_gloo
+@pytest.mark.slow
+def test_the_command_of_the_docs_runs_under_torchrun(tmp_path):
+    """Real interpreters, as a user starts them."""
+    (line,) = re.findall(r"^torchrun (.* generate .*)$", PAGE, re.MULTILINE)
+    further = ["--device", "cpu", "--steps", "2"]
+    done = run([*TORCHRUN, *shlex.split(line), *further], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "devices: 4, 2 for the negative prompt, 2 for the prompt" in done.stdout.splitlines()
+    (one,) = re.findall(r"^ptdit (generate .*) --devices 4 (.*)$", PAGE, re.MULTILINE)  # the same, on one device
+    words = [*shlex.split(" ".join(one)), *further, "--output", str(tmp_path / "one.png")]
+    assert main(words) == 0
+    assert_same_picture(tmp_path / "circle.png", tmp_path / "one.png")
+
+
+@needs_gloo
+@pytest.mark.slow
+def test_torchrun_ends_all_processes_when_one_fails(tiny_model_folder, tmp_path):
+    words = [*CLI, "--model", tiny_model_folder, "--output", tmp_path / "a.png", "--steps", "2"]
+    words[1] = "tests.ptdit_diffusers.commands.faulty_device"
+    done = run([*TORCHRUN, "--nproc-per-node", "2", *words], FAULT="memory")
+    assert done.returncode == 1
+    assert "ptdit: device 2 of 2: out of GPU memory" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@needs_gloo
+@pytest.mark.slow
+def test_the_script_of_the_docs_makes_the_picture_of_one(tmp_path):
+    (script,) = re.findall(r"^```text\n# run.py\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "run.py").write_text(script.replace('"a red circle",', '"a red circle", num_inference_steps=2,'))
+    for done in run_ranks(["-m", "run"], 4, folder=tmp_path):
+        assert done.returncode == 0, done.stderr
+    words = ["generate", "a red circle", "--device", "cpu", "--steps", "2", "--output", str(tmp_path / "one.png")]
+    assert main(words) == 0
+    assert_same_picture(tmp_path / "picture.png", tmp_path / "one.png")
 
 
 def test_a_number_of_devices_that_cannot_be_is_one_line(tiny_model_folder, tmp_path, monkeypatch, capsys):
