@@ -38,20 +38,20 @@ def share_weights(module: nn.Module, blocks: Sequence[nn.Module], shard: int, ac
         module: All of it.
         blocks: Parts of it whose weights are gathered one after another.
         shard: Processes in a group; it divides the number of all.
-        accelerator: Knows the processes. With bf16, products are in bf16 and sums of gradients in float32.
+        accelerator: Knows the processes. With bf16 the forward is under autocast, as with DDP: times and noise stay in
+            float32, which a policy of FSDP2 would cast.
     """
     from torch.distributed.device_mesh import init_device_mesh  # not in every build of torch
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
     copies, kind = accelerator.num_processes // shard, accelerator.device.type
     shape, names = ((copies, shard), ("copies", "shard")) if copies > 1 else ((shard,), ("shard",))
-    bf16 = accelerator.mixed_precision == "bf16"
-    options: dict[str, Any] = {"mesh": init_device_mesh(kind, shape, mesh_dim_names=names)}
-    if bf16:
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if accelerator.mixed_precision == "bf16":
+        module.forward = torch.autocast(kind, dtype=torch.bfloat16)(module.forward)
+    mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
     for block in blocks:
-        fully_shard(block, **options)
-    fully_shard(module, **options)
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 
 def tensors(

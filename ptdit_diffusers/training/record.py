@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import platform
 import sys
@@ -117,6 +118,33 @@ def memory_gib(device: torch.device) -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+
+class Spikes:
+    """Tells gradients that are far larger than those of the steps before; it only watches."""
+
+    def __init__(self, sigmas: float = 5.0, quiet: int = 50, memory: float = 0.98) -> None:
+        """Choose the limits.
+
+        Args:
+            sigmas: Standard deviations of the logarithm of the norm above its mean.
+            quiet: Steps before the first report.
+            memory: Share of mean and variance that a step leaves.
+        """
+        self.sigmas, self.quiet, self.memory = sigmas, quiet, memory
+        self.steps, self.mean, self.variance = 0, 0.0, 0.0
+
+    def usual(self, norm: float) -> float | None:
+        """Take up the norm of a step, and return the usual norm where this one is far above it, else None."""
+        value = math.log(max(norm, 1e-30))
+        spike = self.steps >= self.quiet and value > self.mean + self.sigmas * max(math.sqrt(self.variance), 0.05)
+        found = math.exp(self.mean) if spike else None
+        share = max(1 - self.memory, 1 / (self.steps + 1))
+        change = value - self.mean
+        self.mean += share * change
+        self.variance = (1 - share) * (self.variance + share * change**2)
+        self.steps += 1
+        return found
 
 
 def human_time(seconds: float) -> str:

@@ -33,6 +33,7 @@ from ptdit_diffusers.training.parallel import load_parts, save_parts, shard_size
 from ptdit_diffusers.training.processes import batch_loader, stop_signals
 from ptdit_diffusers.training.randomness import mix
 from ptdit_diffusers.training.record import (
+    Spikes,
     append_log,
     human_time,
     memory_gib,
@@ -92,7 +93,7 @@ class Run:
         self.resume()
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.first_step = self.saved_step = self.step
-        self.sums, self.summed = {}, 0
+        self.sums, self.summed, self.spikes = {}, 0, Spikes()
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(self.folder)
@@ -184,7 +185,7 @@ class Run:
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.trained, settings.clip)
                     numbers["gradient_norm"] = norm = norm.full_tensor() if is_shared(norm) else norm
-                    self.require_finite_step(numbers["loss"], norm)
+                    self.watch(numbers["loss"], norm)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
@@ -222,19 +223,31 @@ class Run:
             hint = "precision bf16 or fp32" if self.accelerator.mixed_precision == "fp16" else "a lower lr"
             raise FloatingPointError(f"the loss is {loss} at step {self.step}; try {hint}, in another output_dir")
 
-    def require_finite_step(self, loss: Tensor, norm: Tensor) -> None:
-        """Stop before the optimizers take a step that is not finite; the norm is that of all processes.
+    def watch(self, loss: Tensor, norm: Tensor) -> None:
+        """Stop before the optimizers take a step that is not finite, and name a step with an unusual gradient.
 
-        Scaling for fp16 skips such steps by itself.
+        The norm is that of all processes. Scaling for fp16 skips such steps by itself.
 
         Raises:
             FloatingPointError: The norm of the gradient is not finite.
         """
-        if self.accelerator.scaler is None and not math.isfinite(norm):
+        if self.accelerator.scaler is not None:
+            return
+        norm = float(norm)
+        if not math.isfinite(norm):
             what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
             samples = self.task.describe(self.step)
             samples = f" ({samples})" if samples else ""
             raise FloatingPointError(f"{what} at step {self.step + 1}{samples}; try a lower lr, in another output_dir")
+        if usual := self.spikes.usual(norm):
+            samples = self.task.describe(self.step)
+            logger.warning(
+                "the gradient's norm is %.3g at step %d, usual is %.3g%s",
+                norm,
+                self.step + 1,
+                usual,
+                f"; it was trained on {samples}" if samples else "",
+            )
 
     def require_sound(self) -> None:
         """Check every loss since the last line of the log, and the weights; all processes must call this.

@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
 
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
+from ptdit_diffusers.training.record import Spikes
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.settings import load_settings
 from scripts import train
@@ -228,3 +230,11 @@ def test_the_launchers_run_the_script(tiny: Path, tmp_path: Path, launcher: list
     assert load_checkpoint(folder)["step"] == 4
     assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["calls"][0]["processes"] == processes
     assert [line["step"] for line in log_of(folder) if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_gradient_far_above_the_usual_is_told_and_noise_is_not():
+    choice, spikes = np.random.default_rng(0), Spikes()
+    norms = np.exp(0.3 * choice.standard_normal(1000))
+    assert not any(spikes.usual(norm) for norm in norms)
+    assert 0.8 < spikes.usual(30.0) < 1.25
+    assert spikes.usual(1.0) is None

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.processes import run, started_ranks, wait
 
@@ -73,3 +75,16 @@ def test_a_killed_run_of_two_processes_goes_on_with_one_two_and_three(config, tm
         found = losses(folder)
         assert found == (expected if count == 2 else pytest.approx(expected, abs=1e-5))
         assert (folder / "model" / "model_index.json").is_file()
+
+
+def test_four_processes_in_two_groups_learn_what_one_process_learns(config, tmp_path):
+    """HSDP: the groups have copies of the weights; and with bf16 the weights stay in float32."""
+    few = {"stages": [{"resolution": 64, "steps": 3, "batch": 4, "lr": 1e-3}]}
+    done = run(words(config("one", **few)), **VARIABLES)
+    assert done.returncode == 0, done.stderr
+    train(config("four", **few, parallel={"shard": 2}), 4)
+    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    train(config("half", **few, parallel={"shard": 2}, run={"precision": "bf16"}), 2)
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "one"), rel=2e-2)
+    weights = load_file(tmp_path / "half" / "model/transformer/diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
