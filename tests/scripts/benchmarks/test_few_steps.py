@@ -67,3 +67,14 @@ def test_students_are_named_by_their_run_and_what_is_none_is_refused(student, ti
     for folder in (tmp_path, tiny_model_folder):
         with pytest.raises(ValueError, match="holds no student; give the folder `lora` or `model` of a run"):
             find_students([str(folder)])
+
+
+@pytest.mark.slow
+def test_memory_of_a_distillation_is_measured_stage_by_stage(tmp_path):
+    from scripts.benchmarks.distill_memory import main as measure
+
+    output = tmp_path / "memory.json"
+    assert measure(["--layers", "1", "--resolution", "128", "--rank", "2", "--output", str(output)]) == 0
+    (found,) = json.loads(output.read_text(encoding="utf-8"))
+    assert found["loss_is_finite"] and set(found["stages"]) == {"paths", "segments"}
+    assert all(stage["peak_memory_gib"] > 0.1 for stage in found["stages"].values())
