@@ -49,15 +49,24 @@ def target_layers(transformer: nn.Module, targets: str) -> list[str]:
     return matching
 
 
-def adapter_values(config: dict, settings: LoRASettings) -> int:
-    """Return how many values are trained, without loading weights: the model is built on the meta device.
+def adapter_layers(config: dict, settings: LoRASettings) -> dict[str, nn.Linear]:
+    """Return the layers that get an adapter, by name, without loading weights: the model is built on the meta device.
 
     Raises:
         ValueError: As `target_layers`.
     """
     with torch.device("meta"):
         model = PTDiTTransformer3DModel.from_config(config)
-    layers = [model.get_submodule(name) for name in target_layers(model, settings.targets)]
+    return {name: model.get_submodule(name) for name in target_layers(model, settings.targets)}
+
+
+def adapter_values(config: dict, settings: LoRASettings) -> int:
+    """Return how many values are trained, without loading weights.
+
+    Raises:
+        ValueError: As `target_layers`.
+    """
+    layers = adapter_layers(config, settings).values()
     return sum(
         settings.rank * (each.in_features + each.out_features) + settings.dora * each.out_features for each in layers
     )

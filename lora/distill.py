@@ -4,9 +4,9 @@
     python -m lora.distill --config 24gb --base MODEL --prompts FILE --steps 4 --output-dir runs/mine-4steps --resume
 
 First the teacher makes its own guided paths from noise, which are kept (`--stage paths` ends there); then the student
-learns the segments of these paths. In an installed package the module is `ptdit_diffusers.lora.distill`, and `ptdit
-distill` is short for it. Calling it again goes on with the paths; with `--resume` it also goes on with the student, as
-if that had not stopped.
+learns the segments of these paths; `--stage tdm` goes on with a student from its own states. In an installed package
+the module is `ptdit_diffusers.lora.distill`, and `ptdit distill` is short for it. Calling it again goes on with the
+paths; with `--resume` it also goes on with the student, as if that had not stopped.
 """
 
 import logging
@@ -31,7 +31,7 @@ from ptdit_diffusers.training.processes import (
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.trackers import begin_tracking
 
-from .adapter import adapter_values
+from .adapter import adapter_layers, adapter_values
 from .config import check_packages, make_parser, read_settings, refuse_other_settings
 from .distill_config import DistillSettings
 from .distill_export import MODEL_FILE
@@ -39,11 +39,13 @@ from .distill_task import SegmentTask
 from .export import check_push
 from .paths import Paths, check_grid, make_missing
 from .requirements import check_device, run_bytes
+from .tdm import TDMTask, check_start
 from .train import finish, refuse_other_base, refuse_other_processes, refuse_used
 from .validate import read_prompts
 
 logger = logging.getLogger("lora")
 
+TASKS = {"segments": SegmentTask, "tdm": TDMTask}
 Prompts = Callable[[DistillSettings], list[str]]  # raises ValueError for what must not be trained on
 
 
@@ -107,7 +109,7 @@ def distill(settings: DistillSettings, prompts_of: Prompts) -> int:
     check_before_distilling(settings, base, accelerator)
     paths = Paths(base, settings, prompts_of(settings))
     missing = paths.missing()
-    if settings.stage == "segments":
+    if settings.stage in TASKS:
         refuse_other_run(settings, base, paths, accelerator)
     with ExitStack() as held:
         folder = Path(settings.output_dir)
@@ -117,9 +119,8 @@ def distill(settings: DistillSettings, prompts_of: Prompts) -> int:
             return 0
         if settings.stage == "paths":
             return 0
-        run = Run(
-            SegmentTask(settings, base, paths, accelerator), settings.loop_settings(settings.max_steps), accelerator
-        )
+        task = TASKS[settings.stage](settings, base, paths, accelerator)
+        run = Run(task, settings.loop_settings(settings.max_steps), accelerator)
         begin_tracking(accelerator, folder)
         return finish(settings, run, accelerator)
 
@@ -189,8 +190,11 @@ def refuse_other_run(settings: DistillSettings, base: BaseModel, paths: Paths, a
     """
     values = adapter_values(base.transformer_config, settings.adapter()) if settings.rank else all_values(base)
     folder = Path(settings.output_dir)
+    values *= 1 + (settings.stage == "tdm")  # the fake score
     require_space("output_dir", folder, run_bytes(values, settings.keep, settings.ema > 0, False))
     refuse_used(settings)
+    if settings.rank:
+        check_start(settings, adapter_layers(base.transformer_config, settings.adapter()))
     saved = load_checkpoint(folder) if settings.resume else None
     if saved is None:
         return

@@ -8,7 +8,7 @@ from ptdit_diffusers.training.settings import at_least, one_of
 
 from .config import FREE, PRESETS, SYNONYMS, LoRASettings, TrainingSettings, check_warmup, setting
 
-STAGES = ("paths", "segments")
+STAGES = ("paths", "segments", "tdm")
 OF_TRAINERS = {name: ours for name, ours in SYNONYMS.items() if ours in TrainingSettings.__dataclass_fields__}
 
 
@@ -44,6 +44,8 @@ class DistillSettings(TrainingSettings):
     targets: str = setting("all-linear", TrainingSettings.__dataclass_fields__["targets"].metadata["help"])
     inner: float = setting(0.0, "share of samples inside a segment, on the line between its ends; 0..1. Above 0 the "
                                 "student also does with more steps")  # fmt: skip
+    start: str = setting("", "folder `lora` of a student that stage tdm goes on from (default: from the teacher)")
+    fake_lr: float = setting(5.0, "learning rate of the fake score of stage tdm, as a factor of `lr`")
     schedule: str = setting("linear", TrainingSettings.__dataclass_fields__["schedule"].metadata["help"])
     ema: float = setting(0.998, TrainingSettings.__dataclass_fields__["ema"].metadata["help"])
 
@@ -61,6 +63,16 @@ class DistillSettings(TrainingSettings):
         check_warmup(self.warmup, self.max_steps)
         if self.held_out >= self.paths:
             raise ValueError(f"held_out={self.held_out} leaves none of paths={self.paths}; nearest: {self.paths - 1}.")
+        if self.stage == "tdm" and self.rank == 0:
+            raise ValueError("rank=0 has no adapter, which stage tdm needs; nearest: rank=64.")
+        if self.stage == "tdm" and self.compile:
+            raise ValueError(
+                "compile: stage tdm changes adapters in each step, which would be compiled again; leave it out."
+            )
+        if self.start and self.stage != "tdm":
+            raise ValueError(f"start={self.start!r} is for stage tdm, not {self.stage!r}; leave it out.")
+        if self.fake_lr <= 0:
+            raise ValueError(f"fake_lr={self.fake_lr} must be above 0, for example 5.")
         if self.rank == 0 and self.base_weights != "none":
             raise ValueError(f"rank=0 trains the base weights; base_weights={self.base_weights!r} forbids that; "
                              "nearest: 'none'.")  # fmt: skip

@@ -32,7 +32,7 @@ def distillation(settings: DistillSettings, paths: Paths) -> dict[str, Any]:
         "shift": round(shift_of(paths.times), 4),
         "resolution": paths.side,
         "num_frames": settings.num_frames,
-        "method": "segments",
+        "method": settings.stage,
     }
 
 

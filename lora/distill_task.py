@@ -199,6 +199,10 @@ class SegmentTask(Task):
 
     def sheet(self, path: Path, step: int) -> dict[str, float]:
         """Return the errors on held-out paths; show the student's pictures beside the teacher's."""
+        with torch.compiler.set_stance("force_eager"):  # other shapes and no adapter would be compiled for one use
+            return self._sheet(path, step)
+
+    def _sheet(self, path: Path, step: int) -> dict[str, float]:
         settings = self.settings
         if settings.validation_prompts:
             student = Sampling(settings.steps, 1.0, settings.num_frames)

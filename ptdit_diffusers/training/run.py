@@ -170,7 +170,7 @@ class Run:
         rate = self.task.learning_rate(self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_factor", 1.0)  # a task may train some weights faster
         for micro in range(settings.accumulation):
             ahead = accelerator.device.type == "cuda"  # its batches are pinned; MPS would read memory already freed
             began = time.monotonic()

@@ -1,0 +1,209 @@
+"""Trajectory distribution matching: a student of few steps learns from its own states which way they should move.
+
+Of every step of the student the distribution of its results is compared with the teacher's, at noise levels between
+the ends of the step (TDM of github.com/Luo-Yihong/TDM, after DMD, arXiv 2311.18828). The fake score, a second adapter,
+follows what the student makes; the teacher is the model without adapters. No data are needed but captions.
+Letters: B samples, C latent channels, F H W latent frames, rows, columns; T noise levels of the steps, t between two.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from ptdit_diffusers.core.few_steps import LORA_FILE, read_distillation
+from ptdit_diffusers.core.sampling import apply_guidance
+from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.training.base_model import BaseModel
+from ptdit_diffusers.training.optimizers import make_optimizers
+from ptdit_diffusers.training.randomness import Stream, numpy_generator, torch_generator
+from ptdit_diffusers.training.task import trained_parameters
+
+from .adapter import NAME
+from .distill_config import DistillSettings
+from .distill_task import SegmentBatches, SegmentTask
+from .paths import Paths, pad_text
+
+FAKE = "fake"  # the second adapter
+NEAREST = 0.02  # share of a step that t keeps from its end, where the equations divide by t
+
+
+class TDMBatches(Dataset):
+    """One process's part of every batch, by its number: captions, noise, and which step of the student is trained."""
+
+    def __init__(self, paths: Paths, settings: DistillSettings, rank: int, processes: int) -> None:
+        self.paths, self.settings, self.rank = paths, settings, rank
+        self.order = SegmentBatches(paths, settings, rank, processes)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Return `noise` and `fresh` (B, C, F, H, W), `share` (B,) in 0..1, text, and `segment` (B,), all the same."""
+        settings, first = self.settings, self.rank * self.settings.batch_size
+        segment = int(numpy_generator(settings.seed, Stream.PATH_PLACE, number).integers(settings.steps))
+        places = [number * self.order.global_batch + first + row for row in range(settings.batch_size)]
+        indices = [self.order.index(place) for place in places]
+        generators = [torch_generator(settings.seed, Stream.FEW_STEPS, place) for place in places]
+        shape = self.paths.noise(0).shape
+        text, mask = self.paths.text(indices)
+        return {
+            "noise": torch.stack([torch.randn(shape, generator=each) for each in generators]),
+            "fresh": torch.stack([torch.randn(shape, generator=each) for each in generators]),
+            "share": torch.cat([torch.rand(1, generator=each) for each in generators]),
+            "segment": torch.full((settings.batch_size,), segment),
+            "text": text,
+            "mask": mask,
+        }
+
+
+class TDMTask(SegmentTask):
+    """A student's adapter that is trained by its own states, and the adapter of the fake score."""
+
+    def __init__(self, settings: DistillSettings, base: BaseModel, paths: Paths, accelerator: Accelerator) -> None:
+        """Load the teacher, add both adapters, and take up the student that `start` names."""
+        super().__init__(settings, base, paths, accelerator)
+        self.data = TDMBatches(paths, settings, accelerator.process_index, accelerator.num_processes)
+        layers = [name for name, layer in self.model.named_modules() if hasattr(layer, "base_layer")]
+        torch.manual_seed(settings.seed + 1)
+        self.model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=layers), FAKE)
+        both = {name: each for name, each in self.model.named_parameters() if ".lora_" in name}
+        self.adapters = list(both.values())
+        for parameter in self.adapters:
+            parameter.data = parameter.data.float()
+        if settings.start:
+            for name, value in start_weights(settings).items():
+                both[name].data.copy_(value)
+        self.act_as(NAME)
+        empty, mask = pad_text([paths.cache.text("")], paths.tokens)
+        self.empty = empty.to(self.device), mask.to(self.device)
+
+    def act_as(self, adapter: str | None) -> None:
+        """Let the model be the student (NAME), the fake score (FAKE) or the teacher (None)."""
+        if adapter is None:
+            self.model.disable_adapters()
+        else:
+            self.model.enable_adapters()
+            self.model.set_adapter(adapter)
+        for parameter in self.adapters:  # peft freezes those that are not active, whose gradients are still needed
+            parameter.requires_grad_(True)
+
+    @contextmanager
+    def teacher(self) -> Iterator[PTDiTTransformer3DModel]:
+        self.act_as(None)
+        try:
+            yield self.model
+        finally:
+            self.act_as(NAME)
+
+    def optimizers(self) -> list[Optimizer]:
+        settings, all_of = self.settings, trained_parameters(self.model)
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (0.0, 0.95)}
+        found = []
+        for adapter, factor in ((NAME, 1.0), (FAKE, settings.fake_lr)):
+            mine = {name: each for name, each in all_of.items() if f".{adapter}." in name}
+            made = make_optimizers(mine, settings.optimizer, **options)
+            for group in (group for optimizer in made for group in optimizer.param_groups):
+                group["lr_factor"] = factor
+            found += made
+        return found
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses of student and fake score, of different weights, as a sum."""
+        stride = self.settings.points // self.settings.steps
+        times, step = self.paths.times[::stride], int(batch["segment"][0])
+        text, mask = batch["text"], batch["mask"]
+        begin, end = times[step], times[step + 1]
+        with torch.no_grad():
+            state = batch["noise"]
+            for one, two in zip(times[:step], times[1:], strict=False):
+                state = state - (one - two) * self.predict(state, torch.full_like(batch["share"], one), text, mask)
+        velocity = self.predict(state, torch.full_like(batch["share"], begin), text, mask)
+        t = end + (begin - end) * batch["share"].clamp(min=NEAREST)
+        clean, noisy, own = renoised(state, velocity, begin, end, t, batch["fresh"])
+        level = t.view(-1, 1, 1, 1, 1)
+        with torch.no_grad():
+            self.act_as(None)
+            real = self.guided(noisy, t, text, mask)
+            self.act_as(FAKE)
+            fake = self.predict(noisy, t, text, mask)
+            weight = (clean - (noisy - level * real)).abs().mean((1, 2, 3, 4), keepdim=True)
+            target = clean + level * (fake - real) / weight.clamp(min=1e-4)
+        student = 0.5 * (clean - target).square().mean()
+        follows = (self.predict(noisy, t, text, mask) - own).square().mean()
+        self.act_as(NAME)
+        distance = weight.mean()
+        return student + follows, {"loss_student": student.detach(), "loss_fake": follows.detach(), "w0": distance}
+
+    def guided(self, noisy: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """Return the teacher's guided velocity (B, C, F, H, W)."""
+        scale = self.settings.guidance
+        if scale == 1:
+            return self.predict(noisy, t, text, mask)
+        empty, its_mask = self.empty[0].expand_as(text), self.empty[1].expand_as(mask)
+        pair = [torch.cat(each) for each in ([noisy] * 2, [t] * 2, [empty, text], [its_mask, mask])]
+        return apply_guidance(self.predict(*pair), scale)
+
+
+def renoised(
+    state: Tensor, velocity: Tensor, begin: float, end: float, t: Tensor, fresh: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make one step of the student and noise its result to a level within the step.
+
+    Args:
+        state: x (B, C, F, H, W) at level `begin`.
+        velocity: u of the student, shaped like it; the step is y = x - (begin - end) u.
+        begin, end: Noise levels of the step.
+        t: Noise levels (B,) between `end` and `begin`, above 0.
+        fresh: Noise n, shaped like the state.
+
+    Returns:
+        The clean latents x0 = x - begin u that the student foresees, with its gradient; and without gradient the noisy
+        ones (1 - t) x0 + t n', and their velocity n' - x0, where n' joins the noise that y has with the fresh one.
+    """
+    level = t.view(-1, 1, 1, 1, 1)
+    clean = state - begin * velocity
+    with torch.no_grad():
+        noise, result = clean + velocity, state - (begin - end) * velocity
+        kept = (1 - level) / (1 - end)
+        added = (level.square() - (kept * end).square()).clamp(min=0).sqrt()
+        joined = (kept * end * noise + added * fresh) / level
+        return clean, kept * result + added * fresh, joined - clean
+
+
+def start_weights(settings: DistillSettings) -> dict[str, Tensor]:
+    """Return the weights of the student that `start` names, under the names of the model's parameters.
+
+    Raises:
+        ValueError: The folder holds no student of so many steps and of this rank and these layers.
+    """
+    path = Path(settings.start) / LORA_FILE
+    facts = read_distillation(path) if path.is_file() else None
+    if facts is None:
+        raise ValueError(f"start {settings.start!r} holds no student; give the folder `lora` of stage segments.")
+    if facts["steps"] != settings.steps:
+        raise ValueError(
+            f"start {settings.start!r} is a student of {facts['steps']} steps; nearest: steps={facts['steps']}."
+        )
+    found = {}
+    for key, value in load_file(path).items():
+        layer, _, side = key.removeprefix("transformer.").rpartition(".lora_")
+        found[f"{layer}.lora_{side[0]}.{NAME}.weight"] = value.float()
+        rank = value.shape[0] if side[0] == "A" else value.shape[1]
+        if rank != settings.rank:
+            raise ValueError(f"start {settings.start!r} has rank {rank}; nearest: rank={rank}.")
+    return found
+
+
+def check_start(settings: DistillSettings, layers: Sequence[str]) -> None:
+    """Raise ValueError where the student that `start` names does not fit the adapter; see `start_weights`."""
+    if not settings.start:
+        return
+    asked = {f"{layer}.lora_{side}.{NAME}.weight" for layer in layers for side in "AB"}
+    if set(start_weights(settings)) != asked:
+        raise ValueError(f"start {settings.start!r} is on other layers than targets={settings.targets!r}.")
