@@ -31,6 +31,9 @@ def make_base(settings: OwnDataSettings, parts: Mapping[str, Path] | None = None
         ValueError: There is no such model.
     """
     base = BaseModel(settings.components, parts)
+    kind = base.transformer_config.get("_class_name")
+    if kind != PTDiTTransformer3DModel.__name__:
+        raise ValueError(f"start {base.name!r} is a model of class {kind}, not {PTDiTTransformer3DModel.__name__}.")
     if settings.start == NEW:
         base.scheduler = FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_image_seq_len=settings.size.base_tokens

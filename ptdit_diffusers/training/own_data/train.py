@@ -5,6 +5,7 @@
 The same line again goes on from the newest checkpoint, with any number of processes.
 """
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -66,7 +67,19 @@ def settings_of(arguments: Sequence[str] | None) -> OwnDataSettings:
     )
     flags = parser.parse_args(arguments)
     require_matplotlib()
-    return read_settings(flags.config, flags.set)
+    settings = read_settings(flags.config, flags.set)
+    check_packages(settings)
+    return settings
+
+
+def check_packages(settings: OwnDataSettings) -> None:
+    """Raise ValueError where a setting needs a package that is not installed."""
+    needed = {"adamw8bit": "bitsandbytes", "tensorboard": "tensorboard", "wandb": "wandb"}
+    chosen = {"optimizer.name": settings.optimizer.name, "run.report_to": settings.run.report_to}
+    for name, value in chosen.items():
+        if value in needed and importlib.util.find_spec(needed[value]) is None:
+            other = {"optimizer.name": "adamw", "run.report_to": "none"}[name]
+            raise ValueError(f"{name}={value!r} needs {needed[value]}: pip install {needed[value]}; or use {other!r}.")
 
 
 def make_accelerator(settings: OwnDataSettings) -> Accelerator:

@@ -7,8 +7,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.processes import run, started_ranks, wait
@@ -37,9 +39,10 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def train(config: Path, count: int) -> None:
+def train(config: Path, count: int, *overrides: str) -> None:
     with ExitStack() as stack:
-        started = [stack.enter_context(each) for each in started_ranks(words(config), count, **VARIABLES)]
+        line = words(config, *overrides)
+        started = [stack.enter_context(each) for each in started_ranks(line, count, **VARIABLES)]
         for done in wait(started):
             assert done.returncode == 0, done.stderr
 
@@ -88,3 +91,22 @@ def test_four_processes_in_two_groups_learn_what_one_process_learns(config, tmp_
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "one"), rel=2e-2)
     weights = load_file(tmp_path / "half" / "model/transformer/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("shard", [1, 2], ids=["DDP", "FSDP2"])
+def test_all_processes_draw_the_sheet_and_measure_the_held_out_loss(config, tmp_path, shard):
+    """Three prompts for two processes: one has more to do, and nobody waits for ever."""
+    few = {"stages": [{"resolution": 64, "steps": 2, "batch": 4, "lr": 1e-3}], "parallel": {"shard": shard}}
+    shown = ["run.sheet=[a red star, a blue ring, a heart]", "data.validation=0.1", "run.snapshots=2"]
+    train(config("two", **few), 2, *shown)
+    done = run(words(config("one", **few), *shown), **VARIABLES)
+    assert done.returncode == 0, done.stderr
+    found = []
+    for name in ("one", "two"):
+        lines = (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        found.append([line["held_out_loss"] for line in map(json.loads, lines) if "held_out_loss" in line])
+        pictures = [np.asarray(Image.open(path), float) for path in sorted((tmp_path / name / "sheets").glob("*.png"))]
+        found[-1] += [picture.mean() for picture in pictures]
+        assert len(pictures) == 6 and (tmp_path / name / "sheet.png").is_file()
+        assert len(list((tmp_path / name / "snapshots").iterdir())) == 2
+    assert found[0] == pytest.approx(found[1], rel=1e-3)

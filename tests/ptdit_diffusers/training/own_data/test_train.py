@@ -152,6 +152,20 @@ def test_a_run_says_when_it_learns_by_heart(config, tmp_path, caplog):
     assert "learns by heart since step 30: the loss on new pictures was 0.7000 there and is 0.7500" in caplog.text
 
 
+def test_processes_that_read_ahead_change_nothing(config, tmp_path):
+    for workers in (0, 1):
+        overrides = [f"run.workers={workers}", "run.sheet=[]", "run.ema=[]", "data.validation=0"]
+        assert run(config(f"workers-{workers}"), *overrides, "run.stop_after=4") == 0
+    assert losses(tmp_path / "workers-0") == losses(tmp_path / "workers-1")
+
+
+def test_a_package_that_is_missing_is_named_before_anything_is_written(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None if name == "wandb" else name)
+    assert run(config(), "run.report_to=wandb") == 2
+    assert "run.report_to='wandb' needs wandb: pip install wandb; or use 'none'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_settings_are_refused_in_one_line_before_anything_is_written(config, tmp_path, capsys):
     for override, message in {
         "run.sead=1": "run.sead is not a setting; nearest: seed",
