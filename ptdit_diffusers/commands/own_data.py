@@ -1,6 +1,7 @@
 """`ptdit inspect`, `ptdit encode`, `ptdit train`, `ptdit average`: training on one's own pictures."""
 
 import argparse
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -55,6 +56,8 @@ def run_module(arguments: argparse.Namespace) -> None:
         UserError: A package is missing.
     """
     check_packages()
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # read while they are imported, by the processes of a training, too
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     name, module = arguments.own_command, f"{PACKAGE}.{arguments.own_command}"
     if MODULES[name][1]:
         raise SystemExit(run_training(name, module, arguments.options))

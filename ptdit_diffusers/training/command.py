@@ -3,7 +3,10 @@
 import sys
 from collections.abc import Callable
 
-from ptdit_diffusers.core.messages import one_line
+import diffusers
+import transformers
+
+from ptdit_diffusers.core.messages import log_to_terminal, one_line
 from ptdit_diffusers.training.processes import is_main_process, terminate_as_interrupt
 
 REFUSED, INTERRUPTED = 2, 130  # 128 + SIGINT, as shells count
@@ -25,6 +28,13 @@ def exit_code(work: Callable[[], int], program: str) -> int:
     except KeyboardInterrupt:
         complain("interrupted; what was encoded and saved is kept.", program)
         return INTERRUPTED
+
+
+def begin_log(level: int) -> None:
+    """Show log messages of this level and above, and no bars of the libraries between them."""
+    log_to_terminal(level)
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
 
 
 def complain(text: str, program: str) -> None:

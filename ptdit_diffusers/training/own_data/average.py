@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptdit_diffusers.core.arguments import LineParser
-from ptdit_diffusers.core.messages import log_to_terminal
 from ptdit_diffusers.training.average import average_snapshots, exponent
-from ptdit_diffusers.training.command import exit_code
+from ptdit_diffusers.training.command import begin_log, exit_code
 from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_base, make_transformer
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings
 from ptdit_diffusers.training.own_data.task import SNAPSHOTS
@@ -38,7 +37,7 @@ def average(arguments: Sequence[str] | None) -> int:
     add("--width", type=float, required=True, help="relative width of the average, 0.02 to 0.25; more is smoother")
     add("--output", type=Path, required=True, metavar="DIR", help="model folder to write")
     flags = parser.parse_args(arguments)
-    log_to_terminal(logging.INFO)
+    begin_log(logging.INFO)
     exponent(flags.width)  # refuses what is no width
     if flags.output.exists():
         raise ValueError(f"--output {flags.output} exists; give another folder.")

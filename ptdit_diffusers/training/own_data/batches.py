@@ -100,7 +100,7 @@ class OwnBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return latents and noise (B, C, F, H, W), time (B,), text, and weights that make the sum of all processes'
-        losses the mean over the whole batch: `weight` (), and `quarters` (QUARTERS, B) for the shares of the times.
+        losses the mean over the whole batch: `weight` (), and `quarters` (QUARTERS, B) for shares of the times.
         """
         stage, step, part = self.place_of(index)
         data, batch, seed = self.stages[stage], self.settings.stages[stage].batch, self.settings.seed
@@ -109,9 +109,11 @@ class OwnBatches(Dataset):
         bucket, rows = self.rows(stage, step, mine)
         mine = order[mine.start : mine.stop]
         shares = torch.tensor((mine + np.array([row.pop("share") for row in rows])) / batch, dtype=torch.float32)
-        quarter, counts = mine * QUARTERS // batch, np.bincount(order * QUARTERS // batch, minlength=QUARTERS)
-        quarters = (np.arange(QUARTERS)[:, None] == quarter) * (self.parts / counts.clip(min=1))[:, None]
         text = self.text.rows([row.pop("caption") for row in rows], [row.pop("number") for row in rows])
+        quarter, counts = mine * QUARTERS // batch, np.bincount(order * QUARTERS // batch, minlength=QUARTERS)
+        if batch >= QUARTERS:  # a smaller batch has no sample in some of them
+            quarters = (np.arange(QUARTERS)[:, None] == quarter) * (self.parts / counts)[:, None]
+            text["quarters"] = torch.tensor(quarters, dtype=torch.float32)
         latents = torch.stack([row["latents"] for row in rows])
         frames, height, width = data.encoded.buckets[bucket]
         return {
@@ -119,7 +121,6 @@ class OwnBatches(Dataset):
             "noise": torch.stack([row["noise"] for row in rows]),
             "time": shifted_times(shares, shift=self.ratio((frames, height, width))),
             "weight": torch.tensor(self.parts / batch),
-            "quarters": torch.tensor(quarters, dtype=torch.float32),
             **text,
         }
 

@@ -7,8 +7,7 @@ from contextlib import suppress
 from accelerate import PartialState
 
 from ptdit_diffusers.core.arguments import LineParser
-from ptdit_diffusers.core.messages import log_to_terminal
-from ptdit_diffusers.training.command import exit_code
+from ptdit_diffusers.training.command import begin_log, exit_code
 from ptdit_diffusers.training.own_data.model import make_base
 from ptdit_diffusers.training.own_data.prepare import count_parts, encode_part, merge_parts
 from ptdit_diffusers.training.own_data.settings import read_settings
@@ -40,7 +39,7 @@ def encode(arguments: Sequence[str] | None) -> int:
     add("--part", metavar="I/N", help="encode part I of N only, I from 0 to N - 1; the parts need no locks")
     add("--merge", action="store_true", help="write the index of all parts, when they are encoded")
     flags = parser.parse_args(arguments)
-    log_to_terminal(logging.INFO)
+    begin_log(logging.INFO)
     settings = read_settings(flags.config, flags.set)
     if settings.vae.train != "no":
         raise ValueError("vae.train changes the VAE that encodes: `ptdit train` encodes after it was trained.")

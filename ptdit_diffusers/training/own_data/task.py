@@ -158,8 +158,10 @@ class OwnDataTask(Task):
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         errors = self.errors(batch)
-        by_time = batch["quarters"] @ errors.detach().float()
-        numbers = {f"loss_quarter_{number + 1}": by_time[number] for number in range(QUARTERS)}
+        numbers = {}
+        if "quarters" in batch:
+            by_time = batch["quarters"] @ errors.detach().float()
+            numbers = {f"loss_quarter_{number + 1}": by_time[number] for number in range(QUARTERS)}
         return (errors * batch["weight"]).sum(), numbers
 
     # --- what is shown -----------------------------------------------------------------------------------------------

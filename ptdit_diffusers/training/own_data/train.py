@@ -19,10 +19,9 @@ from safetensors import SafetensorError
 
 from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.core.devices import computes_bf16
-from ptdit_diffusers.core.messages import log_to_terminal
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
-from ptdit_diffusers.training.command import complain, exit_code
+from ptdit_diffusers.training.command import begin_log, complain, exit_code
 from ptdit_diffusers.training.data.shards import Encoded
 from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.own_data.batches import StageData, stage_data
@@ -103,7 +102,7 @@ def train(settings: OwnDataSettings) -> int:
     """
     accelerator = make_accelerator(settings)
     torch.set_float32_matmul_precision("high")
-    log_to_terminal(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    begin_log(logging.INFO if accelerator.is_main_process else logging.ERROR)
     check_processes(accelerator)
     check_before_training(settings, accelerator)
     with ExitStack() as held:
