@@ -22,7 +22,7 @@ class DistillSettings(TrainingSettings):
         name: ours for name, ours in OF_TRAINERS.items() if name not in ("steps", "guidance")
     } | {"num_inference_steps": "steps", "guidance_scale": "guidance"}
     needed: ClassVar[tuple[str, ...]] = ("output_dir", "prompts")
-    free: ClassVar[list[str]] = [*FREE, "stage", "prompts", "paths_dir", "path_batch", "held_out"]
+    free: ClassVar[list[str]] = [*FREE, "stage", "prompts", "paths_dir", "path_batch"]
 
     # the teacher's paths
     prompts: str = setting(

@@ -19,6 +19,7 @@ from lora.distill_config import DistillSettings
 from lora.distill_export import shift_of
 from lora.distill_task import SegmentTask, segment_batch
 from lora.paths import Paths, noise_levels
+from ptdit_diffusers import PTDiTModularPipeline
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.base_model import BaseModel
 
@@ -257,6 +258,17 @@ def test_a_student_learns_its_teachers_paths(prompts, tiny_model_folder, tmp_pat
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_videos_have_paths_and_students_too(prompts, tiny_model_folder, tmp_path):
+    flags = ["--num-frames", "5", "--paths", "3", "--max-steps", "1", "--validation-prompts", "a red star"]
+    assert run(tiny_model_folder, prompts, tmp_path / "out", *flags) == 0
+    shapes = [load_file(path)["states"].shape for path in chunk_files(tmp_path / "out" / "paths")]
+    assert shapes == [(2, 5, 4, 2, 8, 8), (1, 5, 4, 2, 8, 8)]
+    base = BaseModel(str(tiny_model_folder))
+    assert noise_levels(base, 2, 64, 5)[1] == pytest.approx(2**0.5 / (1 + 2**0.5))  # two latent frames shift the times
+    with Image.open(tmp_path / "out" / "validation" / "teacher-0.png") as strip:
+        assert strip.size == (5 * 64, 64)
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -393,6 +405,12 @@ def test_guidance_above_one_meets_a_warning_where_a_distilled_lora_is_active(stu
     assert not warned(4)
     pipe.enable_lora()
     assert warned(2)
+    modular = PTDiTModularPipeline.from_pretrained(tiny_model_folder)
+    modular.load_components()
+    modular.update_components(transformer=pipe.transformer)
+    modular.set_progress_bar_config(disable=True)
+    with pytest.warns(UserWarning, match="distilled for 2 steps"):
+        modular(prompt="a star", num_inference_steps=1, output="latents")
     pipe.unload_lora_weights()
     assert not warned(4)
 
