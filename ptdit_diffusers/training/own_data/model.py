@@ -90,7 +90,8 @@ def make_transformer(settings: OwnDataSettings, base: BaseModel) -> PTDiTTransfo
         transformer = PTDiTTransformer3DModel.from_pretrained(
             base.part("transformer"), dtype=torch.float32, **_windows(base, window)
         )
-    transformer.register_to_config(_name_or_path="")  # no folder of this machine
+    frames = max(transformer.config.sample_frames, 1 + (settings.data.num_frames - 1) // 4)
+    transformer.register_to_config(_name_or_path="", sample_frames=frames)  # no folder of this machine
     choose_trained(settings, transformer)
     return transformer.train()
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
@@ -208,6 +209,23 @@ def test_new_weights_are_trained_from_nothing_with_the_parts_of_another_model(co
     pipe = PTDiTPipeline.from_pretrained(tmp_path / "out" / "model")
     assert pipe.transformer.config.num_layers == 1 and not pipe.transformer.config.use_additional_conditions
     assert pipe("a red star", num_inference_steps=1).images[0].size == (64, 64)
+
+
+def test_clips_and_pictures_are_trained_on_together(config, drawn, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    data = tmp_path / "mixed"
+    data.mkdir()
+    frames = [Image.open(drawn / f"{number:04d}.png") for number in range(5)]
+    for number in range(4):
+        frames[number].save(data / f"{number}.png")
+        frames[number].save(data / f"clip{number}.gif", save_all=True, append_images=frames)
+    stages = [STAGE | {"steps": 4, "batch": 2}]
+    path = config(data={"source": str(data), "num_frames": 5, "validation": 0}, stages=stages)
+    assert run(path, "run.sheet=[]") == 0
+    assert "4 of 64x64" in caplog.text and len(list((tmp_path / "encoded").rglob("5x64x64/*.safetensors"))) == 1
+    pipe = PTDiTPipeline.from_pretrained(tmp_path / "out" / "model")
+    assert pipe.transformer.config.sample_frames == 2
+    assert len(pipe("a ring", num_frames=5, num_inference_steps=1).frames[0]) == 5
 
 
 def test_parts_are_encoded_by_several_calls_and_trained_on(config, tmp_path, capsys):
