@@ -132,7 +132,10 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
         OSError: There is too little disk space.
     """
     run_sizes(settings, base)
-    check_sharing(settings, base, accelerator.num_processes)
+    token = 8 * base.transformer_config["patch_size"]  # pixels; the longer side of a bucket is at least `resolution`
+    check_context(
+        settings.context_parallel, accelerator.num_processes, (settings.resolution or base.own_resolution) // token
+    )
     values = adapter_values(base.transformer_config, settings)
     check_device(settings, accelerator.device)
     if settings.push_to_hub and accelerator.is_main_process:
@@ -150,17 +153,6 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
         refuse_other_settings(saved["settings"], settings)
         refuse_other_base(saved, settings, base)
         refuse_other_processes(saved, accelerator)
-
-
-def check_sharing(settings: LoRASettings, base: BaseModel, processes: int) -> None:
-    """Raise ValueError where the processes of `context_parallel` cannot share a sample, or its tokens."""
-    check_context(settings.context_parallel, processes)
-    slices = (settings.resolution or base.own_resolution) // (8 * base.transformer_config["patch_size"])
-    if settings.context_parallel > slices:  # of rows or columns, whichever are more; a bucket has at least so many
-        raise ValueError(
-            f"context_parallel={settings.context_parallel} processes cannot share {slices} rows of tokens; nearest: "
-            f"{slices}."
-        )
 
 
 def refuse_other_processes(saved: dict[str, object], accelerator: Accelerator) -> None:

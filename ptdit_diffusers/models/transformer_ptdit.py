@@ -144,6 +144,18 @@ class PTDiTTransformer3DModel(
         self.guidance_halves = None  # how the two devices do that have the same tokens, and other texts
         self._shares: dict[ProxyPlan, Share] = {}  # of the shapes that this device has seen
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "PTDiTTransformer3DModel":
+        """Load as every model of diffusers; `parallel_config` may be a `ContextParallelConfig`, too.
+
+        diffusers 0.42 documents that and then reads an attribute of the other class.
+        """
+        if hasattr(shared := kwargs.get("parallel_config"), "ulysses_degree"):
+            from diffusers import ParallelConfig  # with torch.distributed, which builds may lack
+
+            kwargs["parallel_config"] = ParallelConfig(context_parallel_config=shared)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
     def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
         """Share the tokens of every forward among the processes of torch.distributed.
 
@@ -174,10 +186,12 @@ class PTDiTTransformer3DModel(
                 f"ring_degree={shared.ring_degree} x ulysses_degree={shared.ulysses_degree} is not the number of "
                 f"processes, {count}; nearest: ulysses_degree={count}, or a mesh that says which processes share."
             )
-        from .parallel_ptdit import make_mesh  # with torch.distributed, which builds may lack
+        from diffusers import ParallelConfig  # with torch.distributed, which builds may lack
+
+        from .parallel_ptdit import make_mesh
 
         self.join_devices(shared.mesh or make_mesh(shared.mesh_shape, shared.mesh_dim_names))
-        self._parallel_config = config
+        self._parallel_config = ParallelConfig(context_parallel_config=shared)
 
     def check_devices(self) -> None:
         """Raise RuntimeError unless processes can begin to share the model's work."""

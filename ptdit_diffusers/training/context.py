@@ -15,17 +15,26 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 
-def check_context(context: int, processes: int) -> None:
+def check_context(context: int, processes: int, slices: int | None = None) -> None:
     """Check that processes can be grouped to share samples.
 
+    Args:
+        context: Processes that share a sample.
+        processes: All of them.
+        slices: Tokens along the longest axis of the smallest sample, if they are known.
+
     Raises:
-        ValueError: Their number is no multiple of `context`.
+        ValueError: Their number is no multiple of `context`, or there are fewer slices than that.
     """
     if processes % context:
         most = max(size for size in range(1, processes + 1) if processes % size == 0 and size <= context)
         raise ValueError(
             f"context_parallel={context} processes cannot share a sample where there are {processes} in all; nearest: "
             f"{most}, or start {(processes // context + 1) * context} processes (--num-processes)."
+        )
+    if slices is not None and context > slices:
+        raise ValueError(
+            f"context_parallel={context} processes cannot share {slices} rows or columns of tokens; nearest: {slices}."
         )
 
 

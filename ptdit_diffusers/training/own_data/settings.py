@@ -23,7 +23,7 @@ FREE = {
     "run": "output max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep sheet "
     "sheet_every report_to steps guidance accumulation".split(),
     "data": ["source", "encoded", "max_skips", "outside_files"],
-    "parallel": ["recompute", "compile", "shard"],
+    "parallel": ["recompute", "compile", "shard", "context"],
 }
 
 
@@ -157,12 +157,14 @@ class ParallelSettings:
     """Memory and speed."""
 
     shard: int = 1  # processes that share the weights (FSDP2); several such groups have copies (HSDP)
+    context: int = 1  # processes that share the tokens of each sample, which is too large for one
     recompute: bool = False  # recompute blocks in the backward pass: slower, much less memory
     compile: bool = False  # torch.compile the blocks
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
         at_least("parallel.shard", self.shard, 1)
+        at_least("parallel.context", self.context, 1)
 
 
 @dataclass(kw_only=True)
@@ -281,6 +283,7 @@ class OwnDataSettings:
             warmup=0,
             clip=self.optimizer.clip,
             shard=self.parallel.shard,
+            context_parallel=self.parallel.context,
             sheet_every=run.sheet_every,
         )
 

@@ -62,7 +62,9 @@ class OwnDataTask(Task):
         """Load the transformer."""
         self.settings, self.base, self.stages, self.text = settings, base, stages, text
         self.accelerator, self.device = accelerator, accelerator.device
-        self.data = OwnBatches(settings, base, stages, text, accelerator.process_index, accelerator.num_processes)
+        context = settings.parallel.context
+        ranks = accelerator.process_index // context, accelerator.num_processes // context
+        self.data = OwnBatches(settings, base, stages, text, *ranks)
         if settings.parallel.compile:
             check_compiler(self.device)
         self.model = make_transformer(settings, base).to(self.device)
@@ -80,8 +82,13 @@ class OwnDataTask(Task):
 
     @property
     def shared(self) -> bool:
-        """Whether processes share the weights, so that all of them must run the model together."""
+        """Whether processes share the weights."""
         return any(map(is_shared, self.model.parameters()))
+
+    @property
+    def run_together(self) -> bool:
+        """Whether all processes must run the model together: they share the weights or the samples."""
+        return self.shared or self.settings.parallel.context > 1
 
     def samples_of(self, step: int, processes: int) -> int:
         return self.settings.stages[self.settings.stage_at(step)[0]].batch
@@ -169,7 +176,7 @@ class OwnDataTask(Task):
     def measured_loss(self, stage: int, numbers: Sequence[int]) -> float:
         """Return the mean error on samples, always with the same noise and times.
 
-        Every process takes a share, or all of them where they share the weights.
+        Every process takes a share, or all of them where they run together.
         """
         data, settings = self.stages[stage], self.settings
         total, mine = torch.zeros((), device=self.device), range(len(numbers))
@@ -192,12 +199,12 @@ class OwnDataTask(Task):
                 batch |= {"time": shifted_times(shares, shift=shift), **rows}
                 batch = {name: None if value is None else value.to(self.device) for name, value in batch.items()}
                 total += self.errors(batch).sum()
-        total = total if self.shared else self.accelerator.reduce(total, "sum")
+        total = total if self.run_together else self.accelerator.reduce(total, "sum")
         return float(total) / max(1, len(numbers))
 
     def mine(self) -> slice:
-        """Return which of several things this process does: a share of them, or all where weights are shared."""
-        if self.shared:
+        """Return which of several things this process does: a share of them, or all where they run together."""
+        if self.run_together:
             return slice(None)
         return slice(self.accelerator.process_index, None, self.accelerator.num_processes)
 
@@ -255,7 +262,7 @@ class OwnDataTask(Task):
             info = PngImagePlugin.PngInfo()
             for name, value in {"prompt": prompts[index], "seed": index, "step": step}.items():
                 info.add_text(name, str(value))
-            if self.accelerator.is_main_process or not self.shared:
+            if self.accelerator.is_main_process or not self.run_together:
                 with new_file(path.with_name(f"{path.name}-{index}.png")) as temporary:
                     picture.save(temporary, format="PNG", pnginfo=info)
             pictures.append(picture)

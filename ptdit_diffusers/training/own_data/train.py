@@ -22,6 +22,7 @@ from ptdit_diffusers.core.devices import computes_bf16
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from ptdit_diffusers.training.command import begin_log, complain, exit_code
+from ptdit_diffusers.training.context import check_context
 from ptdit_diffusers.training.data.shards import Encoded
 from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.own_data.batches import StageData, stage_data
@@ -133,6 +134,8 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
     """
     shard_size(settings.parallel.shard, accelerator.num_processes)
     base, folder = make_base(settings), settings.folder
+    slices = min(stage.resolution for stage in settings.stages) // (8 * base.transformer_config["patch_size"])
+    check_context(settings.parallel.context, accelerator.num_processes, slices)
     stage_sizes(settings, base)
     source = Path(settings.data.source)
     if source.is_dir() and source.resolve() == folder.resolve():

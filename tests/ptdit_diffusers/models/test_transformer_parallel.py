@@ -4,12 +4,14 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from diffusers import ContextParallelConfig, FirstBlockCacheConfig, TensorParallelConfig
+from diffusers import ContextParallelConfig, FirstBlockCacheConfig, ParallelConfig, TensorParallelConfig
 from peft import LoraConfig
 from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -158,6 +160,7 @@ def check_manners(devices: int) -> None:
         "fp8": lambda transformer: store_in_fp8(transformer, torch.float32),
         "backend": lambda transformer: transformer.set_attention_backend("_native_math"),
         "compiled": lambda transformer: transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager"),
+        "compiled as one graph": lambda transformer: transformer.compile(fullgraph=True, backend="aot_eager"),
     }
     if find_spec("torchao"):
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
@@ -170,7 +173,7 @@ def check_manners(devices: int) -> None:
         }
         whole = changed(change)(**given).sample.float()
         shared = [shared_by(devices, changed(change))]  # changed before it is shared, and after
-        if name != "compiled":
+        if not name.startswith("compiled"):
             shared.append(changed(change, shared_by(devices, tiny(**RAGGED))))
         for model in shared:
             error = (model(**given).sample.float() - whole).norm() / whole.norm()
@@ -224,12 +227,20 @@ def check_pipeline(devices: int) -> None:
     assert (latents(0) - whole).norm() < 1e-4 * whole.norm()
     with pytest.raises(ValueError, match="the devices have different latents, seeds"):
         latents(dist.get_rank())
+    with TemporaryDirectory() as folder:
+        pipe.transformer.save_pretrained(folder)
+        config = ContextParallelConfig(ulysses_degree=devices)
+        for each in (config, ParallelConfig(context_parallel_config=config)):
+            pipe.transformer = PTDiTTransformer3DModel.from_pretrained(folder, parallel_config=each)
+            assert pipe.transformer._messages.count == devices
+            assert (latents(0) - whole).norm() < 1e-4 * whole.norm()
 
 
 def share_tokens(rank: int, devices: int, meeting_point: str) -> None:
     """One of the processes."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=devices)
+    place = {"init_method": meeting_point, "rank": rank, "world_size": devices}
+    dist.init_process_group("gloo", timeout=timedelta(minutes=1), **place)
     for name in CASES:
         compare(name, devices)
     count_bytes(devices)

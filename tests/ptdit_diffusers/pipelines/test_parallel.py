@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,8 @@ def check_modular() -> None:
 def call_on_devices(rank: int, devices: int, meeting_point: str) -> None:
     """One of the processes."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=devices)
+    place = {"init_method": meeting_point, "rank": rank, "world_size": devices}
+    dist.init_process_group("gloo", timeout=timedelta(minutes=1), **place)
     pipe = check_same(rank, devices, guidance_halves=devices != 3)
     if devices == 2:
         check_random_proxies()

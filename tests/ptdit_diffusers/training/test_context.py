@@ -22,6 +22,12 @@ def test_processes_that_cannot_be_grouped_are_refused_with_the_nearest(context, 
         check_context(context, processes)
 
 
+def test_no_more_processes_than_slices_share_a_sample():
+    check_context(4, 4, slices=4)
+    with pytest.raises(ValueError, match="context_parallel=8 .* cannot share 4 rows or columns of tokens; nearest: 4"):
+        check_context(8, 8, slices=4)
+
+
 def test_every_divisor_of_the_processes_is_taken():
     for context in (1, 2, 3, 6):
         check_context(context, 6)

@@ -110,3 +110,26 @@ def test_all_processes_draw_the_sheet_and_measure_the_held_out_loss(config, tmp_
         assert len(pictures) == 6 and (tmp_path / name / "sheet.png").is_file()
         assert len(list((tmp_path / name / "snapshots").iterdir())) == 2
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("shard", [1, 2], ids=["DDP", "FSDP2"])
+def test_processes_that_share_each_sample_learn_as_one(config, tmp_path, shard):
+    """With a held-out loss and pictures on the way, for which all processes run the model together."""
+    stages = [{"resolution": 64, "steps": 4, "batch": 4, "lr": 1e-3}]
+    alone = config("alone", stages=stages)
+    shown = ("data.validation=0.1", "run.sheet=[a red star]", "run.checkpoint_every=0")
+    done = run(words(alone, *shown), **VARIABLES)
+    assert done.returncode == 0, done.stderr
+    count = 4 if shard == 1 else 2
+    shared = config("shared", stages=stages, parallel={"context": 2, "shard": shard})
+    train(shared, count, *shown)
+    expected, found = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("alone", "shared")
+    )
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        for name in {"loss", "gradient_norm", "held_out_loss"} & one.keys():
+            assert other[name] == pytest.approx(one[name], rel=1e-3), (name, one["step"])
+    assert (tmp_path / "shared" / "model" / "model_index.json").is_file()
