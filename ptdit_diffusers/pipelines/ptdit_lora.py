@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict
-from huggingface_hub import try_to_load_from_cache
+from diffusers.utils import _get_model_file
 from torch import Tensor
 
 from ptdit_diffusers.core.few_steps import DISTILLED, LORA_FILE, read_distillation
@@ -112,17 +112,13 @@ def distillation_of(source: Any, options: dict[str, Any]) -> dict[str, Any] | No
     """
     if isinstance(source, dict):
         return None
-    name = "/".join(part for part in (options.get("subfolder"), options.get("weight_name") or LORA_FILE) if part)
-    path = Path(source)
-    if path.is_dir():
-        path = path / name
-    elif not path.is_file():
-        where = {"cache_dir": options.get("cache_dir"), "revision": options.get("revision")}
-        cached = try_to_load_from_cache(str(source), name, **where)
-        path = Path(cached) if isinstance(cached, str) else path
-    if not path.is_file() or path.suffix != ".safetensors":
+    where = {name: options.get(name) for name in ("subfolder", "cache_dir", "revision")}
+    name = options.get("weight_name") or LORA_FILE
+    try:
+        path = Path(_get_model_file(source, weights_name=name, local_files_only=True, **where))
+    except OSError:  # under another name, which diffusers guessed
         return None
-    return read_distillation(path)
+    return read_distillation(path) if path.suffix == ".safetensors" else None
 
 
 def warn_of_guidance(transformer: torch.nn.Module, scale: float) -> None:
