@@ -73,18 +73,17 @@ def check_backend(device: str) -> str:
     return backend
 
 
-def check_share(folder: Path, arguments: argparse.Namespace) -> None:
+def check_share(folder: Path, arguments: argparse.Namespace, count: int) -> None:
     """Refuse, before a weight is read, more devices than the longest axis of the token grid has slices.
 
     Raises:
         UserError: Names the largest number.
     """
-    count = place_among()[1]
     if count == 1:
         return
     if is_class_model(folder):
         raise UserError(f"--devices {count} does not fit --model {arguments.model}, which generates images of classes")
-    sharing = count // 2 if halves(arguments) else count
+    sharing = count // 2 if halves(arguments, count) else count
     if sharing > max(grid := token_grid(folder, arguments)):
         most = max(grid) * count // sharing
         raise UserError(
@@ -93,9 +92,9 @@ def check_share(folder: Path, arguments: argparse.Namespace) -> None:
         )
 
 
-def halves(arguments: argparse.Namespace) -> bool:
-    """Whether one half of the devices predicts for the negative prompt."""
-    return arguments.guidance > 1 and place_among()[1] % 2 == 0
+def halves(arguments: argparse.Namespace, count: int) -> bool:
+    """Whether one half of so many devices predicts for the negative prompt."""
+    return arguments.guidance > 1 and count % 2 == 0
 
 
 @contextmanager
@@ -120,7 +119,7 @@ def share(pipe: "PTDiTPipeline", arguments: argparse.Namespace) -> None:
     count = place_among()[1]
     if count == 1:
         return
-    in_halves = halves(arguments)
+    in_halves = halves(arguments, count)
     pipe.enable_parallelism(guidance_halves=in_halves)
     if place_among()[0]:
         pipe.set_progress_bar_config(disable=True)

@@ -130,6 +130,10 @@ def run(arguments: argparse.Namespace) -> None:
     check_seeds(arguments.seed, arguments.num_images)
     if must_start(arguments.devices):
         with interrupt_ends_at_once():
+            folder = find_model(arguments.model)
+            if folder is not None:  # else it is on the Hub, and each process checks it
+                check_subject(folder, arguments)
+                check_share(folder, arguments, arguments.devices)
             device = choose_device(arguments.device)
         raise SystemExit(start_processes(arguments, device.name))
     with interrupt_ends_at_once():
@@ -184,7 +188,7 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         folder = download(arguments.model)
         check_subject(folder, arguments)
     check_parts(folder)
-    check_share(folder, arguments)
+    check_share(folder, arguments, place_among()[1])
     dtype = choose_dtype(arguments.dtype, device.name, folder)
     memory = "".join(f", {name}: {getattr(arguments, name)}" for name in ("offload", "quantize")
                      if getattr(arguments, name))  # fmt: skip

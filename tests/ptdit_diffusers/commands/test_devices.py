@@ -152,6 +152,9 @@ def test_a_number_of_devices_that_cannot_be_is_one_line(tiny_model_folder, tmp_p
         return line
 
     assert "--devices: 0 is not a whole number of at least 1" in said("--devices", "0").replace("argument ", "")
+    monkeypatch.setattr("ptdit_diffusers.commands.devices.run_processes", None)  # none is started
+    longest = "--devices 34: 1 x 4 x 4 tokens (frames, rows, columns) cannot be shared by so many; nearest: 8"
+    assert longest in said("--device", "cpu", "--devices", "34")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "--devices 3: there are 2 CUDA GPUs; nearest: 2" in said("--device", "cuda", "--devices", "3")
@@ -160,5 +163,4 @@ def test_a_number_of_devices_that_cannot_be_is_one_line(tiny_model_folder, tmp_p
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "34")
     assert "--devices 2: 34 processes were started; leave it out, or give 34" in said("--devices", "2")
-    longest = "--devices 34: 1 x 4 x 4 tokens (frames, rows, columns) cannot be shared by so many; nearest: 8"
     assert longest in said("--device", "cpu")
