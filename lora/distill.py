@@ -34,9 +34,8 @@ from ptdit_diffusers.training.trackers import begin_tracking
 from .adapter import adapter_layers, adapter_values
 from .config import check_packages, make_parser, read_settings, refuse_other_settings
 from .distill_config import DistillSettings
-from .distill_export import MODEL_FILE
 from .distill_task import SegmentTask
-from .export import check_push
+from .export import MODEL_FILE, check_push
 from .paths import Paths, check_grid, make_missing
 from .requirements import check_device, run_bytes
 from .tdm import TDMTask, check_start

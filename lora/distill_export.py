@@ -14,10 +14,9 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel
 
 from .distill_config import DistillSettings
-from .export import add_records, finished_folder, in_markdown, public_name, shown_settings, write_lora
+from .export import MODEL_FILE, add_records, finished_folder, in_markdown, public_name, shown_settings, write_lora
 from .paths import Paths
 
-MODEL_FILE = "distillation.json"  # in a model folder whose weights are a student's
 LIBRARIES = ("tokenizer", "text_encoder", "vae", "scheduler")
 
 

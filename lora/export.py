@@ -38,6 +38,7 @@ LOCAL = (
     "prompts",
     "paths_dir",
 )  # settings that are folders or files of this machine
+MODEL_FILE = "distillation.json"  # in a model folder whose weights are those of a student of few steps
 HUB_ID = re.compile(r"(hub:)?([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 

@@ -33,13 +33,15 @@ from ptdit_diffusers.training.trackers import begin_tracking
 from .adapter import adapter_values
 from .cache import Cache
 from .config import LoRASettings, TrainingSettings, check_packages, make_parser, read_settings, refuse_other_settings
-from .export import check_push, push
+from .export import MODEL_FILE, check_push, push
 from .precompute import RUN_SAMPLES, data_settings, fill_cache, run_sizes
 from .requirements import check_device, run_bytes
 from .samples import write_samples
 from .task import LoRATask
 
 logger = logging.getLogger("lora")
+
+RESULTS = ("lora", f"model/{MODEL_FILE}")  # of an adapter; of a student of all weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,8 +169,7 @@ def refuse_other_processes(saved: dict[str, object], accelerator: Accelerator) -
 def refuse_used(settings: TrainingSettings) -> None:
     """Raise ValueError where the output folder holds a run that this one does not go on with."""
     folder = Path(settings.output_dir)
-    results = (folder / "lora").exists() or (folder / "model").exists()
-    if not settings.resume and (checkpoints(folder) or results):
+    if not settings.resume and (checkpoints(folder) or any((folder / name).exists() for name in RESULTS)):
         raise ValueError(f"output_dir {folder} holds an earlier run; go on with --resume, or give another folder.")
 
 
