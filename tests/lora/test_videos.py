@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from lora.precompute import main as precompute
 from lora.train import main as train
 from ptdit_diffusers import PTDiTPipeline
+from tests.processes import run_ranks
 
 
 @pytest.fixture
@@ -53,3 +55,19 @@ def test_a_lora_is_trained_on_clips_and_pictures_and_changes_the_clips_of_the_pi
     plain = latents()
     pipe.load_lora_weights(tmp_path / "out" / "lora")
     assert (latents() - plain).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_each_clip_learn_what_one_learns(clips, tiny_model_folder, tmp_path):
+    shared = ["--base", str(tiny_model_folder), "--cache-dir", str(tmp_path / "cache"), "--num-frames", "5"]
+    assert precompute([*shared, "--data", str(clips)]) == 0
+    flags = "--max-steps 3 --rank 2 --lr 0.01 --precision fp32 --accumulation 1 --workers 0 --warmup 0".split()
+    words = ["--config", "lora/configs/video-24gb.yaml", "--resolution", "64", *shared, *flags]
+    line = ["-m", "lora.train", *words, "--context-parallel", "2", "--output-dir", tmp_path / "two"]
+    for done in run_ranks(line, 2, ACCELERATE_USE_CPU="true"):
+        assert done.returncode == 0, done.stderr
+    assert train([*words, "--output-dir", str(tmp_path / "one")]) == 0
+    one, two = (load_file(tmp_path / name / "lora" / "pytorch_lora_weights.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=1e-3)
