@@ -1,7 +1,7 @@
 """The same DiT weights in diffusers' own class: how far its pictures are from DiT's, and the pictures side by side.
 
     python -m scripts.benchmarks.dit_in_diffusers --model dit-128 --output docs/benchmarks/dit_in_diffusers.json \
-        --picture docs/dit/diffusers.png
+        --picture docs/dit/diffusers.webp
 
 Rows of the picture: DiT; diffusers' network; and diffusers' network with guidance of all channels, as `DiTPipeline`
 guides. All through the official sampler with the same noise.

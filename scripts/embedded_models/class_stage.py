@@ -3,19 +3,24 @@
 Two objectives: the noise with a learned variance, as DiT was trained, and rectified flow, as SiT (arXiv 2401.08740).
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ptdit_diffusers.core.class_configuration import class_folder_config
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.models.class_transformer import ClassTransformer2DModel
 from ptdit_diffusers.models.transformer_diffit import DiffiT2DModel
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.pipelines.class_sampling import official_scheduler
 from ptdit_diffusers.pipelines.pipeline_class_to_image import ClassToImagePipeline
+from ptdit_diffusers.training.latents import write_tensors
 from ptdit_diffusers.training.objective import flow_matching, sample_times
 from ptdit_diffusers.training.objective_dit import NoiseProcess, diffusion_loss
 from ptdit_diffusers.training.processes import attention_kernels
@@ -177,6 +182,17 @@ class ClassStage(Task):
         self.model.save_pretrained(folder / "transformer")
         self.scheduler.save_pretrained(folder / "scheduler")
         self.pipeline().save_config(folder)
+        carry_config(folder)
+
+
+def carry_config(folder: Path) -> None:
+    """Write the configuration into the header of the weights, so that ComfyUI can load this file alone.
+
+    The weights do not show the number of heads.
+    """
+    file = folder / "transformer" / SAFETENSORS_WEIGHTS_NAME
+    config = json.dumps({"class_transformer": class_folder_config(folder)})
+    write_tensors(file, load_file(file), {"format": "pt", "config": config})
 
 
 def label_of(scene: object) -> int:
