@@ -5,35 +5,34 @@ Letters: B samples, C latent channels, F H W latent frames, rows, columns, L tex
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel, free_memory
+from diffusers.training_utils import free_memory
 from PIL import Image
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ptdit_diffusers.core.sampling import choose_windows, size_conditions
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
-from ptdit_diffusers.training.checkpoint import like, whole
-from ptdit_diffusers.training.optimizers import make_optimizers
+from ptdit_diffusers.training.checkpoint import whole
 from ptdit_diffusers.training.processes import attention_kernels
 from ptdit_diffusers.training.randomness import Stream, numpy_generator
 from ptdit_diffusers.training.schedules import named_schedule
 from ptdit_diffusers.training.sheets import step_name, write_sheet
-from ptdit_diffusers.training.task import Task, trained_parameters
+from ptdit_diffusers.training.task import trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
 from .adapter import add_adapter, folded_weights
 from .distill_config import DistillSettings
 from .distill_export import export_lora, export_model
 from .paths import Paths
+from .task import NetworkTask
 from .validate import Sampling, generate_validation, quarter_steps, save_validation
 
 logger = logging.getLogger("lora")
@@ -109,7 +108,7 @@ def _wide(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1, 1)
 
 
-class SegmentTask(Task):
+class SegmentTask(NetworkTask):
     """A student, an adapter or all weights, that is trained on the segments of its teacher's paths."""
 
     sheet_folder = "validation"
@@ -140,20 +139,6 @@ class SegmentTask(Task):
     def batches(self, rank: int) -> SegmentBatches:
         return self.data
 
-    def optimizers(self) -> list[Optimizer]:
-        settings = self.settings
-        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-        return make_optimizers(trained_parameters(self.model), settings.optimizer, **options)
-
-    def learning_rate(self, step: int) -> float:
-        return self.schedule(step)
-
-    def average(self, parameters: Sequence[nn.Parameter]) -> EMAModel | None:
-        return EMAModel(parameters, decay=self.settings.ema) if self.settings.ema else None
-
-    def kernels(self) -> AbstractContextManager:
-        return attention_kernels(self.device)  # around the backward, too: it may recompute the blocks
-
     def predict(self, noisy: Tensor, time: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Return the student's velocity (B, C, F, H, W) in float32 at noise levels `time` (B,)."""
         height, width = noisy.shape[-2:]
@@ -177,14 +162,6 @@ class SegmentTask(Task):
             here = batch["segment"] == segment
             numbers[f"loss_{segment + 1}"] = (error.detach() * here).sum() / here.sum().clamp(min=1)
         return error.mean(), numbers
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in trained_parameters(self.model).items()}
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, parameter in trained_parameters(self.model).items():
-            parameter.copy_(like(state[name], parameter))
 
     def notes(self) -> dict[str, Any]:
         return {

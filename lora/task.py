@@ -3,8 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,48 @@ from torch.optim import Optimizer
 from ptdit_diffusers.core.sampling import choose_windows, size_conditions
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
-from ptdit_diffusers.training.checkpoint import like, whole
+from ptdit_diffusers.training.checkpoint import whole
 from ptdit_diffusers.training.objective import flow_matching
 from ptdit_diffusers.training.optimizers import make_optimizers
-from ptdit_diffusers.training.processes import attention_kernels
 from ptdit_diffusers.training.randomness import Stream
 from ptdit_diffusers.training.schedules import named_schedule
 from ptdit_diffusers.training.sheets import step_name, write_sheet
-from ptdit_diffusers.training.task import Task, trained_parameters
+from ptdit_diffusers.training.task import PartTask, trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
 from .adapter import add_adapter, folded_weights
 from .batches import CachedBatches, describe_epoch
 from .cache import Cache
-from .config import LoRASettings, check_warmup
+from .config import LoRASettings, TrainingSettings, check_warmup
 from .export import base_layer_weights, export
 from .validate import Sampling, generate_validation, quarter_steps, save_validation
 
 logger = logging.getLogger("lora")
 
 
-class LoRATask(Task):
+class NetworkTask(PartTask):
+    """Optimizer, learning rate and average of an adapter or a network, as `TrainingSettings` has them.
+
+    Attributes:
+        schedule: 0-based step -> learning rate.
+    """
+
+    settings: TrainingSettings
+    schedule: Callable[[int], float]
+
+    def optimizers(self) -> list[Optimizer]:
+        settings = self.settings
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        return make_optimizers(trained_parameters(self.model), settings.optimizer, **options)
+
+    def learning_rate(self, step: int) -> float:
+        return self.schedule(step)
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> EMAModel | None:
+        return EMAModel(parameters, decay=self.settings.ema) if self.settings.ema else None
+
+
+class LoRATask(NetworkTask):
     """An adapter that is trained on the samples of a cache."""
 
     sheet_folder = "validation"
@@ -69,30 +89,8 @@ class LoRATask(Task):
     def batches(self, rank: int) -> CachedBatches:
         return self.data
 
-    def optimizers(self) -> list[Optimizer]:
-        settings = self.settings
-        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-        return make_optimizers(trained_parameters(self.model), settings.optimizer, **options)
-
-    def learning_rate(self, step: int) -> float:
-        return self.schedule(step)
-
-    def average(self, parameters: Sequence[nn.Parameter]) -> EMAModel | None:
-        return EMAModel(parameters, decay=self.settings.ema) if self.settings.ema else None
-
-    def kernels(self) -> AbstractContextManager:
-        return attention_kernels(self.device)  # around the backward, too: it may recompute the blocks
-
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return lora_loss(self.model, batch, self.dtype), {}
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in trained_parameters(self.model).items()}
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, parameter in trained_parameters(self.model).items():
-            parameter.copy_(like(state[name], parameter))
 
     def notes(self) -> dict[str, Any]:
         return {

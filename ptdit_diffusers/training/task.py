@@ -10,17 +10,20 @@ class LineTask(Task):
         return F.mse_loss(self.model(batch["x"]), batch["y"]), {}
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from ptdit_diffusers.training.checkpoint import like
 from ptdit_diffusers.training.optimizers import make_optimizers
+from ptdit_diffusers.training.processes import attention_kernels
 from ptdit_diffusers.training.schedules import warmup_hold_decay
 
 
@@ -133,6 +136,27 @@ class Task:
     def notes(self) -> dict[str, Any]:
         """Return what a checkpoint should hold besides the state of the loop: plain values."""
         return {}
+
+
+class PartTask(Task):
+    """A task whose checkpoints hold the parameters that are trained, and nothing of what is frozen beside them.
+
+    Attributes:
+        device: Where `model` is.
+    """
+
+    device: torch.device
+
+    def kernels(self) -> AbstractContextManager:
+        return attention_kernels(self.device)  # around the backward, too: it may recompute the blocks
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in trained_parameters(self.model).items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in trained_parameters(self.model).items():
+            parameter.copy_(like(state[name], parameter))
 
 
 class Batches(Dataset):

@@ -20,6 +20,7 @@ from ptdit_diffusers.models.transformer_diffit import DiffiT2DModel
 from ptdit_diffusers.models.transformer_dit import DiT2DModel
 from ptdit_diffusers.pipelines.class_sampling import official_scheduler
 from ptdit_diffusers.pipelines.pipeline_class_to_image import ClassToImagePipeline
+from ptdit_diffusers.pipelines.pipeline_diffit_image import DiffiTImagePipeline
 from ptdit_diffusers.training.latents import write_tensors
 from ptdit_diffusers.training.objective import flow_matching, sample_times
 from ptdit_diffusers.training.objective_dit import NoiseProcess, diffusion_loss
@@ -160,17 +161,9 @@ class ClassStage(Task):
     def sheet(self, path: Path, step: int) -> dict[str, float]:
         """Generate one picture of every class, always from the same noise. Returns the loss on held-out pictures."""
         pipeline, data = self.pipeline(), self.settings.data
-        pipeline.set_progress_bar_config(disable=True)
         if self.is_diffusion:
             pipeline.scheduler = official_scheduler("ddim")
-        pictures = pipeline(
-            list(range(len(CLASSES))),
-            num_inference_steps=data.steps,
-            guidance_scale=data.guidance,
-            generator=[torch_generator(number) for number in range(len(CLASSES))],
-            output_type="pt",
-        ).images
-        save_sheet(pictures * 2 - 1, path.with_suffix(".png"), columns=8)
+        draw_classes(pipeline, path, data.steps, data.guidance)
         return {"held_out_loss": self.held_out_loss()}
 
     def export(self, folder: Path) -> None:
@@ -198,3 +191,18 @@ def carry_config(folder: Path) -> None:
 def label_of(scene: object) -> int:
     """Return the class of a scene of one figure."""
     return CLASSES.index(class_name(scene))
+
+
+def draw_classes(
+    pipeline: ClassToImagePipeline | DiffiTImagePipeline, path: Path, steps: int, guidance: float
+) -> None:
+    """Write a sheet of one picture of every class, always from the same noise, to `path` as a PNG."""
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline(
+        list(range(len(CLASSES))),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=[torch_generator(number) for number in range(len(CLASSES))],
+        output_type="pt",
+    ).images
+    save_sheet(pictures * 2 - 1, path.with_suffix(".png"), columns=8)

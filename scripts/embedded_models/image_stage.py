@@ -18,8 +18,7 @@ from ptdit_diffusers.training.settings import LoopSettings
 from ptdit_diffusers.training.task import Task
 from scripts.datasets.registry import find_data_set
 from scripts.datasets.shapes import CLASSES
-from scripts.embedded_models.class_stage import label_of
-from scripts.embedded_models.vae_stage import save_sheet
+from scripts.embedded_models.class_stage import draw_classes, label_of
 
 HELD_OUT = 64  # pictures for the loss on what training never sees
 
@@ -117,16 +116,7 @@ class ImageStage(Task):
 
     def sheet(self, path: Path, step: int) -> dict[str, float]:
         """Generate one picture of every class, always from the same noise. Returns the loss on held-out pictures."""
-        pipeline, data = self.pipeline(), self.settings.data
-        pipeline.set_progress_bar_config(disable=True)
-        pictures = pipeline(
-            list(range(len(CLASSES))),
-            num_inference_steps=data.steps,
-            guidance_scale=data.guidance,
-            generator=[torch_generator(number) for number in range(len(CLASSES))],
-            output_type="pt",
-        ).images
-        save_sheet(pictures * 2 - 1, path.with_suffix(".png"), columns=8)
+        draw_classes(self.pipeline(), path, self.settings.data.steps, self.settings.data.guidance)
         return {"held_out_loss": self.held_out_loss()}
 
     def export(self, folder: Path) -> None:

@@ -1,8 +1,7 @@
 """Training on one's own data as a task of the loop: loss, held-out loss, sheets, and the finished model."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,18 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.average import PowerAverages, snapshot_steps, write_snapshot
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
-from ptdit_diffusers.training.checkpoint import is_shared, like, whole
+from ptdit_diffusers.training.checkpoint import is_shared, whole
 from ptdit_diffusers.training.objective import flow_matching, shifted_times
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.own_data.batches import QUARTERS, OwnBatches, StageData, read_bad_shards
 from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_transformer, plain
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings
 from ptdit_diffusers.training.own_data.text import CachedText, OnlineText
-from ptdit_diffusers.training.processes import attention_kernels
 from ptdit_diffusers.training.randomness import Stream, torch_generator
 from ptdit_diffusers.training.record import read_log, update_run
 from ptdit_diffusers.training.schedules import warmup_hold_decay
 from ptdit_diffusers.training.sheets import step_name, write_sheet
-from ptdit_diffusers.training.task import Task, trained_parameters
+from ptdit_diffusers.training.task import PartTask, trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
 logger = logging.getLogger(__name__)
@@ -44,7 +42,7 @@ RISE = 1.02  # of the held-out loss above its least, while the loss on trained s
 SNAPSHOTS = "snapshots"  # folder in that of the run
 
 
-class OwnDataTask(Task):
+class OwnDataTask(PartTask):
     """The transformer, trained on encoded pictures and their captions."""
 
     all_draw = True
@@ -131,17 +129,6 @@ class OwnDataTask(Task):
             start = max(each for each in self.starts if each < step)
             values = dict(zip(trained_parameters(self.model), averages, strict=True))
             write_snapshot(self.settings.folder / SNAPSHOTS, step, start, width, values)
-
-    def kernels(self) -> AbstractContextManager:
-        return attention_kernels(self.device)
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in trained_parameters(self.model).items()}
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, parameter in trained_parameters(self.model).items():
-            parameter.copy_(like(state[name], parameter))
 
     def notes(self) -> dict[str, Any]:
         run = self.settings.folder / "run.json"
