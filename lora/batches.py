@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ptdit_diffusers.pipelines.ptdit_text import join_text
+from ptdit_diffusers.training.data.order import places
 from ptdit_diffusers.training.objective import sample_times
 from ptdit_diffusers.training.randomness import Stream, mix, numpy_generator, torch_generator
 
@@ -55,23 +56,33 @@ class Plan:
 class CachedBatches(Dataset):
     """One process's part of every batch, by the number of the batch; it reads the cache and holds no model."""
 
-    def __init__(self, cache: Cache, settings: LoRASettings, rank: int, processes: int) -> None:
-        self.cache, self.settings, self.rank = cache, settings, rank
+    def __init__(self, cache: Cache, settings: LoRASettings, rank: int, processes: int, global_batch: int = 0) -> None:
+        """Plan the batches.
+
+        Args:
+            cache: Filled.
+            settings: Of the run.
+            rank, processes: Which part of every batch this is, of how many.
+            global_batch: Samples of a batch, of all processes together; 0 = `batch_size` for each of them. A run that
+                began with another number of processes keeps its batches.
+        """
+        self.cache, self.settings = cache, settings
         self.samples = cache.samples
-        self.plan = Plan(self.samples, settings, settings.batch_size * processes)
+        self.plan = Plan(self.samples, settings, global_batch or settings.batch_size * processes)
+        self.places = places(self.plan.global_batch, rank, processes)
+        self.share = len(self.places) * processes / self.plan.global_batch  # parts may differ in size
         self.scaling = cache.base.scaling_factor
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return latents and noise (B, C, F, H, W), time (B,) in 0..1, text (B, L, D) with mask (B, L) or None,
-        weight (B,), and a seed per sample for random proxies.
+        weight (B,), with which the mean over all processes is that of the whole batch, and a seed per sample for
+        random proxies.
         """
-        first = self.rank * self.settings.batch_size
-        places = range(first, first + self.settings.batch_size)
         members = self.plan.batch(number)
-        rows = [self._row(self.samples[members[place]], number, place) for place in places]
+        rows = [self._row(self.samples[members[place]], number, place) for place in self.places]
         text, mask = join_text([row.pop("text")[None] for row in rows], [None] * len(rows))
         batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        seeds = [mix(self.settings.seed, Stream.LORA_PROXIES, number, place) for place in places]
+        seeds = [mix(self.settings.seed, Stream.LORA_PROXIES, number, place) for place in self.places]
         return {**batch, "text": text, "mask": mask, "seeds": seeds}
 
     def _row(self, sample: Sample, number: int, place: int) -> dict[str, Tensor]:
@@ -93,7 +104,7 @@ class CachedBatches(Dataset):
             "noise": torch.randn(mean.shape, generator=generator),
             "time": time,
             "text": self.cache.get(self.cache.text_key("") if dropped else sample.text, "embeds"),
-            "weight": torch.tensor(settings.prior_weight if sample.prior else 1.0),
+            "weight": torch.tensor((settings.prior_weight if sample.prior else 1.0) * self.share),
         }
 
 

@@ -79,7 +79,8 @@ SYNONYMS = {  # names that other trainers have -> ours
     "height": "resolution",
     "frames": "num_frames",
     "checkpointing_steps": "checkpoint_every",
-    "save_every_n_steps": "checkpoint_every",
+    "save_every_n_steps": "export_every",
+    "save_every": "export_every",
     "checkpoints_total_limit": "keep",
     "resume_from_checkpoint": "resume",
     "logging_steps": "log_every",
@@ -214,9 +215,12 @@ class LoRASettings(TrainingSettings):
     needed: ClassVar[tuple[str, ...]] = ("output_dir", "data")
     free: ClassVar[list[str]] = [
         *FREE,
-        *"data outside_files caption_column cache_dir rebuild_cache validation_steps validation_guidance".split(),
+        *"data outside_files caption_column cache_dir rebuild_cache export_every".split(),
+        *"validation_steps validation_guidance".split(),
     ]
 
+    # records
+    export_every: int = setting(0, "steps between LoRAs in OUTPUT_DIR/exports, to pick the best; 0 = only at the end")
     # data
     data: str = setting("", "folder, metadata.jsonl, metadata.csv, or hub:OWNER/DATASET")
     cache_dir: str = setting("", "folder of the cached latents and embeddings (default: OUTPUT_DIR/cache)")
@@ -256,7 +260,7 @@ class LoRASettings(TrainingSettings):
         super().__post_init__()
         for name in ("rank", "repeats", "prior_repeats", "validation_steps", "max_aspect", "context_parallel"):
             at_least(name, getattr(self, name), 1)
-        for name in ("alpha", "epochs", "bucket_step", "prior_weight"):
+        for name in ("alpha", "epochs", "bucket_step", "prior_weight", "export_every"):
             at_least(name, getattr(self, name), 0)
         self.check_shares(caption_dropout=1, dropout=0.99)
         if self.time_std <= 0:
@@ -281,7 +285,8 @@ class LoRASettings(TrainingSettings):
             )
 
     def loop_settings(self, steps: int) -> LoopSettings:
-        return dataclasses.replace(super().loop_settings(steps), context_parallel=self.context_parallel)
+        own = {name: getattr(self, name) for name in ("context_parallel", "export_every")}
+        return dataclasses.replace(super().loop_settings(steps), **own)
 
     @property
     def cache_folder(self) -> Path:

@@ -54,7 +54,7 @@ def export_lora(folder: Path, weights: dict[str, Tensor], settings: DistillSetti
     """
     facts, name = distillation(settings, paths), folder.resolve().name
     small = {key: value.half() for key, value in weights.items()}
-    with finished_folder(folder) as temporary:
+    with finished_folder(folder / "lora") as temporary:
         write_lora(temporary, name, small, {}, facts["base"], {DISTILLED: json.dumps(facts)})
         add_records(temporary, folder, settings, settings.max_steps)
         load = [

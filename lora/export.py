@@ -43,48 +43,40 @@ HUB_ID = re.compile(r"(hub:)?([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
 def export(
-    folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step: int, base_weights: dict[str, Tensor]
-) -> Path:
-    """Write the finished LoRA to `folder`/lora, in place of an earlier one.
-
-    Args:
-        folder: Folder of the run; pictures in it are shown on the card.
-        weights: From `folded_weights`.
-        settings: Settings of the run.
-        step: Steps trained.
-        base_weights: With DoRA, the weight of each layer under its name; else empty.
-
-    Returns:
-        The folder `folder`/lora.
-    """
-    with finished_folder(folder) as temporary:
-        write_files(temporary, folder, weights, settings, step, base_weights)
-    return folder / "lora"
-
-
-@contextmanager
-def finished_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to write the finished LoRA of a run into; at the end it takes the place of `folder`/lora."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "lora"
-    if target.exists() and first_foreign(target, lambda name: bool(OUR_FILES.fullmatch(name))) is not None:
-        move(target, folder / f"lora-kept-{uuid.uuid4().hex[:8]}")  # somebody put files of their own into it
-    with new_folder(target) as temporary:
-        yield temporary
-
-
-def write_files(
-    temporary: Path,
-    folder: Path,
+    target: Path,
+    name: str,
     weights: dict[str, Tensor],
     settings: LoRASettings,
     step: int,
     base_weights: dict[str, Tensor],
-) -> None:
-    """Write everything into the folder `temporary`; see `export`. No path of this machine is in it."""
-    comfyui = write_lora(temporary, folder.resolve().name, weights, base_weights, public_name(settings.base))
-    add_records(temporary, folder, settings, step)
-    (temporary / "README.md").write_text(card(temporary, weights, settings, step, comfyui.name), encoding="utf-8")
+) -> Path:
+    """Write a LoRA to the folder `target`, in place of an earlier one, and return it. It names no path.
+
+    Args:
+        target: Gets diffusers' file, `comfyui`/NAME.safetensors, the card, and the pictures of the run.
+        name: Of ComfyUI's file.
+        weights: From `folded_weights`.
+        settings: Settings of the run.
+        step: Steps trained.
+        base_weights: With DoRA, the weight of each layer under its name; else empty.
+    """
+    with finished_folder(target) as temporary:
+        comfyui = write_lora(temporary, name, weights, base_weights, public_name(settings.base))
+        add_records(temporary, Path(settings.output_dir), settings, step)
+        (temporary / "README.md").write_text(card(temporary, weights, settings, step, comfyui.name), encoding="utf-8")
+    return target
+
+
+@contextmanager
+def finished_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to write a LoRA into; at the end it takes the place of `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and first_foreign(target, lambda name: bool(OUR_FILES.fullmatch(name))) is not None:
+        move(
+            target, target.with_name(f"{target.name}-kept-{uuid.uuid4().hex[:8]}")
+        )  # somebody put files of their own into it
+    with new_folder(target) as temporary:
+        yield temporary
 
 
 def add_records(temporary: Path, folder: Path, settings: TrainingSettings, step: int) -> None:

@@ -65,11 +65,13 @@ class LoRATask(NetworkTask):
     model: PTDiTTransformer3DModel
     settings: LoRASettings
 
-    def __init__(self, settings: LoRASettings, base: BaseModel, cache: Cache, accelerator: Accelerator) -> None:
-        """Load the transformer and add the adapter."""
+    def __init__(
+        self, settings: LoRASettings, base: BaseModel, cache: Cache, accelerator: Accelerator, global_batch: int = 0
+    ) -> None:
+        """Load the transformer and add the adapter; `global_batch` as for `CachedBatches`."""
         self.settings, self.base, self.cache, self.accelerator = settings, base, cache, accelerator
         ranks = (each // settings.context_parallel for each in (accelerator.process_index, accelerator.num_processes))
-        self.data = CachedBatches(cache, settings, *ranks)
+        self.data = CachedBatches(cache, settings, *ranks, global_batch)
         per_epoch = math.ceil(self.data.plan.per_epoch / settings.accumulation)
         self.steps = settings.epochs * per_epoch or settings.max_steps
         check_warmup(settings.warmup, self.steps)
@@ -92,10 +94,14 @@ class LoRATask(NetworkTask):
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return lora_loss(self.model, batch, self.dtype), {}
 
+    def samples_of(self, step: int, processes: int) -> int:
+        return self.data.plan.global_batch * self.settings.accumulation
+
     def notes(self) -> dict[str, Any]:
         return {
             "settings": dataclasses.asdict(self.settings),
             "processes": self.accelerator.num_processes,
+            "global_batch": self.data.plan.global_batch,
             "transformer": self.base.fingerprint("transformer", "scheduler"),
         }
 
@@ -116,11 +122,19 @@ class LoRATask(NetworkTask):
 
     def export(self, folder: Path) -> None:
         """Write the finished LoRA to `folder`/lora."""
+        self.write(folder / "lora", folder.resolve().name, self.steps)
+
+    def export_step(self, folder: Path, step: int) -> None:
+        """Write the LoRA of a step; ComfyUI's file has a name of its own, so that several lie in one folder."""
+        self.write(folder, f"{Path(self.settings.output_dir).resolve().name}-{step:08d}", step)
+
+    def write(self, target: Path, name: str, step: int) -> None:
+        """Write the LoRA of a step to the folder `target`."""
         parameters = {name: whole(value).float() for name, value in trained_parameters(self.model).items()}
         weights = folded_weights(self.model, parameters, self.first)
         base_weights = base_layer_weights(self.model, weights)
         if self.accelerator.is_main_process:
-            logger.info("saved %s", export(folder, weights, self.settings, self.steps, base_weights))
+            logger.info("saved %s", export(target, name, weights, self.settings, step, base_weights))
 
 
 def lora_loss(transformer: PTDiTTransformer3DModel, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
@@ -77,7 +78,7 @@ def train(settings: LoRASettings) -> int:
     log_to_terminal(level)
     check_processes(accelerator)
     base = BaseModel(settings.base)
-    check_before_training(settings, base, accelerator)
+    global_batch = check_before_training(settings, base, accelerator)
     with ExitStack() as held:
 
         def take_folder() -> None:
@@ -87,7 +88,7 @@ def train(settings: LoRASettings) -> int:
         main_process_checks(accelerator, take_folder)
         cache = fill_cache(settings, base, accelerator)
         main_process_checks(accelerator, lambda: note_samples(settings, base, cache))
-        task = LoRATask(settings, base, cache, accelerator)
+        task = LoRATask(settings, base, cache, accelerator, global_batch)
         run = Run(task, settings.loop_settings(task.steps), accelerator)
         begin_tracking(accelerator, folder)
         return finish(settings, run, accelerator)
@@ -126,8 +127,8 @@ def finish(settings: TrainingSettings, run: Run, accelerator: Accelerator) -> in
     return 0
 
 
-def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: Accelerator) -> None:
-    """Check everything that can be refused before long work.
+def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: Accelerator) -> int:
+    """Check everything that can be refused before long work; return the samples of a batch of all processes.
 
     Raises:
         ValueError: An unknown target, a used output folder, a checkpoint of other settings.
@@ -151,10 +152,32 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
     doubled = settings.init in ("pissa", "olora")
     require_space("output_dir", folder, run_bytes(values, settings.keep, settings.ema > 0, doubled))
     saved = load_checkpoint(folder) if settings.resume else None
-    if saved is not None:
-        refuse_other_settings(saved["settings"], settings)
-        refuse_other_base(saved, settings, base)
-        refuse_other_processes(saved, accelerator)
+    data_ranks = accelerator.num_processes // settings.context_parallel
+    if saved is None:
+        return settings.batch_size * data_ranks
+    refuse_other_settings(saved["settings"], settings)
+    refuse_other_base(saved, settings, base)
+    return kept_batch(saved, settings, data_ranks)
+
+
+def kept_batch(saved: dict[str, Any], settings: LoRASettings, data_ranks: int) -> int:
+    """Return the samples of a batch with which a run began, for any number of processes that go on with it.
+
+    Raises:
+        ValueError: There are fewer samples than processes.
+    """
+    began = saved["processes"] // settings.context_parallel
+    batch = saved.get("global_batch", settings.batch_size * began)
+    if data_ranks > batch:
+        raise ValueError(
+            f"{data_ranks} processes cannot share the {batch} samples of a batch with which this run began; nearest: "
+            f"--num-processes {batch * settings.context_parallel}."
+        )
+    if batch != settings.batch_size * data_ranks:
+        logger.info(
+            "the run began with batches of %d samples, and keeps them: %d processes share them", batch, data_ranks
+        )
+    return batch
 
 
 def refuse_other_processes(saved: dict[str, object], accelerator: Accelerator) -> None:

@@ -43,9 +43,12 @@ from ptdit_diffusers.training.record import (
     write_run,
 )
 from ptdit_diffusers.training.settings import LoopSettings
+from ptdit_diffusers.training.sheets import step_name
 from ptdit_diffusers.training.task import Task, trained_parameters
 
 logger = logging.getLogger(__name__)
+
+EXPORTS = "exports"  # folder of the results of steps on the way
 
 
 class LossModule(nn.Module):
@@ -156,6 +159,8 @@ class Run:
                     self.sheet()
                 if last or due(self.step, settings.checkpoint_every) or self.checkpoint_is_old():
                     self.save()
+                if not last and due(self.step, settings.export_every):
+                    self.export_step()
             self.save()
         finished = self.step == settings.steps
         if finished:
@@ -319,8 +324,17 @@ class Run:
         if self.accelerator.is_main_process:
             plot_curve(self.folder / "log.jsonl", self.folder / "loss.png")
             logger.info("exporting step %d to %s", self.step, folder)
+        self.let_write(partial(self.task.export, folder))
+
+    def export_step(self) -> None:
+        """Let the task write what the averaged weights of a step on the way give."""
+        self.let_write(partial(self.task.export_step, self.folder / EXPORTS / step_name(self.step), self.step))
+        self.logged_at = time.monotonic()  # its time is not the training's
+
+    def let_write(self, write: Callable[[], None]) -> None:
+        """Call `write`, which exports the averaged weights, on the processes that it needs."""
         if self.accelerator.is_main_process or self.shared:
-            self.with_average(partial(self.task.export, folder))
+            self.with_average(write)
         self.accelerator.wait_for_everyone()
 
     def with_average(self, use: Callable[[], Any]) -> Any:

@@ -43,6 +43,7 @@ class LoopSettings:
     sheet_every: int = 1000
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 10.0  # also save when this long has passed; 0 = off
+    export_every: int = 0  # steps between results in output_dir/exports, beside the one at the end; 0 = none
     keep: int = 2  # checkpoints kept
     stop_after: int = 0  # save and stop after this many steps of one call; 0 = no limit
     max_minutes: float = 0.0  # save and stop after this long in one call; 0 = no limit
@@ -53,7 +54,7 @@ class LoopSettings:
             at_least(name, getattr(self, name), 1)
         for name in ("seed", "workers", "warmup", "weight_decay", "sheet_every", "checkpoint_every"):
             at_least(name, getattr(self, name), 0)
-        for name in ("checkpoint_minutes", "stop_after", "max_minutes"):
+        for name in ("checkpoint_minutes", "stop_after", "max_minutes", "export_every"):
             at_least(name, getattr(self, name), 0)
         one_of("mixed_precision", self.mixed_precision, ("no", "bf16"))
         one_of("decay", self.decay, ("cosine", "linear"))

@@ -79,6 +79,10 @@ class Task:
     def export(self, folder: Path) -> None:
         """Write the result to `folder` after the last step; called as `sheet` is."""
 
+    def export_step(self, folder: Path, step: int) -> None:
+        """Write the result of a step on the way to `folder`, which is of that step alone; called as `sheet` is."""
+        self.export(folder)
+
     def batches(self, rank: int) -> Dataset:
         """Return the micro-batches of one process by number."""
         return Batches(self, rank)

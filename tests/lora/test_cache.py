@@ -218,6 +218,19 @@ def test_an_epoch_holds_every_sample_and_two_processes_share_a_batch(cache):
         assert torch.equal(whole[number]["latents"], torch.cat(rows))
 
 
+def test_any_number_of_processes_goes_on_with_the_batches_of_a_run(cache):
+    settings = LoRASettings(output_dir="x", batch_size=3, prior_weight=0.5)
+    whole = CachedBatches(cache, settings, 0, 1)
+    for processes in (1, 2, 3):
+        parts = [CachedBatches(cache, settings, rank, processes, global_batch=3) for rank in range(processes)]
+        for number in range(3):
+            batch, shared = whole[number], [part[number] for part in parts]
+            assert torch.equal(batch["latents"], torch.cat([part["latents"] for part in shared]))
+            assert batch["seeds"] == [seed for part in shared for seed in part["seeds"]]
+            means = [(part["weight"] * part["time"]).mean() for part in shared]  # as the loss is summed up
+            torch.testing.assert_close(sum(means) / processes, (batch["weight"] * batch["time"]).mean())
+
+
 def test_mirrored_copies_are_cached_and_sampled(base, pictures, tmp_path):
     items = find_items(str(pictures), "", "", 1, bucket_sizes(64, 32, 1.0)).items[:1]
     cache = Cache(tmp_path, base)

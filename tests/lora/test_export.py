@@ -12,7 +12,7 @@ WEIGHTS = {"x.lora_A.weight": torch.zeros(2, 4), "x.lora_B.weight": torch.zeros(
 def test_no_folder_of_this_machine_is_in_any_file(tmp_path):
     run = tmp_path / "clients" / "run"
     places = {name: str(tmp_path / "clients" / name) for name in ("base", "data", "cache_dir", "prior_prompts")}
-    export(run, WEIGHTS, LoRASettings(output_dir=str(run), **places), 1, {})
+    export(run / "lora", "run", WEIGHTS, LoRASettings(output_dir=str(run), **places), 1, {})
     files = [path for path in (run / "lora").rglob("*") if path.is_file()]
     assert {"README.md", "settings.json", "pytorch_lora_weights.safetensors"} <= {path.name for path in files}
     for path in files:
@@ -32,7 +32,7 @@ def test_text_of_the_user_cannot_leave_its_place_on_the_card(tmp_path):
     trigger = "`a`\n---\n| x |<script>\x1b[2J"
     assert in_markdown(trigger) == "'a' --- \\| x \\|&lt;script> [2J"
     settings = LoRASettings(output_dir=str(tmp_path), trigger=trigger, validation_prompts=(trigger,))
-    export(tmp_path, WEIGHTS, settings, 1, {})
+    export(tmp_path / "lora", "run", WEIGHTS, settings, 1, {})
     card = (tmp_path / "lora" / "README.md").read_text(encoding="utf-8")
     assert "<script>" not in card.replace(repr(trigger), "") and "\x1b" not in card
     assert card.count("\n---\n") == 1  # the end of the front matter

@@ -15,6 +15,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from lora.config import LoRASettings
+from lora.train import kept_batch
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.data import encode
 from ptdit_diffusers.training.processes import lock_folder
@@ -162,6 +164,28 @@ def test_two_processes_give_the_lora_of_one_with_twice_the_batch(train, cached, 
     assert one.keys() == two.keys()
     for key in one:  # gradients are summed in another order; Adam's first steps are as large as the rate, 0.01
         torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_run_of_one(train, cached, tiny_model_folder, tmp_path):
+    steps = ["--max-steps", "2", "--checkpoint-every", "1"]
+    assert train("straight", *steps) == 0
+    assert train("out", *steps, "--stop-after", "1") == 0
+    words = command_line(cached, tiny_model_folder, tmp_path / "out", "--batch-size", "2", "--resume", *steps)
+    first, second = run_ranks(words, 2, ACCELERATE_USE_CPU="true")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "the run began with batches of 2 samples, and keeps them: 2 processes share them" in first.stderr
+    one, two = load_file(tmp_path / "straight" / FILE), load_file(tmp_path / "out" / FILE)
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=1e-3)
+
+
+def test_more_processes_than_samples_of_a_batch_are_refused():
+    settings = LoRASettings(output_dir="x", batch_size=2)
+    assert kept_batch({"processes": 3, "global_batch": 6}, settings, 4) == 6
+    assert kept_batch({"processes": 3}, settings, 3) == 6  # a checkpoint of before
+    with pytest.raises(ValueError, match="4 processes cannot share the 2 samples.*nearest: --num-processes 2"):
+        kept_batch({"processes": 1, "global_batch": 2}, settings, 4)
 
 
 @pytest.mark.slow

@@ -54,6 +54,20 @@ def test_a_way_of_training_resumes_and_its_file_loads(train, tmp_path, tiny_mode
     assert config["transformer.r"] == config["transformer.lora_alpha"]
 
 
+def test_a_lora_of_every_n_steps_loads_in_both_forms(train, tmp_path, tiny_model_folder):
+    assert train("out", "--export-every", "2", "--ema", "0.9") == 0
+    assert train("short", "--max-steps", "2", "--ema", "0.9") == 0
+    folder = tmp_path / "out" / "exports" / "step-00000002"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # step 4 is the last, which lies in lora/
+    assert load_file(folder / "pytorch_lora_weights.safetensors").keys() == load_file(tmp_path / "out" / FILE).keys()
+    early, end = load_file(folder / "pytorch_lora_weights.safetensors"), load_file(tmp_path / "short" / FILE)
+    assert all(torch.equal(early[key], end[key]) for key in early)  # what a run of so many steps gives
+    pipe = PTDiTPipeline.from_pretrained(tiny_model_folder, vae=None, text_encoder=None, tokenizer=None)
+    pipe.load_lora_weights(folder, adapter_name="one")
+    pipe.load_lora_weights(load_file(folder / "comfyui" / "out-00000002.safetensors"), adapter_name="two")
+    assert "2 steps, rank 2" in (folder / "README.md").read_text()
+
+
 def test_epochs_count_passes_and_old_checkpoints_go(train, tmp_path):
     assert train("out", "--epochs", "2", "--checkpoint-every", "1", "--keep", "2") == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
