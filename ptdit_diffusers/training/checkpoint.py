@@ -104,13 +104,16 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if is_shared(tensor) else tensor).cpu().clone()
 
 
-def gathered(state: Any) -> Any:
-    """Return nested dictionaries and lists with every shared tensor gathered; all processes must call this."""
+def gathered(state: Any, copy: bool = False) -> Any:
+    """Return nested dictionaries and lists with every shared tensor gathered; all processes must call this.
+
+    With `copy` every other tensor is a copy on the CPU, too, which later steps do not change.
+    """
     if isinstance(state, dict):
-        return {name: gathered(value) for name, value in state.items()}
-    if isinstance(state, list):
-        return [gathered(value) for value in state]
-    return whole(state) if is_shared(state) else state
+        return {name: gathered(value, copy) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(gathered(value, copy) for value in state)
+    return whole(state) if is_shared(state) or (copy and isinstance(state, Tensor)) else state
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Every process keeps and writes its own part; a checkpoint is read by any number of processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +66,39 @@ def tensors(
     return state, {**state, "averages": {str(number): value for number, value in enumerate(averages)}}
 
 
-def save_parts(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], averages: Sequence[Tensor]) -> None:
+def save_parts(
+    folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], averages: Sequence[Tensor], group: Any = None
+) -> Callable[[], None]:
     """Write every process's part of weights, optimizers and averages; all processes must call this.
 
-    Raises:
-        OSError: One of them could not be written.
+    Args:
+        folder: Of the checkpoint.
+        model, optimizers, averages: What is written.
+        group: Processes as a group of their own, which writes in the background; None = write now.
+
+    Returns:
+        A function that waits until all parts are written. It raises OSError where one of them could not be.
     """
     import torch.distributed.checkpoint as parts
     from torch.distributed.checkpoint.api import CheckpointException
 
-    try:
-        parts.save(tensors(model, optimizers, averages)[1], checkpoint_id=folder / STATE)
-    except CheckpointException as error:  # no Exception
-        raise OSError(f"the checkpoint could not be written ({first_reason(error)})") from error
+    everything, place = tensors(model, optimizers, averages)[1], folder / STATE
+    begun = parts.async_save(everything, checkpoint_id=place, process_group=group) if group else None
+
+    def finish() -> None:
+        try:
+            begun.result() if begun else parts.save(everything, checkpoint_id=place)
+        except CheckpointException as error:  # no Exception
+            raise OSError(f"the checkpoint could not be written ({first_reason(error)})") from error
+
+    return finish
+
+
+def background_group() -> Any:
+    """Return all processes as a group for `save_parts` in the background, which never waits for the training's."""
+    import torch.distributed as processes
+
+    return processes.new_group(backend="gloo")
 
 
 def load_parts(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], averages: Sequence[Tensor]) -> None:

@@ -52,8 +52,9 @@ def plot_curve(log: Path, picture: Path) -> None:
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(8, 6))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    figure.subplots_adjust(top=0.97, right=0.97)
     steps = [line["step"] for line in lines]
     upper.plot(steps, [line["loss"] for line in lines], linewidth=0.8)
     upper.set(ylabel="loss", yscale="log" if min(line["loss"] for line in lines) > 0 else "linear")

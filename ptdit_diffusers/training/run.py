@@ -9,6 +9,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from ptdit_diffusers.training.checkpoint import (
     unfinished,
 )
 from ptdit_diffusers.training.context import share_samples
-from ptdit_diffusers.training.parallel import load_parts, save_parts, shard_size, share_weights
+from ptdit_diffusers.training.parallel import background_group, load_parts, save_parts, shard_size, share_weights
 from ptdit_diffusers.training.processes import batch_loader, stop_signals
 from ptdit_diffusers.training.randomness import mix
 from ptdit_diffusers.training.record import (
@@ -92,10 +93,14 @@ class Run:
 
             register_fsdp_forward_method(self.wrapped, "within")
         self.average = task.average(self.trained)
+        self.writer, self.saving = ThreadPoolExecutor(1), Future()
+        self.saving.set_result(None)
+        self.group = background_group() if self.in_parts and settings.save_in_background else None
         self.step, self.seconds, self.waited, self.samples = 0, 0.0, 0.0, 0
         self.resume()
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.first_step = self.saved_step = self.step
+        self.plotted_step = -1
         self.sums, self.summed, self.spikes = {}, 0, Spikes()
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +154,7 @@ class Run:
         sheet_steps = set(self.task.sheet_steps(settings.steps))
         if self.step == 0 and 0 in sheet_steps:
             self.sheet()
-        with stop_signals() as stop:
+        with stop_signals() as stop, self.writer:
             while self.step < settings.steps and not self.must_stop(stop):
                 self.optimize(batches)
                 last = self.step == settings.steps
@@ -162,6 +167,7 @@ class Run:
                 if not last and due(self.step, settings.export_every):
                     self.export_step()
             self.save()
+            self.saving.result()
         finished = self.step == settings.steps
         if finished:
             self.export()
@@ -284,23 +290,34 @@ class Run:
         if self.accelerator.is_main_process or self.shared or self.task.all_draw or self.context > 1:
             folder = self.folder / self.task.sheet_folder
             folder.mkdir(parents=True, exist_ok=True)
-            if self.accelerator.is_main_process:
-                plot_curve(self.folder / "log.jsonl", self.folder / "loss.png")
+            self.plot()
             if numbers := self.with_average(partial(self.task.sheet, folder / f"step-{self.step:08d}", self.step)):
                 self.write(numbers)
         self.logged_at = time.monotonic()  # the sheet's time is not the training's
 
+    def plot(self) -> None:
+        """Plot the loss curve unless it is that of this step."""
+        if self.accelerator.is_main_process and self.plotted_step != self.step:
+            plot_curve(self.folder / "log.jsonl", self.folder / "loss.png")
+        self.plotted_step = self.step
+
     def save(self) -> None:
-        """Write a checkpoint unless this step has one."""
+        """Write a checkpoint unless this step has one; the one before is complete then.
+
+        Raises:
+            OSError: It, or the one before that was written in the background, could not be written.
+        """
         self.saved_at = time.monotonic()
         if self.step == self.saved_step:
             return
         self.require_sound()
-        self.saved_step = self.step
-        averages, temporary = self.average.shadow_params if self.average else [], None
+        self.saving.result()
+        self.saved_step, background = self.step, self.settings.save_in_background
+        averages, temporary, parts = self.average.shadow_params if self.average else [], None, None
         if self.in_parts:
             temporary = unfinished(self.folder, broadcast_object_list([uuid.uuid4().hex])[0])
-            save_parts(temporary, self.task.model, [each.optimizer for each in self.optimizers], averages)
+            optimizers = [each.optimizer for each in self.optimizers]
+            parts = save_parts(temporary, self.task.model, optimizers, averages, self.group)
             state: dict[str, Any] = {"in_parts": True}
         else:
             optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
@@ -311,18 +328,29 @@ class Run:
             "seconds": self.elapsed(),
             **self.task.notes(),
         }
-        if self.shared and not self.in_parts:
-            state = gathered(state)
+        if background or (self.shared and not self.in_parts):
+            state = gathered(state, copy=background)
+        write = partial(self.write_checkpoint, state, temporary, parts)
+        if background:
+            self.saving = self.writer.submit(write)
+        else:
+            write()
+            self.accelerator.wait_for_everyone()
+
+    def write_checkpoint(self, state: dict[str, Any], temporary: Path | None, parts: Callable | None) -> None:
+        """Write a checkpoint, whose parts are complete when `parts` returns."""
+        if parts:
+            parts()
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, self.step, state, self.settings.keep, temporary)
-            update_run(self.folder / "run.json", {"step": self.step, "seconds": round(self.elapsed(), 1)})
-        self.accelerator.wait_for_everyone()
+            save_checkpoint(self.folder, state["step"], state, self.settings.keep, temporary)
+            progress = {"step": state["step"], "seconds": round(state["seconds"], 1)}
+            update_run(self.folder / "run.json", progress)
 
     def export(self) -> None:
         """Let the task write its result from the averaged weights."""
         folder = self.settings.export_folder
+        self.plot()
         if self.accelerator.is_main_process:
-            plot_curve(self.folder / "log.jsonl", self.folder / "loss.png")
             logger.info("exporting step %d to %s", self.step, folder)
         self.let_write(partial(self.task.export, folder))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import keyword
 import types
 import typing
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class LoopSettings:
     checkpoint_minutes: float = 10.0  # also save when this long has passed; 0 = off
     export_every: int = 0  # steps between results in output_dir/exports, beside the one at the end; 0 = none
     keep: int = 2  # checkpoints kept
+    save_in_background: bool = False  # training goes on while a checkpoint is written
     stop_after: int = 0  # save and stop after this many steps of one call; 0 = no limit
     max_minutes: float = 0.0  # save and stop after this long in one call; 0 = no limit
 
@@ -106,7 +108,7 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
 
     Args:
         kind: The dataclass.
-        values: By name of the field.
+        values: By name of the field; a word of Python's own, such as "async", is the field "async_".
         where: What the values are called in messages.
 
     Raises:
@@ -118,6 +120,7 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
     hints = typing.get_type_hints(kind)
     arguments = {}
     for name, value in values.items():
+        name = f"{name}_" if keyword.iskeyword(str(name)) else name
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0)
             raise ValueError(f"{where}.{name} is not a setting; nearest: {', '.join(near)}.")

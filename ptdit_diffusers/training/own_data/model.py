@@ -1,6 +1,7 @@
 """The model of a run: its windows and buckets at every stage, the transformer that is trained, and the result."""
 
 import copy
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -135,7 +136,9 @@ def export_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as made:
         for part in ("vae", "text_encoder", "tokenizer"):
-            shutil.copytree(base.part(part), made / part)
+            earlier = sorted(folder.parent.glob(f"step-*/{part}"))  # of exports on the way: the files are the same
+            copy_file = link if earlier else shutil.copy2
+            shutil.copytree(earlier[0] if earlier else base.part(part), made / part, copy_function=copy_file)
         base.scheduler.save_pretrained(made / "scheduler")
         if settings.train == "lora":
             layers = {name: value.contiguous() for name, value in get_peft_model_state_dict(transformer).items()}
@@ -147,6 +150,14 @@ def export_model(
         parts = {"tokenizer": None, "text_encoder": None, "vae": None}
         PTDiTPipeline(transformer=transformer, scheduler=base.scheduler, **parts).save_config(made)
         complete_index(base.folder, made)
+
+
+def link(source: str, target: str) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def complete_index(source: Path, folder: Path) -> None:

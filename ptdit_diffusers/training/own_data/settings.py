@@ -20,8 +20,8 @@ TRAINED = {  # setting `train` -> regular expression for the names of the weight
 NEW = "new"  # `start` of new weights
 # May change when a run is resumed; everything else decides what comes out.
 FREE = {
-    "run": "output max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep sheet "
-    "sheet_every report_to steps guidance accumulation".split(),
+    "run": "output max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep async_ "
+    "export_every sheet sheet_every report_to steps guidance accumulation".split(),
     "data": ["source", "encoded", "max_skips", "outside_files"],
     "parallel": ["recompute", "compile", "shard", "context"],
 }
@@ -182,6 +182,8 @@ class RunSettings:
     checkpoint_every: int = 500
     checkpoint_minutes: float = 10.0
     keep: int = 2  # checkpoints kept
+    async_: bool = False  # written `async`: training goes on while a checkpoint is written
+    export_every: int = 0  # also write the model so far, to exports/step-NUMBER
     sheet: tuple[str, ...] = ()  # prompts of the pictures; picture i has seed i
     sheet_every: int = 500
     steps: int = 30  # denoising steps of those pictures
@@ -196,8 +198,8 @@ class RunSettings:
         one_of("run.report_to", self.report_to, ("none", *TRACKERS))
         for name in ("accumulation", "log_every", "keep", "steps"):
             at_least(f"run.{name}", getattr(self, name), 1)
-        least = "seed workers max_minutes stop_after checkpoint_every checkpoint_minutes sheet_every snapshots".split()
-        for name in least:
+        least = "seed workers max_minutes stop_after checkpoint_every checkpoint_minutes export_every".split()
+        for name in [*least, "sheet_every", "snapshots"]:
             at_least(f"run.{name}", getattr(self, name), 0)
         for width in self.ema:
             if not 0 < width < 0.28:
@@ -275,7 +277,8 @@ class OwnDataSettings:
         run = self.run
         names = "seed accumulation workers max_minutes stop_after log_every checkpoint_every checkpoint_minutes keep"
         return LoopSettings(
-            **{name: getattr(run, name) for name in names.split()},
+            **{name: getattr(run, name) for name in [*names.split(), "export_every"]},
+            save_in_background=run.async_,
             output_dir=run.output,
             export_dir=str(self.folder / "model"),
             steps=self.total_steps,

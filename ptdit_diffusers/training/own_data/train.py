@@ -145,7 +145,8 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
         values = trained_values(settings, base)
         copies = (3 + len(settings.run.ema)) * (settings.run.keep + 1) + 2
         snapshots = len(settings.run.ema) * (settings.run.snapshots + len(settings.stages)) / 2  # half precision
-        require_space("run.output", folder, int(values * 4 * (copies + snapshots)))
+        exports = settings.total_steps // settings.run.export_every if settings.run.export_every else 0
+        require_space("run.output", folder, int(values * 4 * (copies + snapshots + exports)))
     if (folder / "lora").exists() or ((folder / "run.json").exists() and not (folder / "data.json").exists()):
         raise ValueError(f"run.output={folder} holds a run of another kind; give another folder.")
     if (saved := load_checkpoint(folder)) is not None:

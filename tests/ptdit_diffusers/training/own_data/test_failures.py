@@ -26,7 +26,29 @@ def run(config: Path, *overrides: str) -> int:
     return train.main(["--config", str(config), *words])
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(config, tmp_path, capsys, monkeypatch):
+def test_a_checkpoint_in_the_background_has_the_weights_of_its_step(config, tmp_path, monkeypatch):
+    save = torch.save
+
+    def slow(state, file, *rest):
+        log = tmp_path / "slow" / "log.jsonl"
+        while state["step"] == 4 and '"step": 7,' not in log.read_text(encoding="utf-8"):
+            time.sleep(0.01)  # for ever if the training waited
+        save(state, file, *rest)
+        save(state, file, *rest)
+
+    assert run(config("plain"), "run.stop_after=4") == 0
+    monkeypatch.setattr(checkpoint.torch, "save", slow)
+    assert run(config("slow"), "run.async=true", "run.keep=9", "run.stop_after=8") == 0
+    one, two = (torch.load(tmp_path / name / "checkpoint-00000004" / "state.pt") for name in ("plain", "slow"))
+    for name in ("model", "ema"):
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
+    torch.testing.assert_close(one["optimizers"][0]["state"], two["optimizers"][0]["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("background, end", [("false", 8), ("true", 12)])
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(
+    config, tmp_path, capsys, monkeypatch, background, end
+):
     save = torch.save
 
     def full(state, file, *rest):
@@ -35,8 +57,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(conf
         save(state, file, *rest)
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    assert run(config()) == 1
+    assert run(config(), f"run.async={background}") == 1
     message = capsys.readouterr().err
+    assert f"stopped at step {end}" in message
     assert "No space left on device" in message and "the last sound checkpoint is checkpoint-00000004" in message
     assert "the same command goes on from there" in message
     assert [each.name for each in (tmp_path / "out").glob("*checkpoint-*")] == ["checkpoint-00000004"]

@@ -49,8 +49,8 @@ def train(config: Path, count: int, *overrides: str) -> None:
 
 @pytest.mark.parametrize("shard", [1, 2], ids=["DDP", "FSDP2"])
 def test_a_killed_run_of_two_processes_goes_on_with_one_two_and_three(config, tmp_path, shard):
-    """With FSDP2 three processes are one group of three: 3 is no multiple of 2."""
-    config = partial(config, parallel={"shard": shard})
+    """With FSDP2 three processes are one group of three: 3 is no multiple of 2; checkpoints in the background."""
+    config = partial(config, parallel={"shard": shard}, run={"async": shard > 1})
     train(config("straight"), 2)
     expected = losses(tmp_path / "straight")
     assert list(expected) == list(range(1, 13))
@@ -58,8 +58,8 @@ def test_a_killed_run_of_two_processes_goes_on_with_one_two_and_three(config, tm
     with ExitStack() as stack:
         started = [stack.enter_context(each) for each in started_ranks(words(killed), 2, **VARIABLES)]
         end = time.monotonic() + 120
-        log = tmp_path / "killed" / "log.jsonl"
-        while not (log.exists() and '"step": 7,' in log.read_text(encoding="utf-8")) and time.monotonic() < end:
+        log, saved = tmp_path / "killed" / "log.jsonl", tmp_path / "killed" / "checkpoint-00000006"
+        while not (saved.exists() and '"step": 7,' in log.read_text(encoding="utf-8")) and time.monotonic() < end:
             assert all(each.returncode is None for each in started), started[0].text("stderr")
             time.sleep(0.01)
         for each in started:

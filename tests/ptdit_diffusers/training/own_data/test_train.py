@@ -39,7 +39,7 @@ def run(config: Path, *overrides: str) -> int:
 
 def test_a_run_ends_in_a_model_folder_a_sheet_and_a_log_with_held_out_losses(config, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    assert run(config()) == 0
+    assert run(config(run={"export_every": 5})) == 0
     out = tmp_path / "out"
     pipe = PTDiTPipeline.from_pretrained(out / "model")
     picture = pipe("a red star", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
@@ -51,13 +51,19 @@ def test_a_run_ends_in_a_model_folder_a_sheet_and_a_log_with_held_out_losses(con
     assert (out / "sheet.png").is_file() and (out / "sheets" / "step-00000012-0.png").is_file()
     assert "held-out loss of the start on these data" in caplog.text
     assert "36 samples" in caplog.text and "4 held out" in caplog.text and "few for all weights" in caplog.text
+    ways = [out / "exports" / name for name in ("step-00000005", "step-00000010")]
+    assert sorted((out / "exports").iterdir()) == ways and PTDiTPipeline.from_pretrained(ways[1])
+    one, two, last = (load_file(folder / WEIGHTS) for folder in (*ways, out / "model"))
+    assert any(not torch.equal(one[name], two[name]) and not torch.equal(two[name], last[name]) for name in last)
+    assert len({(folder / "vae" / "config.json").stat().st_ino for folder in ways}) == 1  # on the disk once
     start = load_file(Path(read_settings(config()).start) / WEIGHTS)
     assert any(not torch.equal(value, start[name]) for name, value in load_file(out / "model" / WEIGHTS).items())
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(config, tmp_path):
+    """Its checkpoints were written while the training went on."""
     assert run(config("straight"), "run.sheet=[]") == 0
-    assert run(config("stopped"), "run.sheet=[]", "run.stop_after=5") == 0
+    assert run(config("stopped"), "run.sheet=[]", "run.stop_after=5", "run.async=true") == 0
     assert not (tmp_path / "stopped" / "model").exists()
     assert run(config("stopped"), "run.sheet=[]") == 0
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
