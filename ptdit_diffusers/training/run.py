@@ -8,6 +8,7 @@ import logging
 import math
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -102,6 +103,7 @@ class Run:
         self.first_step = self.saved_step = self.step
         self.plotted_step = -1
         self.sums, self.summed, self.spikes = {}, 0, Spikes()
+        self.work: Counter[str] = Counter()
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(self.folder)
@@ -187,6 +189,7 @@ class Run:
             began = time.monotonic()
             batch = send_to_device(next(batches), accelerator.device, non_blocking=ahead)
             self.waited += time.monotonic() - began
+            self.work.update(self.task.work_of(batch))
             index = self.step * settings.accumulation + micro
             torch.manual_seed(mix(settings.seed, *self.task.stream, self.data_rank, index))
             with accelerator.accumulate(self.wrapped), self.task.kernels():
@@ -211,16 +214,24 @@ class Run:
 
     def log(self) -> None:
         """Append the means since the last call to log.jsonl."""
-        names = sorted(self.sums)
-        means = torch.stack([self.sums[name].float() for name in names]) / self.summed
-        means = dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
-        self.require_finite(means["loss"])
+        device, names = self.accelerator.device, [*sorted(self.sums), *sorted(self.work)]
+        values = [torch.as_tensor({**self.sums, **self.work}[name], device=device).float() for name in names]
+        means = dict(zip(names, self.accelerator.reduce(torch.stack(values), "mean").tolist(), strict=True))
+        work = {name: means.pop(name) for name in self.work}
+        line = {name: value / self.summed for name, value in means.items()}
+        self.require_finite(line["loss"])
         now, settings = time.monotonic(), self.settings
-        line = {**means, "lr": self.task.learning_rate(self.step - 1)}
-        line["samples_per_second"] = self.samples / (now - self.logged_at)
-        line["data_wait"] = self.waited / (now - self.logged_at)
-        line["memory_gib"] = memory_gib(self.accelerator.device)
+        seconds = now - self.logged_at
+        line["lr"] = self.task.learning_rate(self.step - 1)
+        line["samples_per_second"] = self.samples / seconds
+        if "tokens" in work:
+            line["tokens_per_second"] = work["tokens"] * self.data_ranks / seconds
+        if "seconds_at_peak" in work:  # of the processes that share samples each does a part
+            line["mfu"] = work["seconds_at_peak"] / self.context / seconds
+        line["data_wait"] = self.waited / seconds
+        line["memory_gib"] = memory_gib(device)
         self.logged_at, self.sums, self.summed, self.waited, self.samples = now, {}, 0, 0.0, 0
+        self.work.clear()
         left = (settings.steps - self.step) * (now - self.started) / (self.step - self.first_step)
         self.write(line, f"left {human_time(left)}")
 

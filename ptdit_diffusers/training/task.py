@@ -95,6 +95,13 @@ class Task:
         """Return how many samples the 0-based step has, of all processes together."""
         return self.settings.batch_size * self.settings.accumulation * processes
 
+    def work_of(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Return how much work a micro-batch is on this process, for the log; what is not known is left out.
+
+        `tokens` that the model sees, and `seconds_at_peak`: the time that its operations take at the device's peak.
+        """
+        return {}
+
     def describe(self, step: int) -> str:
         """Return in words what the 0-based step was trained on, for messages; "" = nothing is known."""
         return ""

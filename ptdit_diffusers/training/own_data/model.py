@@ -97,6 +97,16 @@ def make_transformer(settings: OwnDataSettings, base: BaseModel) -> PTDiTTransfo
     return transformer.train()
 
 
+def outline(settings: OwnDataSettings, base: BaseModel) -> PTDiTTransformer3DModel:
+    """Return the transformer without values (on the device "meta"), for what depends on its sizes alone."""
+    with torch.device("meta"):
+        if settings.start == NEW:
+            return make_transformer(settings, base)
+        transformer = PTDiTTransformer3DModel.from_config(base.transformer_config)
+        choose_trained(settings, transformer)
+    return transformer.train()
+
+
 def _windows(base: BaseModel, window: int) -> dict[str, Any]:
     """Return windows for the last stage where the model was trained at another size; they are not in the weights."""
     config = base.transformer_config

@@ -20,8 +20,8 @@ TRAINED = {  # setting `train` -> regular expression for the names of the weight
 NEW = "new"  # `start` of new weights
 # May change when a run is resumed; everything else decides what comes out.
 FREE = {
-    "run": "output max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep async_ "
-    "export_every sheet sheet_every report_to steps guidance accumulation".split(),
+    "run": "output peak_tflops max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep "
+    "async_ export_every sheet sheet_every report_to steps guidance accumulation".split(),
     "data": ["source", "encoded", "max_skips", "outside_files"],
     "parallel": ["recompute", "compile", "shard", "context"],
 }
@@ -179,6 +179,7 @@ class RunSettings:
     max_minutes: float = 0.0  # save and stop after this long in one call
     stop_after: int = 0  # save and stop after so many steps of one call
     log_every: int = 10
+    peak_tflops: float = 0.0  # of one device, 10^12 operations per second, for `mfu`; 0 = looked up for known GPUs
     checkpoint_every: int = 500
     checkpoint_minutes: float = 10.0
     keep: int = 2  # checkpoints kept
@@ -198,8 +199,8 @@ class RunSettings:
         one_of("run.report_to", self.report_to, ("none", *TRACKERS))
         for name in ("accumulation", "log_every", "keep", "steps"):
             at_least(f"run.{name}", getattr(self, name), 1)
-        least = "seed workers max_minutes stop_after checkpoint_every checkpoint_minutes export_every".split()
-        for name in [*least, "sheet_every", "snapshots"]:
+        least = "seed workers max_minutes stop_after checkpoint_every checkpoint_minutes".split()
+        for name in [*least, "export_every", "sheet_every", "snapshots", "peak_tflops"]:
             at_least(f"run.{name}", getattr(self, name), 0)
         for width in self.ema:
             if not 0 < width < 0.28:

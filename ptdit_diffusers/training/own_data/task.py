@@ -1,6 +1,7 @@
 """Training on one's own data as a task of the loop: loss, held-out loss, sheets, and the finished model."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ptdit_diffusers.training.checkpoint import is_shared, whole
 from ptdit_diffusers.training.objective import flow_matching, shifted_times
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.own_data.batches import QUARTERS, OwnBatches, StageData, read_bad_shards
-from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_transformer, plain
+from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_transformer, outline, plain
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings
 from ptdit_diffusers.training.own_data.text import CachedText, OnlineText
 from ptdit_diffusers.training.randomness import Stream, torch_generator
@@ -32,6 +33,7 @@ from ptdit_diffusers.training.record import read_log, update_run
 from ptdit_diffusers.training.schedules import warmup_hold_decay
 from ptdit_diffusers.training.sheets import step_name, write_sheet
 from ptdit_diffusers.training.task import PartTask, trained_parameters
+from ptdit_diffusers.training.throughput import peak_flops, step_flops
 from ptdit_diffusers.training.trackers import track_pictures
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,10 @@ class OwnDataTask(PartTask):
             self.model.enable_gradient_checkpointing()
         if settings.parallel.compile:
             self.model.compile_repeated_blocks()
+        bf16 = accelerator.mixed_precision == "bf16"
+        self.peak, self.sample_flops = peak_flops(self.device, bf16, settings.run.peak_tflops), {}
+        if not self.peak:
+            logger.info("no mfu in the log: the peak of this device is not known; run.peak_tflops gives it")
         self.starts = [sum(stage.steps for stage in settings.stages[:i]) for i in range(len(settings.stages))]
 
     def batches(self, rank: int) -> OwnBatches:
@@ -90,6 +96,17 @@ class OwnDataTask(PartTask):
 
     def samples_of(self, step: int, processes: int) -> int:
         return self.settings.stages[self.settings.stage_at(step)[0]].batch
+
+    def work_of(self, batch: dict[str, Any]) -> dict[str, float]:
+        samples, *shape = batch["latents"].shape
+        work: dict[str, float] = {"tokens": math.prod((samples, *shape[1:])) / self.model.config.patch_size**2}
+        if self.peak:
+            text = batch.get("input_ids", batch.get("text")).shape[1]
+            flops = self.sample_flops.get(tuple(shape)) or self.sample_flops.setdefault(
+                tuple(shape), sample_flops(outline(self.settings, self.base), shape, text)
+            )
+            work["seconds_at_peak"] = samples * flops / self.peak
+        return work
 
     def describe(self, step: int) -> str:
         return self.data.describe(step)
@@ -289,6 +306,24 @@ class OwnDataTask(PartTask):
             model = make_transformer(self.settings, self.base)
             load_trained(model, values)
         export_model(self.settings, self.base, model.eval(), folder)
+
+
+def sample_flops(model: PTDiTTransformer3DModel, shape: Sequence[int], text: int) -> int:
+    """Return the floating-point operations of one sample, forward and backward; what is recomputed does not count.
+
+    Args:
+        model: On the device "meta".
+        shape: (C, F, H, W) of its latents.
+        text: Tokens of its caption; other samples of the size count as much.
+    """
+    height, width = shape[-2:]
+    options = {
+        **choose_windows(model, "auto", "auto", height, width),
+        **size_conditions(model, height * 8, width * 8),
+    }
+    caption = torch.zeros(1, text, model.config.caption_channels, device="meta")
+    latents, time, mask = torch.zeros(1, *shape, device="meta"), torch.zeros(1, device="meta"), None
+    return step_flops(lambda: model(latents, caption, time, mask, return_dict=False, **options)[0].sum())
 
 
 def spread(numbers: Any, count: int) -> list[int]:

@@ -19,14 +19,13 @@ from safetensors import SafetensorError
 
 from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.core.devices import computes_bf16
-from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from ptdit_diffusers.training.command import begin_log, complain, exit_code
 from ptdit_diffusers.training.context import check_context
 from ptdit_diffusers.training.data.shards import Encoded
 from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.own_data.batches import StageData, stage_data
-from ptdit_diffusers.training.own_data.model import make_base, make_transformer, stage_sizes
+from ptdit_diffusers.training.own_data.model import make_base, outline, stage_sizes
 from ptdit_diffusers.training.own_data.prepare import (
     StoppedEarlyError,
     captions_of,
@@ -142,7 +141,7 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
         raise ValueError(f"run.output={folder} is the folder of the data; give another one, it may lie in it.")
     if not checkpoints(folder):
         source_of(settings).count()  # refuses what is no folder, and tables that are not right
-        values = trained_values(settings, base)
+        values = sum(p.numel() for p in trained_parameters(outline(settings, base)).values())
         copies = (3 + len(settings.run.ema)) * (settings.run.keep + 1) + 2
         snapshots = len(settings.run.ema) * (settings.run.snapshots + len(settings.stages)) / 2  # half precision
         exports = settings.total_steps // settings.run.export_every if settings.run.export_every else 0
@@ -157,19 +156,6 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
                 f"the checkpoint was made with other settings: {'; '.join(different)}. Give the old values, or start "
                 "anew in another run.output."
             )
-
-
-def trained_values(settings: OwnDataSettings, base: BaseModel) -> int:
-    """Return how many values are trained."""
-    with torch.device("meta"):
-        if settings.start == "new":
-            return sum(p.numel() for p in trained_parameters(make_transformer(settings, base)).values())
-        from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
-        from ptdit_diffusers.training.own_data.model import choose_trained
-
-        model = PTDiTTransformer3DModel.from_config(base.transformer_config)
-        choose_trained(settings, model)
-    return sum(p.numel() for p in trained_parameters(model).values())
 
 
 def say_data(settings: OwnDataSettings, stages: Sequence[StageData]) -> None:

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from ptdit_diffusers.core.cost import Size, total_macs
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.own_data import average, encode, train
+from ptdit_diffusers.training.own_data.model import make_base, outline
 from ptdit_diffusers.training.own_data.settings import read_settings
-from ptdit_diffusers.training.own_data.task import OwnDataTask
+from ptdit_diffusers.training.own_data.task import OwnDataTask, sample_flops
 from ptdit_diffusers.training.run import Run
 
 STAGE = {"resolution": 64, "steps": 12, "batch": 6, "lr": 1e-3}
@@ -47,7 +49,9 @@ def test_a_run_ends_in_a_model_folder_a_sheet_and_a_log_with_held_out_losses(con
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     shown = [line for line in lines if "held_out_loss" in line]
     assert [line["step"] for line in shown] == [0, 12] and {"seen_loss"} <= shown[0].keys()
-    assert {"loss_quarter_1", "loss_quarter_4", "data_wait", "samples_per_second"} <= lines[1].keys()
+    assert {"loss_quarter_1", "loss_quarter_4", "data_wait", "memory_gib"} <= lines[1].keys()
+    assert lines[1]["tokens_per_second"] == pytest.approx(16 * lines[1]["samples_per_second"], rel=1e-4)
+    assert "mfu" not in lines[1] and "no mfu in the log: the peak of this device is not known" in caplog.text
     assert (out / "sheet.png").is_file() and (out / "sheets" / "step-00000012-0.png").is_file()
     assert "held-out loss of the start on these data" in caplog.text
     assert "36 samples" in caplog.text and "4 held out" in caplog.text and "few for all weights" in caplog.text
@@ -157,6 +161,21 @@ def test_a_run_says_when_it_learns_by_heart(config, tmp_path, caplog):
     assert not caplog.text
     warn(task, {"held_out_loss": 0.75, "seen_loss": 0.4}, 60)
     assert "learns by heart since step 30: the loss on new pictures was 0.7000 there and is 0.7500" in caplog.text
+
+
+def test_the_share_of_the_peak_follows_from_operations_and_time(config, tmp_path):
+    """The operations against the formulas of `core/cost.py`: a multiply-add is two, and the backward twice more."""
+    path = config(run={"peak_tflops": 0.002})
+    assert run(path, "run.sheet=[]", "run.ema=[]", "data.validation=0", "run.stop_after=2") == 0
+    settings = read_settings(path)
+    model = outline(settings, make_base(settings))
+    flops = sample_flops(model, (4, 1, 8, 8), 5)
+    heads = model.config.num_attention_heads * model.config.attention_head_dim
+    size = Size((1, 4, 4), (1, 2, 2), (1, 2, 2), heads, model.config.num_layers, text=5, caption=32)
+    assert flops == pytest.approx(6 * total_macs(size), rel=0.15)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        assert line["mfu"] == pytest.approx(flops * line["samples_per_second"] / 2e9, rel=0.2)  # longer captions
 
 
 def test_processes_that_read_ahead_change_nothing(config, tmp_path):
