@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import yaml
-
 from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.training.optimizers import OPTIMIZERS
 from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.schedules import SCHEDULES
-from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
+from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of, read_yaml
 from ptdit_diffusers.training.trackers import TRACKERS
 
 PRESETS = Path(__file__).parent / "configs"  # YAML files that are part of the package
@@ -352,13 +350,7 @@ def read_config(name: str, kind: type[TrainingSettings] = LoRASettings) -> dict[
         path = kind.presets_folder / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"config {name!r} is neither a file nor a preset; presets: {', '.join(presets(kind))}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{name} must be a mapping of settings, not {values!r}.")
-    return values
+    return read_yaml(path)
 
 
 def read_settings(flags: argparse.Namespace, kind: type[S] = LoRASettings) -> S:

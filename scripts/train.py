@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 
 from ptdit_diffusers.core.devices import computes_bf16
@@ -26,7 +25,7 @@ from ptdit_diffusers.training.context import check_context
 from ptdit_diffusers.training.processes import check_processes
 from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.run import Run
-from ptdit_diffusers.training.settings import load_settings
+from ptdit_diffusers.training.settings import load_settings, parse_yaml
 from scripts.embedded_models.class_stage import ClassStage
 from scripts.embedded_models.image_stage import ImageStage
 from scripts.embedded_models.text_stage import TextStage
@@ -100,7 +99,7 @@ def overrides(flags: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"--set {item!r} must be NAME=VALUE, for example --set lr=0.001.")
-        given[name] = yaml.safe_load(value)
+        given[name] = parse_yaml(value)
     return given
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import keyword
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -12,6 +13,19 @@ from typing import Any, TypeVar
 import yaml
 
 S = TypeVar("S")
+WORDS = {"yes": True, "on": True, "no": False, "off": False}  # booleans of YAML 1.1 that are words elsewhere
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML whose only booleans are true and false, as in YAML 1.2: `mixed_precision: no` is a word."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false", re.I), list("tTfF"))
 
 
 @dataclass(kw_only=True)
@@ -88,7 +102,7 @@ def load_settings(path: str | Path, section: str, kind: type[S], overrides: dict
     Raises:
         ValueError: A missing section, or as `build`.
     """
-    sections = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    sections = read_yaml(path)
     if section not in sections:
         raise ValueError(f"{path} has no section {section!r}; it has: {', '.join(map(str, sections)) or 'none'}.")
     values = sections[section] or {}
@@ -101,6 +115,27 @@ def load_settings(path: str | Path, section: str, kind: type[S], overrides: dict
             target = target.setdefault(parent, {})
         target[name] = value
     return build(kind, values, section)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the settings in a YAML file; none where it is empty.
+
+    Raises:
+        ValueError: It is no such file, or holds no mapping.
+        OSError: It cannot be read.
+    """
+    try:
+        values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must be a mapping of settings, not {values!r}.")
+    return values
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML text says."""
+    return yaml.load(text, SettingsLoader)
 
 
 def build(kind: type[S], values: dict[str, Any], where: str) -> S:
@@ -159,6 +194,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    if hint is bool and value in WORDS:
+        return WORDS[value]
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if hint in (str, bool) and isinstance(value, hint):

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ptdit_diffusers.training.base_model import BaseModel
-from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
+from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of, parse_yaml, read_yaml
 from ptdit_diffusers.training.trackers import TRACKERS
 
 TRAINED = {  # setting `train` -> regular expression for the names of the weights that are trained
@@ -303,12 +301,7 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> OwnDataSet
         ValueError: It is no such file, or a key or value is wrong; names it with the nearest.
         OSError: It cannot be read.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must be a mapping of settings, not {values!r}.")
+    values = read_yaml(path)
     for item in overrides:
         name, equals, value = item.partition("=")
         if not equals:
@@ -319,7 +312,7 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> OwnDataSet
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ValueError(f"--set {item!r}: {parent} is no section of {path}.")
-        target[last] = yaml.safe_load(value)
+        target[last] = parse_yaml(value)
     return build(OwnDataSettings, values, str(path))
 
 

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from ptdit_diffusers.training.record import Spikes
 from ptdit_diffusers.training.run import Run
-from ptdit_diffusers.training.settings import load_settings
+from ptdit_diffusers.training.settings import LoopSettings, build, load_settings, parse_yaml
 from scripts import train
 from scripts.embedded_models import text_stage
 from tests.processes import run
@@ -199,6 +200,23 @@ def test_a_bad_setting_is_one_clear_line_and_exit_code_2(
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_no_is_a_word_and_yes_is_true() -> None:
+    """YAML 1.1 reads both as booleans, so that `mixed_precision: no` was refused."""
+    given = train.overrides(train.make_parser().parse_args(["--config", "x", "--stage", "vae", "--set", "a=no"]))
+    assert given["a"] == "no"
+    values = {**parse_yaml("{mixed_precision: no, output_dir: run}"), "steps": 200, "batch_size": 1}
+    assert build(LoopSettings, values, "here").mixed_precision == "no"
+    assert build(Switch, parse_yaml("on_air: yes"), "here") == Switch(on_air=True)
+    assert build(Switch, parse_yaml("on_air: False"), "here") == Switch(on_air=False)
+
+
+@dataclass
+class Switch:
+    """A setting that is on or off."""
+
+    on_air: bool
 
 
 def test_numbers_that_yaml_reads_as_text_become_floats(tiny: Path) -> None:
