@@ -5,6 +5,7 @@ Letters: B samples, C latent channels, F H W latent frames, rows, columns, L tex
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ptdit_diffusers.pipelines.ptdit_text import join_text
+from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.order import places
-from ptdit_diffusers.training.objective import sample_times
+from ptdit_diffusers.training.held_out import TOGETHER
+from ptdit_diffusers.training.objective import sample_times, shifted_times
 from ptdit_diffusers.training.randomness import Stream, mix, numpy_generator, torch_generator
 
 from .cache import Cache
@@ -30,9 +33,11 @@ class Plan:
     def __init__(self, samples: list[Sample], settings: LoRASettings, global_batch: int) -> None:
         self.seed, self.global_batch = settings.seed, global_batch
         self.buckets: dict[tuple[int, int, int], list[int]] = {}
+        sets = settings.data_sets()
         for index, sample in enumerate(samples):
-            times = settings.prior_repeats if sample.prior else settings.repeats
-            self.buckets.setdefault(sample.bucket, []).extend([index] * times)
+            times = settings.prior_repeats if sample.prior else sets[sample.data_set].repeats
+            if not sample.held_out:
+                self.buckets.setdefault(sample.bucket, []).extend([index] * times)
         self.per_epoch = sum(math.ceil(len(members) / global_batch) for members in self.buckets.values())
         self.epoch, self.order = -1, []
 
@@ -66,7 +71,7 @@ class CachedBatches(Dataset):
             global_batch: Samples of a batch, of all processes together; 0 = `batch_size` for each of them. A run that
                 began with another number of processes keeps its batches.
         """
-        self.cache, self.settings = cache, settings
+        self.cache, self.settings, self.sets = cache, settings, settings.data_sets()
         self.samples = cache.samples
         self.plan = Plan(self.samples, settings, global_batch or settings.batch_size * processes)
         self.places = places(self.plan.global_batch, rank, processes)
@@ -86,26 +91,53 @@ class CachedBatches(Dataset):
         return {**batch, "text": text, "mask": mask, "seeds": seeds}
 
     def _row(self, sample: Sample, number: int, place: int) -> dict[str, Tensor]:
-        settings, seeds = self.settings, (self.settings.seed, Stream.LORA_SAMPLE, number, place)
+        settings, seeds = self.sets[sample.data_set], (self.settings.seed, Stream.LORA_SAMPLE, number, place)
         choice, generator = numpy_generator(*seeds), torch_generator(*seeds)
         mirrored = sample.mirrored and choice.random() < 0.5
         dropped = choice.random() < settings.caption_dropout
         key = sample.mirrored if mirrored else sample.latents
         mean, std = self.cache.get(key, "mean"), self.cache.get(key, "std")
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling
-        times = {
-            "mean": settings.time_mean,
-            "std": settings.time_std,
-            "shift": self.cache.base.time_ratio(sample.bucket),
-        }
-        time = sample_times((), generator, **times)
+        time = sample_times((), generator, **times_of(settings, self.cache.base, sample.bucket))
         return {
             "latents": latents,
             "noise": torch.randn(mean.shape, generator=generator),
             "time": time,
             "text": self.cache.get(self.cache.text_key("") if dropped else sample.text, "embeds"),
-            "weight": torch.tensor((settings.prior_weight if sample.prior else 1.0) * self.share),
+            "weight": torch.tensor((settings.prior_weight if sample.prior or settings.is_reg else 1.0) * self.share),
         }
+
+
+def times_of(settings: LoRASettings, base: BaseModel, bucket: tuple[int, int, int]) -> dict[str, float]:
+    """Return the distribution of the times of a bucket, for `sample_times` and `shifted_times`."""
+    return {"mean": settings.time_mean, "std": settings.time_std, "shift": base.time_ratio(bucket)}
+
+
+def fixed_batches(cache: Cache, settings: LoRASettings, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield samples, by their numbers, always with the same noise and with times that are spread evenly.
+
+    Latents are the means; batches are of one bucket, with the entries of `CachedBatches` but for weights.
+    """
+    by_bucket: dict[tuple[int, int, int], list[int]] = {}
+    for place, number in enumerate(numbers):
+        by_bucket.setdefault(cache.samples[number].bucket, []).append(place)
+    for bucket, places_in in sorted(by_bucket.items()):
+        for begin in range(0, len(places_in), TOGETHER):
+            part = places_in[begin : begin + TOGETHER]
+            samples = [cache.samples[numbers[place]] for place in part]
+            means = [cache.get(sample.latents, "mean") for sample in samples]
+            seeds = [mix(settings.seed, Stream.LORA_HELD_OUT, place) for place in part]
+            noise = [torch.randn(means[0].shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            shares = torch.tensor([(place + 0.5) / len(numbers) for place in part])
+            text, mask = join_text([cache.get(sample.text, "embeds")[None] for sample in samples], [None] * len(part))
+            yield {
+                "latents": torch.stack(means) * cache.base.scaling_factor,
+                "noise": torch.stack(noise),
+                "time": shifted_times(shares, **times_of(settings, cache.base, bucket)),
+                "text": text,
+                "mask": mask,
+                "seeds": seeds,
+            }
 
 
 def describe_epoch(batches: CachedBatches) -> str:
@@ -113,5 +145,7 @@ def describe_epoch(batches: CachedBatches) -> str:
     filled = {bucket: len(members) for bucket, members in batches.plan.buckets.items()}
     again = sum(-number % batches.plan.global_batch for number in filled.values())
     plan = batches.plan
+    held_out = sum(sample.held_out for sample in batches.samples)
     line = f"{sum(filled.values())} samples per epoch in {plan.per_epoch} batches of {plan.global_batch}"
+    line += f"; {held_out} held out" if held_out else ""
     return line + (f"; {again} of them twice, to fill the last batch of a bucket" if again else "")

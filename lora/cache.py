@@ -145,18 +145,19 @@ class Cache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "files": {}}  # worker processes open the files themselves
 
-    def plan(self, items: Sequence[Item], flip: bool) -> list[Sample]:
+    def plan(self, items: Sequence[Item], flip: bool, data_set: int = 0) -> list[Sample]:
         """Return the samples of a run, which say what must be in the cache.
 
         Args:
             items: Files with their captions and sizes.
             flip: Also train on mirrored pictures.
+            data_set: Number of their data set.
         """
         samples = []
         for item in items:
             key = self.latent_key(item)
             mirrored, text = key + MIRRORED if flip else "", self.text_key(item.caption)
-            samples.append(Sample(item.name, key, mirrored, text, item.bucket, item.prior))
+            samples.append(Sample(item.name, key, mirrored, text, item.bucket, item.prior, data_set))
         return samples
 
     def fill(self, items: Sequence[Item], samples: list[Sample], captions: list[str], device: torch.device) -> None:

@@ -1,17 +1,14 @@
-"""Settings of a run: one flat dataclass, a YAML file or preset, and flags of the same names that go before it."""
+"""Settings of a run: one flat dataclass; every setting is a key of a YAML file and an option of the command."""
 
-import argparse
 import dataclasses
-import importlib.util
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.training.optimizers import OPTIMIZERS
-from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.schedules import SCHEDULES
-from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of, read_yaml
+from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
 from ptdit_diffusers.training.trackers import TRACKERS
 
 PRESETS = Path(__file__).parent / "configs"  # YAML files that are part of the package
@@ -25,14 +22,6 @@ INITS = ("default", "gaussian", "pissa", "olora")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BASES = ("none", "fp8", "int8", "nf4")
 REPORTS = ("none", *TRACKERS)
-PACKAGES = {  # (setting, value) -> what must be installed for it
-    ("base_weights", "int8"): "torchao",
-    ("base_weights", "nf4"): "bitsandbytes",
-    ("optimizer", "adamw8bit"): "bitsandbytes",
-    ("optimizer", "prodigy"): "prodigyopt",
-    ("report_to", "tensorboard"): "tensorboard",
-    ("report_to", "wandb"): "wandb",
-}
 SYNONYMS = {  # names that other trainers have -> ours
     "learning_rate": "lr",
     "unet_lr": "lr",
@@ -56,6 +45,13 @@ SYNONYMS = {  # names that other trainers have -> ours
     "instance_data_dir": "data",
     "dataset": "data",
     "dataset_name": "data",
+    "image_dir": "data",
+    "folder_path": "data",
+    "reg_data_dir": "datasets",
+    "class_data_dir": "datasets",
+    "dataset_config": "datasets",
+    "subsets": "datasets",
+    "flip_aug": "flip",
     "output": "output_dir",
     "instance_prompt": "default_caption",
     "trigger_word": "trigger",
@@ -88,9 +84,12 @@ SYNONYMS = {  # names that other trainers have -> ours
     "use_ema": "ema",
     "hub_model_id": "push_to_hub",
 }
-S = TypeVar("S", bound="TrainingSettings")
 PRODIGY_LEAST = 0.1  # learning rate: a factor of the rate that prodigy finds
 # May change when a run is resumed; everything else decides what comes out.
+OF_DATA_SET = (  # settings that an entry of `datasets` may have
+    "data resolution num_frames default_caption caption_column trigger outside_files bucket_step max_aspect flip "
+    "repeats caption_dropout is_reg prior_weight"
+).split()
 FREE = (
     "output_dir base max_steps stop_after max_minutes workers log_every checkpoint_every keep validation_every "
     "validation_prompts validation_seed report_to push_to_hub resume accept_changes compile"
@@ -221,6 +220,13 @@ class LoRASettings(TrainingSettings):
     export_every: int = setting(0, "steps between LoRAs in OUTPUT_DIR/exports, to pick the best; 0 = only at the end")
     # data
     data: str = setting("", "folder, metadata.jsonl, metadata.csv, or hub:OWNER/DATASET")
+    datasets: tuple[dict[str, Any], ...] = setting(
+        (), "instead of data: several of them, each a mapping with `data` and the settings that differ for it, for "
+            "example '{data: a, repeats: 2, resolution: 512}'"
+    )  # fmt: skip
+    is_reg: bool = setting(False, "of one of `datasets`: pictures to keep, whose loss has the weight prior_weight")
+    validation_split: float = setting(0.0, "share (below 1) or number of the pictures that are not trained on; the "
+                                           "log has the loss on them")  # fmt: skip
     cache_dir: str = setting("", "folder of the cached latents and embeddings (default: OUTPUT_DIR/cache)")
     rebuild_cache: bool = setting(False, "delete all that is cached in the folder of the cache, and encode it again")
     outside_files: bool = setting(False, "take also files that a table or link in `data` names outside of its folder")
@@ -258,13 +264,16 @@ class LoRASettings(TrainingSettings):
         super().__post_init__()
         for name in ("rank", "repeats", "prior_repeats", "validation_steps", "max_aspect", "context_parallel"):
             at_least(name, getattr(self, name), 1)
-        for name in ("alpha", "epochs", "bucket_step", "prior_weight", "export_every"):
+        for name in ("alpha", "epochs", "bucket_step", "prior_weight", "export_every", "validation_split"):
             at_least(name, getattr(self, name), 0)
         self.check_shares(caption_dropout=1, dropout=0.99)
         if self.time_std <= 0:
             raise ValueError(f"time_std={self.time_std} must be above 0, for example 1.")
         for name, allowed in {"init": INITS, "proxy_mode": ("mean", "random")}.items():
             one_of(name, getattr(self, name), allowed)
+        if self.data and self.datasets:
+            raise ValueError(f"data={self.data!r} and datasets exclude each other; nearest: datasets alone.")
+        self.data_sets()
         if not self.epochs:
             check_warmup(self.warmup, self.max_steps)
         if self.init in ("pissa", "olora") and self.base_weights != "none":
@@ -282,8 +291,36 @@ class LoRASettings(TrainingSettings):
                 "inputs of the same layers; nearest: dropout=0."
             )
 
+    def data_sets(self) -> tuple["LoRASettings", ...]:
+        """Return the settings of each data set: these, with what `datasets` says about it.
+
+        Raises:
+            ValueError: An entry of `datasets` is not right; names it with the nearest.
+        """
+        return tuple(self._of_data_set(number, entry) for number, entry in enumerate(self.datasets)) or (self,)
+
+    def _of_data_set(self, number: int, entry: dict[str, Any]) -> "LoRASettings":
+        where = f"datasets[{number}]"
+        if not entry.get("data"):
+            raise ValueError(f"{where}.data is missing: the folder or table of this data set.")
+        fields = [field.name for field in dataclasses.fields(self)]
+        for name in entry:
+            if name in fields and name not in OF_DATA_SET:
+                raise ValueError(f"{where}.{name} is the same for all data sets; set {name} outside of `datasets`.")
+            if name not in OF_DATA_SET:
+                near = SYNONYMS.get(name) or difflib.get_close_matches(str(name), OF_DATA_SET, n=1, cutoff=0)[0]
+                raise ValueError(f"{where}.{name} is not a setting; nearest: {near}.")
+        common = {name: getattr(self, name) for name in fields if name != "datasets"}
+        return build(LoRASettings, common | {"prior_prompts": ""} | entry, where)
+
+    @property
+    def has_sheets(self) -> bool:
+        """Whether there is something to show or to measure between the steps."""
+        return bool(self.validation_prompts or self.validation_split)
+
     def loop_settings(self, steps: int) -> LoopSettings:
         own = {name: getattr(self, name) for name in ("context_parallel", "export_every")}
+        own["sheet_every"] = self.validation_every if self.has_sheets else 0
         return dataclasses.replace(super().loop_settings(steps), **own)
 
     @property
@@ -301,100 +338,3 @@ def check_warmup(warmup: int, steps: int) -> None:
     """Raise ValueError where the learning rate would never reach its peak."""
     if warmup > steps:
         raise ValueError(f"warmup={warmup} is longer than the {steps} steps of the run; nearest: {steps}.")
-
-
-def make_parser(description: str, kind: type[TrainingSettings] = LoRASettings) -> LineParser:
-    """Make a parser with `--config` and a flag for every setting; without a flag the file's value stays.
-
-    What it refuses is a ValueError.
-    """
-    parser = LineParser(
-        prog=kind.program,
-        description=description,
-        allow_abbrev=False,
-        epilog=f"`ptdit {kind.program}` also takes --num-processes N and --cpu.",
-    )
-    parser.synonyms = {
-        f"--{name.replace('_', '-')}": f"--{ours.replace('_', '-')}" for name, ours in kind.synonyms.items()
-    }
-    parser.add_argument(
-        "--config", metavar="FILE", help=f"YAML file with settings, or a preset: {', '.join(presets(kind))}"
-    )
-    for field in dataclasses.fields(kind):
-        flag = "--" + field.name.replace("_", "-")
-        shown = f"{field.metadata['help']} (default: {field.default or 'none'})".replace("none)", "-)")
-        if field.type is bool:
-            parser.add_argument(flag, default=None, action=argparse.BooleanOptionalAction, help=field.metadata["help"])
-        elif field.type in (int, float):
-            parser.add_argument(flag, type=field.type, metavar=field.type.__name__.upper(), help=shown)
-        else:
-            many = field.type is not str
-            parser.add_argument(flag, metavar="TEXT", help=shown, **({"nargs": "*"} if many else {}))
-    return parser
-
-
-def presets(kind: type[TrainingSettings] = LoRASettings) -> list[str]:
-    """Return the names of the presets that are part of the package."""
-    names = {path.stem for path in kind.presets_folder.glob("*.yaml")}
-    return sorted(names - {"fsdp2"})  # that one is accelerate's
-
-
-def read_config(name: str, kind: type[TrainingSettings] = LoRASettings) -> dict[str, Any]:
-    """Return the settings of a YAML file or preset.
-
-    Raises:
-        ValueError: There is no such file or preset, or it does not hold a mapping.
-    """
-    path = Path(name)
-    if not path.is_file() and name in presets(kind):
-        path = kind.presets_folder / f"{name}.yaml"
-    if not path.is_file():
-        raise ValueError(f"config {name!r} is neither a file nor a preset; presets: {', '.join(presets(kind))}.")
-    return read_yaml(path)
-
-
-def read_settings(flags: argparse.Namespace, kind: type[S] = LoRASettings) -> S:
-    """Return the settings of the file with the flags over them.
-
-    Raises:
-        ValueError: An unknown key, a wrong type or an illegal value; the message names it.
-        OSError: The file cannot be read.
-    """
-    given = {name: value for name, value in vars(flags).items() if name != "config" and value is not None}
-    values = read_config(flags.config, kind) if flags.config else {}
-    for name in values:
-        if name in kind.synonyms:
-            raise ValueError(f"{flags.config}.{name} is not a setting; nearest: {kind.synonyms[name]}.")
-    settings = build(kind, values | given, flags.config or "the command line")
-    for name in settings.needed:
-        if not getattr(settings, name) and not (name == "data" and settings.cache_dir):
-            raise ValueError(f"{name} is missing: set it in the config file or with --{name.replace('_', '-')}.")
-    return settings
-
-
-def check_packages(settings: TrainingSettings) -> None:
-    """Raise ValueError where a setting, or every training, needs a package that is not installed."""
-    for (name, value), package in PACKAGES.items():
-        if getattr(settings, name) == value and importlib.util.find_spec(package) is None:
-            other = type(settings).__dataclass_fields__[name].default
-            raise ValueError(f"{name}={value!r} needs {package}: pip install {package}; or use {other!r}.")
-    require_matplotlib()
-
-
-def refuse_other_settings(saved: dict[str, Any], settings: TrainingSettings) -> None:
-    """Raise ValueError where a checkpoint was made with settings that decide the outcome and differ now."""
-    now = dataclasses.asdict(settings)
-    changed = [
-        f"{name} was {saved[name]!r}, is {now[name]!r}"
-        for name in now
-        if name not in settings.free and name in saved and _plain(saved[name]) != _plain(now[name])
-    ]
-    if changed:
-        raise ValueError(
-            f"the checkpoint was made with other settings: {'; '.join(changed)}. Give the old values, or start anew "
-            "in another output_dir."
-        )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

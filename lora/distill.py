@@ -32,7 +32,7 @@ from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.trackers import begin_tracking
 
 from .adapter import adapter_layers, adapter_values
-from .config import check_packages, make_parser, read_settings, refuse_other_settings
+from .command_line import check_packages, make_parser, read_settings, refuse_other_settings
 from .distill_config import DistillSettings
 from .distill_task import SegmentTask
 from .export import MODEL_FILE, check_push

@@ -125,6 +125,8 @@ def public_name(source: str) -> str:
 def public_settings(settings: TrainingSettings) -> dict[str, object]:
     """Return the settings as they are uploaded: without folders of this machine."""
     found = {name: value for name, value in dataclasses.asdict(settings).items() if name not in LOCAL}
+    if sets := found.get("datasets"):
+        found["datasets"] = [{**each, "data": public_name(each["data"])} for each in sets]
     return found | {name: public_name(found[name]) for name in ("base", "data") if name in found}
 
 
@@ -206,7 +208,7 @@ def shown_settings(settings: TrainingSettings) -> dict[str, object]:
     public = public_settings(settings)
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     return {
-        name: in_markdown(value) if isinstance(value, str) else value
+        name: value if isinstance(value, (int, float)) else in_markdown(str(value))
         for name, value in public.items()
         if value != defaults[name] and name not in hidden
     }

@@ -8,9 +8,11 @@ Training does the same at its start; this is for doing it on another machine or 
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -19,11 +21,14 @@ from ptdit_diffusers.training.base_model import BaseModel, from_hub
 from ptdit_diffusers.training.checkpoint import checkpoints
 from ptdit_diffusers.training.command import exit_code
 from ptdit_diffusers.training.data.buckets import bucket_sizes, nearest_size
+from ptdit_diffusers.training.data.duplicates import grouped
 from ptdit_diffusers.training.data.find import Findings, Item, find_items, table
+from ptdit_diffusers.training.data.shards import held_out
 from ptdit_diffusers.training.processes import main_process_does
 
 from .cache import Cache, makers
-from .config import LoRASettings, make_parser, read_settings
+from .command_line import make_parser, read_settings
+from .config import LoRASettings
 from .samples import (
     Sample,
     changes,
@@ -40,6 +45,7 @@ logger = logging.getLogger("lora")
 
 RUN_SAMPLES = "samples.json"  # in the folder of a run
 DATA_SETTINGS = ("default_caption", "trigger", "caption_column", "max_aspect", "num_frames", "flip")
+FURTHER: tuple[str, ...] = ()  # the same, but only named where they are not the default
 
 
 def fill_cache(settings: LoRASettings, base: BaseModel, accelerator: Accelerator) -> Cache:
@@ -69,18 +75,58 @@ def choose_samples(settings: LoRASettings, base: BaseModel, device: torch.device
     prompts = ["", *settings.validation_prompts]
     goes_on = settings.resume and run.is_file() and checkpoints(run.parent)
     before = read_samples(run)[0] if goes_on else None
-    if settings.data:
-        findings = find_data(settings, base, device)
-        logger.info("%s", table(findings, settings.repeats, settings.prior_repeats))
-        samples = cache.plan(findings.items, settings.flip)
+    if settings.data or settings.datasets:
+        items, samples = plan_data(settings, base, device, cache)
         refuse_changes(settings, before, samples)
-        cache.fill(findings.items, samples, prompts, device)
+        cache.fill(items, samples, prompts, device)
         write_samples(list_path(cache.folder, data), samples, data)
     else:
         logger.info("training from the cache %s alone", cache.folder)
         samples = before or recorded_samples(cache.folder, data)
         cache.require_samples(samples)
         cache.add_captions(dict.fromkeys(prompts, ""), device)
+
+
+def plan_data(
+    settings: LoRASettings, base: BaseModel, device: torch.device, cache: Cache
+) -> tuple[list[Item], list[Sample]]:
+    """Return the files of all data sets and what is trained on of them, and log what was found.
+
+    Raises:
+        ValueError: One has nothing to train on, or no sample can be held out.
+    """
+    items: list[Item] = []
+    samples: list[Sample] = []
+    for number, each in enumerate(settings.data_sets()):
+        findings = find_data(each, base)
+        if number == 0:
+            findings.items += prior_items(settings, base, device)
+        if settings.datasets:
+            logger.info("data set %d: %s%s", number + 1, each.data, " (pictures to keep)" if each.is_reg else "")
+        logger.info("%s", table(findings, each.repeats, settings.prior_repeats))
+        items += findings.items
+        samples += cache.plan(findings.items, each.flip, number)
+    return items, hold_out(settings, items, samples)
+
+
+def hold_out(settings: LoRASettings, items: list[Item], samples: list[Sample]) -> list[Sample]:
+    """Return the samples, some of them marked as held out: whole groups of near-duplicates, chosen by the seed.
+
+    Raises:
+        ValueError: They are too few, or all alike.
+    """
+    if not settings.validation_split:
+        return samples
+    sets = settings.data_sets()
+    new = [i for i, sample in enumerate(samples) if not sample.prior and not sets[sample.data_set].is_reg]
+    groups = grouped(np.array([items[i].hashes for i in new], np.uint64))
+    hidden = {new[i] for i in np.flatnonzero(held_out(groups, settings.validation_split, settings.seed))}
+    if not hidden:
+        raise ValueError(
+            f"validation_split={settings.validation_split:g} holds out none of {len(new)} pictures in "
+            f"{len(set(groups.tolist()))} groups of near-duplicates; nearest: 0, which holds out none."
+        )
+    return [replace(sample, held_out=i in hidden) for i, sample in enumerate(samples)]
 
 
 def refuse_changes(settings: LoRASettings, before: list[Sample] | None, now: list[Sample]) -> None:
@@ -96,16 +142,28 @@ def refuse_changes(settings: LoRASettings, before: list[Sample] | None, now: lis
 
 
 def data_settings(settings: LoRASettings, base: BaseModel) -> dict[str, Any]:
-    """Return what decides about the samples of a data set, as the cache's list of them says it."""
+    """Return what decides about the samples of a run, as the cache's list of them says it."""
+    if settings.datasets:
+        sets = [data_settings(each, base) for each in settings.data_sets()]
+        return {"sets": sets, "source": ", ".join(each.pop("source") for each in sets)} | prior_settings(settings)
     found = {name: getattr(settings, name) for name in DATA_SETTINGS}
     found |= {f"maker of {kind}": maker for kind, maker in makers(base).items()}
     found["resolution"] = settings.resolution or base.own_resolution
     found["bucket_step"] = settings.bucket_step or base.window_pixels
-    prompts = read_prompts(settings.prior_prompts)
-    found["prior"] = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16] if prompts else ""
+    defaults = {field.name: field.default for field in fields(settings)}
+    found |= {name: value for name in FURTHER if (value := getattr(settings, name)) != defaults[name]}
+    found |= prior_settings(settings)
     is_local = not settings.data.startswith("hub:")
     found["source"] = str(Path(settings.data).resolve()) if settings.data and is_local else settings.data
     return found
+
+
+def prior_settings(settings: LoRASettings) -> dict[str, Any]:
+    """Return what decides about the pictures of the base model, and about what is held out."""
+    prompts = read_prompts(settings.prior_prompts)
+    found: dict[str, Any] = {"prior": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16] if prompts else ""}
+    split = {"validation_split": settings.validation_split, "seed": settings.seed}
+    return found | (split if settings.validation_split else {})
 
 
 def run_sizes(settings: LoRASettings, base: BaseModel) -> list[tuple[int, int]]:
@@ -124,13 +182,13 @@ def run_sizes(settings: LoRASettings, base: BaseModel) -> list[tuple[int, int]]:
     return bucket_sizes(settings.resolution or base.own_resolution, step, settings.max_aspect)
 
 
-def find_data(settings: LoRASettings, base: BaseModel, device: torch.device) -> Findings:
-    """Return all items of the run, including those that the base model generates."""
+def find_data(settings: LoRASettings, base: BaseModel) -> Findings:
+    """Return the files of one data set."""
     sizes, source = run_sizes(settings, base), settings.data
     if source.startswith("hub:"):
         source = str(from_hub("data", source.removeprefix("hub:"), "dataset"))
     downloaded = settings.data.startswith("hub:")  # never reads files of this machine
-    findings = find_items(
+    return find_items(
         source,
         settings.default_caption,
         settings.trigger,
@@ -140,12 +198,17 @@ def find_data(settings: LoRASettings, base: BaseModel, device: torch.device) -> 
         settings.caption_column,
         (Path(settings.output_dir), settings.cache_folder),
     )
-    if settings.prior_prompts:
-        height, width = nearest_size(1, 1, sizes)
-        for index, (path, prompt) in enumerate(generate_prior(base, settings, device)):
-            name = f"prior picture {index}"
-            findings.items.append(Item(path, prompt, 1, height, width, prior=True, name=name))
-    return findings
+
+
+def prior_items(settings: LoRASettings, base: BaseModel, device: torch.device) -> list[Item]:
+    """Return the pictures of `prior_prompts`, which the base model generates where they lack."""
+    if not settings.prior_prompts:
+        return []
+    height, width = nearest_size(1, 1, run_sizes(settings, base))
+    return [
+        Item(path, prompt, 1, height, width, prior=True, name=f"prior picture {index}")
+        for index, (path, prompt) in enumerate(generate_prior(base, settings, device))
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

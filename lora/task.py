@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +18,7 @@ from ptdit_diffusers.core.sampling import choose_windows, size_conditions
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
 from ptdit_diffusers.training.checkpoint import whole
+from ptdit_diffusers.training.held_out import spread, warn_of_learning_by_heart
 from ptdit_diffusers.training.objective import flow_matching
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.randomness import Stream
@@ -26,10 +28,11 @@ from ptdit_diffusers.training.task import PartTask, trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
 from .adapter import add_adapter, folded_weights
-from .batches import CachedBatches, describe_epoch
+from .batches import CachedBatches, describe_epoch, fixed_batches
 from .cache import Cache
 from .config import LoRASettings, TrainingSettings, check_warmup
 from .export import base_layer_weights, export
+from .samples import Sample
 from .validate import Sampling, generate_validation, quarter_steps, save_validation
 
 logger = logging.getLogger("lora")
@@ -106,9 +109,40 @@ class LoRATask(NetworkTask):
         }
 
     def sheet_steps(self, last: int) -> Sequence[int]:
-        return quarter_steps(last) if self.settings.validation_prompts else ()
+        return quarter_steps(last) if self.settings.has_sheets else ()
 
     def sheet(self, path: Path, step: int) -> dict[str, float]:
+        """Generate a picture of each validation prompt, write the sheet of all, and measure the held-out loss."""
+        losses = self.held_out_losses()
+        if self.accelerator.is_main_process:
+            advice = "stop there (export_every keeps the LoRAs on the way), use more pictures, or a lower rank or lr"
+            warn_of_learning_by_heart(path.parent.parent / "log.jsonl", losses, step, -1, advice)
+        if self.settings.validation_prompts:
+            self.draw(path, step)
+        return losses
+
+    def held_out_losses(self) -> dict[str, float]:
+        """Return the loss on samples that training never sees, and on as many that it sees."""
+        samples = self.cache.samples
+        hidden = [number for number, sample in enumerate(samples) if sample.held_out]
+        seen = [number for number, sample in enumerate(samples) if not sample.held_out and not self.keeps(sample)]
+        if not hidden:
+            return {}
+        return {"held_out_loss": self.measured_loss(hidden), "seen_loss": self.measured_loss(seen)}
+
+    def keeps(self, sample: Sample) -> bool:
+        """Return whether a sample shows what the model can do already."""
+        return sample.prior or self.data.sets[sample.data_set].is_reg
+
+    def measured_loss(self, numbers: Sequence[int]) -> float:
+        """Return the mean error of samples, always with the same noise and times."""
+        numbers, total = spread(numbers), 0.0
+        for batch in fixed_batches(self.cache, self.settings, numbers):
+            batch = send_to_device(batch, self.device)
+            total += float(lora_errors(self.model, batch, self.dtype).sum())
+        return total / len(numbers)
+
+    def draw(self, path: Path, step: int) -> None:
         """Generate a picture of each validation prompt, and write the sheet of all of them."""
         settings = self.settings
         sampling = Sampling(settings.validation_steps, settings.validation_guidance)
@@ -118,7 +152,6 @@ class LoRATask(NetworkTask):
             shown = {f"step {mark}": step_name(mark) for mark in self.sheet_steps(self.steps) if mark <= step}
             write_sheet(path.parent, path.parent.parent / "sheet.png", shown, settings.validation_prompts)
             track_pictures(self.accelerator, "validation", pictures, step)
-        return {}
 
     def export(self, folder: Path) -> None:
         """Write the finished LoRA to `folder`/lora."""
@@ -139,6 +172,11 @@ class LoRATask(NetworkTask):
 
 def lora_loss(transformer: PTDiTTransformer3DModel, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
     """Return the mean over the batch of weight * error of the flow; see `CachedBatches` for the batch."""
+    return (lora_errors(transformer, batch, dtype) * batch["weight"]).mean()
+
+
+def lora_errors(transformer: PTDiTTransformer3DModel, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    """Return the mean square error of the flow of each sample (B,)."""
     latents = batch["latents"]
     height, width = latents.shape[-2:]
     options = {
@@ -159,4 +197,4 @@ def lora_loss(transformer: PTDiTTransformer3DModel, batch: dict[str, Any], dtype
         )
         return transformer.flow(sample)
 
-    return (flow_matching(predict, latents, batch["noise"], batch["time"]) * batch["weight"]).mean()
+    return flow_matching(predict, latents, batch["noise"], batch["time"])

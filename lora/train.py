@@ -33,7 +33,8 @@ from ptdit_diffusers.training.trackers import begin_tracking
 
 from .adapter import adapter_values
 from .cache import Cache
-from .config import LoRASettings, TrainingSettings, check_packages, make_parser, read_settings, refuse_other_settings
+from .command_line import check_packages, make_parser, read_settings, refuse_other_settings
+from .config import LoRASettings, TrainingSettings
 from .export import MODEL_FILE, check_push, push
 from .precompute import RUN_SAMPLES, data_settings, fill_cache, run_sizes
 from .requirements import check_device, run_bytes
@@ -134,11 +135,12 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
         ValueError: An unknown target, a used output folder, a checkpoint of other settings.
         OSError: There is too little disk space.
     """
-    run_sizes(settings, base)
+    sets = settings.data_sets()
+    for each in sets:
+        run_sizes(each, base)
     token = 8 * base.transformer_config["patch_size"]  # pixels; the longer side of a bucket is at least `resolution`
-    check_context(
-        settings.context_parallel, accelerator.num_processes, (settings.resolution or base.own_resolution) // token
-    )
+    smallest = min(each.resolution or base.own_resolution for each in sets)
+    check_context(settings.context_parallel, accelerator.num_processes, smallest // token)
     values = adapter_values(base.transformer_config, settings)
     check_device(settings, accelerator.device)
     if settings.push_to_hub and accelerator.is_main_process:
@@ -147,7 +149,7 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
     if settings.prior_prompts and not Path(settings.prior_prompts).is_file():
         raise ValueError(f"prior_prompts {settings.prior_prompts!r} is no file; give one with a prompt per line.")
     folder = Path(settings.output_dir)
-    if settings.data and Path(settings.data).is_dir() and Path(settings.data).resolve() == folder.resolve():
+    if any(each.data and Path(each.data).is_dir() and Path(each.data).resolve() == folder.resolve() for each in sets):
         raise ValueError(f"output_dir {folder} is the folder of the data; give another one, it may lie in it.")
     doubled = settings.init in ("pissa", "olora")
     require_space("output_dir", folder, run_bytes(values, settings.keep, settings.ema > 0, doubled))

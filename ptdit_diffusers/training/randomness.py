@@ -20,6 +20,7 @@ class Stream(IntEnum):
     LORA_SAMPLE = 2  # latents, noise, time, mirroring and dropped captions
     LORA_PROXIES = 3
     LORA_DROPOUT = 4
+    LORA_HELD_OUT = 30  # noise of the held-out loss
     # a student of few steps
     PATH_NOISE = 5  # from which a path of the teacher starts
     PATH_ORDER = 6  # of the paths of an epoch

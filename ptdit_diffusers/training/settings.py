@@ -174,6 +174,8 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Return a YAML value in the annotated type; PyYAML reads 1e-3 as text and tuples as lists."""
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)
     if isinstance(hint, types.UnionType):

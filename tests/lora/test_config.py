@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from lora.config import SYNONYMS, LoRASettings, check_packages, make_parser, read_settings
+from lora.command_line import check_packages, make_parser, read_settings
+from lora.config import SYNONYMS, LoRASettings
 
 
 def read(*flags: str):

@@ -369,7 +369,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(distill, c
 
 
 def test_the_presets_are_settings_of_a_distillation():
-    from lora.config import presets, read_config
+    from lora.command_line import presets, read_config
     from ptdit_diffusers.training.settings import build
 
     for name in presets(DistillSettings):

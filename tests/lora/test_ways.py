@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lora.config import PACKAGES, LoRASettings, check_packages
+from lora.command_line import PACKAGES, check_packages
+from lora.config import LoRASettings
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 
 FILE = "lora/pytorch_lora_weights.safetensors"

@@ -22,6 +22,7 @@ from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.average import PowerAverages, snapshot_steps, write_snapshot
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.checkpoint import is_shared, whole
+from ptdit_diffusers.training.held_out import TOGETHER, spread, warn_of_learning_by_heart
 from ptdit_diffusers.training.objective import flow_matching, shifted_times
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.own_data.batches import QUARTERS, OwnBatches, StageData, read_bad_shards
@@ -29,7 +30,7 @@ from ptdit_diffusers.training.own_data.model import export_model, load_trained, 
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings
 from ptdit_diffusers.training.own_data.text import CachedText, OnlineText
 from ptdit_diffusers.training.randomness import Stream, torch_generator
-from ptdit_diffusers.training.record import read_log, update_run
+from ptdit_diffusers.training.record import update_run
 from ptdit_diffusers.training.schedules import warmup_hold_decay
 from ptdit_diffusers.training.sheets import step_name, write_sheet
 from ptdit_diffusers.training.task import PartTask, trained_parameters
@@ -38,9 +39,6 @@ from ptdit_diffusers.training.trackers import track_pictures
 
 logger = logging.getLogger(__name__)
 
-MEASURED = 32  # times at which the held-out loss is measured; few samples are measured several times
-TOGETHER = 8  # of them at once
-RISE = 1.02  # of the held-out loss above its least, while the loss on trained samples falls: learning by heart
 SNAPSHOTS = "snapshots"  # folder in that of the run
 
 
@@ -218,8 +216,8 @@ class OwnDataTask(PartTask):
         data = self.stages[stage]
         if not len(data.held_out):
             return {}
-        hidden = spread(data.held_out, MEASURED)
-        seen = spread(np.sort(np.concatenate(list(data.members.values()))), MEASURED)
+        hidden = spread(data.held_out)
+        seen = spread(np.sort(np.concatenate(list(data.members.values()))))
         return {
             "held_out_loss": self.measured_loss(stage, hidden),
             "seen_loss": self.measured_loss(stage, seen),
@@ -233,7 +231,10 @@ class OwnDataTask(PartTask):
         losses = self.held_out_losses(step)
         if step == 0 and losses and self.accelerator.is_main_process:
             logger.info("held-out loss of the start on these data: %.4f", losses["held_out_loss"])
-        self.warn_of_learning_by_heart(losses, step)
+        if losses and self.accelerator.is_main_process:
+            first = step - self.settings.stage_at(max(0, step - 1))[1] - 1
+            advice = "stop there, use more pictures, or train: lora"
+            warn_of_learning_by_heart(self.settings.folder / "log.jsonl", losses, step, first, advice)
         prompts = self.settings.run.sheet
         if prompts:
             self.draw(path, step, prompts)
@@ -274,28 +275,6 @@ class OwnDataTask(PartTask):
         del pipe, vae
         free_memory()
 
-    def warn_of_learning_by_heart(self, losses: dict[str, float], step: int) -> None:
-        """Say when the loss on new samples rises while that on trained ones falls."""
-        if not losses or not self.accelerator.is_main_process:
-            return
-        stage, within = self.settings.stage_at(max(0, step - 1))
-        first = step - within - 1
-        earlier = [
-            line for line in read_log(self.settings.folder / "log.jsonl") if "held_out_loss" in line
-            and first < line["step"] < step
-        ]  # fmt: skip
-        best = min(earlier, key=lambda line: line["held_out_loss"], default=None)
-        if best and losses["held_out_loss"] > RISE * best["held_out_loss"] and losses["seen_loss"] < best["seen_loss"]:
-            logger.warning(
-                "the model learns by heart since step %d: the loss on new pictures was %.4f there and is %.4f, on "
-                "trained ones %.4f and %.4f; stop there, use more pictures, or train: lora",
-                best["step"],
-                best["held_out_loss"],
-                losses["held_out_loss"],
-                best["seen_loss"],
-                losses["seen_loss"],
-            )
-
     def export(self, folder: Path) -> None:
         """Write the finished model, a whole pipeline folder."""
         model = self.model
@@ -324,9 +303,3 @@ def sample_flops(model: PTDiTTransformer3DModel, shape: Sequence[int], text: int
     caption = torch.zeros(1, text, model.config.caption_channels, device="meta")
     latents, time, mask = torch.zeros(1, *shape, device="meta"), torch.zeros(1, device="meta"), None
     return step_flops(lambda: model(latents, caption, time, mask, return_dict=False, **options)[0].sum())
-
-
-def spread(numbers: Any, count: int) -> list[int]:
-    """Return `count` of the numbers, evenly spread; each several times where there are fewer."""
-    total = len(numbers)
-    return [int(numbers[i * total // count if total > count else i % total]) for i in range(count)]

@@ -3,7 +3,6 @@
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.own_data import average, encode, train
 from ptdit_diffusers.training.own_data.model import make_base, outline
 from ptdit_diffusers.training.own_data.settings import read_settings
-from ptdit_diffusers.training.own_data.task import OwnDataTask, sample_flops
+from ptdit_diffusers.training.own_data.task import sample_flops
 from ptdit_diffusers.training.run import Run
 
 STAGE = {"resolution": 64, "steps": 12, "batch": 6, "lr": 1e-3}
@@ -146,21 +145,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step_and_is_never_saved(c
     assert "the loss is nan at step 7 (" in message and ".png" in message
     assert "the last sound checkpoint is checkpoint-00000004" in message
     assert [each.name for each in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-00000004"]
-
-
-def test_a_run_says_when_it_learns_by_heart(config, tmp_path, caplog):
-    """Lines of a log as a long run on few pictures writes them."""
-    settings = read_settings(config(), ["stages=[{resolution: 64, steps: 90, batch: 4, lr: 0.01}]"])
-    (tmp_path / "out").mkdir()
-    lines = [{"step": 0, "held_out_loss": 0.9, "seen_loss": 0.9}, {"step": 30, "held_out_loss": 0.7, "seen_loss": 0.6}]
-    (tmp_path / "out" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    task = SimpleNamespace(settings=settings, accelerator=SimpleNamespace(is_main_process=True))
-    warn = OwnDataTask.warn_of_learning_by_heart
-    warn(task, {"held_out_loss": 0.71, "seen_loss": 0.5}, 60)  # noise
-    warn(task, {"held_out_loss": 0.8, "seen_loss": 0.65}, 60)  # both are worse
-    assert not caplog.text
-    warn(task, {"held_out_loss": 0.75, "seen_loss": 0.4}, 60)
-    assert "learns by heart since step 30: the loss on new pictures was 0.7000 there and is 0.7500" in caplog.text
 
 
 def test_the_share_of_the_peak_follows_from_operations_and_time(config, tmp_path):

@@ -1,0 +1,93 @@
+"""What is trained on: several data sets, pictures to keep, pictures that are held out; all chosen before training."""
+
+import json
+import shutil
+
+import pytest
+
+from lora.batches import CachedBatches, Plan
+from lora.cache import Cache
+from lora.command_line import make_parser, read_settings
+from lora.config import LoRASettings
+from lora.precompute import plan_data
+from lora.samples import Sample, read_samples
+from ptdit_diffusers.training.base_model import BaseModel
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_held_out_pictures_are_not_trained_on_and_their_loss_is_in_the_log(train, pictures, tmp_path, caplog):
+    caplog.set_level("INFO")
+    flags = ["--data", pictures, "--validation-split", "2", "--max-steps", "2"]
+    assert train("out", *flags) == 0
+    samples, _ = read_samples(tmp_path / "out" / "samples.json")
+    hidden = [number for number, sample in enumerate(samples) if sample.held_out]
+    assert len(hidden) == 2 and "; 2 held out" in caplog.text
+    plan = Plan(samples, LoRASettings(output_dir="x"), 2)
+    assert not set(hidden) & {index for number in range(plan.per_epoch) for index in plan.batch(number)}
+    measured = {line["step"]: line for line in log_of(tmp_path / "out") if "held_out_loss" in line}
+    assert list(measured) == [0, 1, 2]
+    assert measured[0]["held_out_loss"] != measured[0]["seen_loss"] != measured[2]["seen_loss"]
+
+
+def test_a_copy_of_a_held_out_picture_is_held_out_too(pictures, tiny_model_folder, tmp_path):
+    for name in "ab":
+        shutil.copytree(pictures, tmp_path / "data" / name)
+    settings = LoRASettings(output_dir=str(tmp_path), data=str(tmp_path / "data"), validation_split=0.4)
+    base = BaseModel(str(tiny_model_folder))
+    _, samples = plan_data(settings, base, "cpu", Cache(tmp_path / "cache", base))
+    hidden = [sample.name for sample in samples if sample.held_out]
+    assert len(hidden) == 4 and {name[2:] for name in hidden if name < "b"} == {name[2:] for name in hidden[2:]}
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(train, pictures, capsys):
+    assert train("out", "--data", pictures, "--validation-split", "5") == 2
+    assert "validation_split=5 holds out none of 5 pictures in 5 groups" in capsys.readouterr().err
+
+
+def test_data_sets_have_repeats_resolution_and_captions_of_their_own(train, pictures, tmp_path, caplog):
+    caplog.set_level("INFO")
+    sets = [
+        f"{{data: {pictures}, repeats: 2}}",
+        f"{{data: {pictures}, resolution: 32, bucket_step: 32, trigger: two}}",
+    ]
+    assert train("out", "--datasets", *sets, f"{{data: {pictures}, is_reg: true, prior_weight: 0.25}}") == 0
+    samples, data = read_samples(tmp_path / "out" / "samples.json")
+    assert [sample.data_set for sample in samples] == [0] * 5 + [1] * 5 + [2] * 5 and len(data["sets"]) == 3
+    assert {sample.bucket[1:] for sample in samples[5:10]} == {(32, 32)}
+    assert samples[0].text != samples[5].text and "data set 3: " in caplog.text and "(pictures to keep)" in caplog.text
+    settings = read_settings(make_parser("test").parse_args(["--output-dir", "x", "--datasets", *sets[:1]]))
+    plan = Plan(samples, settings_of(pictures), 1)
+    assert sum(map(len, plan.buckets.values())) == 2 * 5 + 5 + 5 and settings.data_sets()[0].repeats == 2
+    assert "{'data': 'pictures" in (tmp_path / "out" / "lora" / "README.md").read_text()  # no folder of this machine
+
+
+def settings_of(pictures):
+    sets = ({"data": str(pictures), "repeats": 2}, {"data": str(pictures)}, {"data": str(pictures), "is_reg": True})
+    return LoRASettings(output_dir="x", datasets=sets, prior_weight=0.25)
+
+
+def test_pictures_to_keep_have_their_weight(cache, pictures):
+    cache.samples = [Sample(**{**vars(cache.samples[0]), "data_set": number}) for number in (0, 2)]
+    batches = CachedBatches(cache, settings_of(pictures), 0, 1)
+    assert {float(batches[number]["weight"]) for number in range(3)} == {1.0, 0.25}
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"repeats": 2}, r"datasets\[0\].data is missing: the folder or table of this data set"),
+        ({"data": "a", "repeets": 2}, r"datasets\[0\].repeets is not a setting; nearest: repeats"),
+        ({"data": "a", "num_repeats": 2}, r"datasets\[0\].num_repeats is not a setting; nearest: repeats"),
+        ({"data": "a", "rank": 2}, r"datasets\[0\].rank is the same for all data sets; set rank outside"),
+        ({"data": "a", "repeats": 0}, "repeats=0 must be at least 1; nearest: 1"),
+        ({"data": "a", "flip": "yes"}, r"datasets\[0\].flip='yes' must be of type bool"),
+    ],
+)
+def test_a_wrong_entry_of_a_data_set_is_named(entry, message):
+    with pytest.raises(ValueError, match=message):
+        LoRASettings(output_dir="x", datasets=(entry,))
+    with pytest.raises(ValueError, match="data='b' and datasets exclude each other; nearest: datasets alone"):
+        LoRASettings(output_dir="x", data="b", datasets=({"data": "a"},))
