@@ -18,7 +18,7 @@ from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash
 from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item
-from ptdit_diffusers.training.data.media import UnreadableError, fit, is_clip, read_frames
+from ptdit_diffusers.training.data.media import UnreadableError, clip_length, fit, is_views, read_frames, read_sample
 from ptdit_diffusers.training.data.shards import Found, ShardWriter, bucket_text
 from ptdit_diffusers.training.data.sources import Picture
 from ptdit_diffusers.training.latents import to_pixels
@@ -132,6 +132,7 @@ class Waiting:
     keys: list[str] = field(default_factory=list)
     videos: list[list[Tensor]] = field(default_factory=list)  # plain, and mirrored where that is asked for
     wanted: dict[str, list[tuple[Found, str]]] = field(default_factory=dict)  # key -> samples, resolution
+    views: bool = False  # each frame is a picture of its own
 
 
 class PictureEncoder:
@@ -142,6 +143,7 @@ class PictureEncoder:
         writer: Of the shards.
         sizes: Resolution -> legal (height, width).
         num_frames: Taken from each clip.
+        num_views: Taken from each folder of views; 0 = they are left out.
         flip: Encode mirrored copies, too.
         max_skips: Share of the files that may be skipped, beyond the first MOST_SKIPS; 1 = all.
     """
@@ -152,14 +154,16 @@ class PictureEncoder:
         writer: ShardWriter,
         sizes: Mapping[int, list[tuple[int, int]]],
         num_frames: int = 1,
+        num_views: int = 0,
         flip: bool = False,
         max_skips: float = 1.0,
     ) -> None:
-        self.vae, self.writer, self.sizes, self.num_frames = vae, writer, sizes, num_frames
+        self.vae, self.writer, self.sizes = vae, writer, sizes
+        self.num_frames, self.num_views = num_frames, num_views
         self.flip, self.max_skips = flip, max_skips
         self.found: list[Found] = []
         self.skipped: list[tuple[str, str]] = []
-        self.waiting: dict[str, Waiting] = {}
+        self.waiting: dict[tuple[str, bool], Waiting] = {}  # bucket, whether they are views
         self.encoded = 0
 
     def encode(self, pictures: Iterator[Picture]) -> None:
@@ -207,42 +211,49 @@ class PictureEncoder:
             if picture.problem:
                 raise UnreadableError(picture.problem)
             key = picture.key()
-            frames = read_frames(picture.file, self.num_frames if is_clip(picture.file) else 1)
+            frames = read_sample(picture.file, self.num_frames, self.num_views)
         except (UnreadableError, OSError) as error:
             self.skip(picture.name, str(getattr(error, "strerror", None) or error))
             return
-        facts = (picture.name, key, picture.captions, picture.weights, picture.quality)
-        self.found.append(found := Found(*facts, average_hash(frames[0]), {}))
+        facts = picture.facts
+        texts = (facts.captions, facts.weights, facts.quality)
+        self.found.append(found := Found(picture.name, key, *texts, average_hash(frames[0]), {}, facts.licence))
         for resolution, sizes in self.sizes.items():
             height, width = nearest_size(frames[0].height, frames[0].width, sizes)
-            bucket = bucket_text((len(frames), height, width))
+            bucket, views = (
+                bucket_text((clip_length(picture.file, len(frames)), height, width)),
+                is_views(picture.file),
+            )
             if place := self.writer.find(bucket, key):
                 found.at[str(resolution)] = (bucket, *place)
                 continue
-            waiting = self.waiting.setdefault(bucket, Waiting())
+            waiting = self.waiting.setdefault((bucket, views), Waiting(views=views))
             waiting.wanted.setdefault(key, []).append((found, str(resolution)))
             if key not in waiting.keys:
                 fitted = [fit(frame, width, height) for frame in frames]
+                mirrored = [*fitted[:1], *fitted[:0:-1]] if views else fitted  # the other way round the object
                 waiting.keys.append(key)
-                waiting.videos.append([video(fitted, mirror) for mirror in (False, True)[: 1 + self.flip]])
+                waiting.videos.append([video(fitted), *([video(mirrored, mirror=True)] if self.flip else [])])
             if len(waiting.keys) == BATCH:
-                self.encode_bucket(bucket)
+                self.encode_bucket(bucket, views)
 
     def finish(self) -> None:
         """Encode what still waits, and write it."""
-        for bucket in list(self.waiting):
-            self.encode_bucket(bucket)
+        for bucket, views in list(self.waiting):
+            self.encode_bucket(bucket, views)
         self.writer.flush()
 
     @torch.no_grad()
-    def encode_bucket(self, bucket: str) -> None:
-        """Encode the pictures of a bucket that wait."""
-        waiting = self.waiting.pop(bucket)
+    def encode_bucket(self, bucket: str, views: bool) -> None:
+        """Encode the pictures of a bucket that wait, or the views of it."""
+        waiting = self.waiting.pop((bucket, views))
         rows: list[dict[str, Tensor]] = [{} for _ in waiting.keys]
         for number, prefix in enumerate(("", "mirrored_")[: 1 + self.flip]):
             pixels = torch.stack([each[number] for each in waiting.videos])
-            posterior = self.vae.encode(pixels.to(self.vae.device)).latent_dist
-            for name, values in (("mean", posterior.mean), ("std", posterior.std)):
+            parts = pixels.to(self.vae.device).split(1, dim=2) if views else [pixels.to(self.vae.device)]
+            posteriors = [self.vae.encode(part).latent_dist for part in parts]
+            for name in ("mean", "std"):
+                values = torch.cat([getattr(posterior, name) for posterior in posteriors], dim=2)
                 for row, value in zip(rows, values.cpu(), strict=True):
                     row[prefix + name] = value
         for key, row in zip(waiting.keys, rows, strict=True):

@@ -13,7 +13,7 @@ from pathlib import Path
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash
 from ptdit_diffusers.training.data.listing import Listing, list_data
-from ptdit_diffusers.training.data.media import UnreadableError, is_clip, read_frames
+from ptdit_diffusers.training.data.media import UnreadableError, is_clip, is_views, read_frames
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def find_items(
     listing = list_data(source, outside_files, caption_column, own)
     top = Path(source) if Path(source).is_dir() else Path(source).parent
     found = Findings([], [], 0, 0, notes=_notes(listing, top))
-    said = time.monotonic()
+    said, several = time.monotonic(), 0
     for number, entry in enumerate(listing.entries):
         if time.monotonic() - said > PROGRESS_SECONDS:
             said = time.monotonic()
@@ -88,6 +88,8 @@ def find_items(
         try:
             if entry.problem:
                 raise UnreadableError(entry.problem)
+            if is_views(entry.path):
+                raise UnreadableError("is a folder of views, which only ptdit train reads")
             clip = is_clip(entry.path)
             frames = num_frames if clip else 1
             first = read_frames(entry.path, frames)[0]
@@ -95,12 +97,15 @@ def find_items(
             found.skipped.append((str(entry.path), str(error)))
             continue
         found.without_caption += not entry.caption
+        several += len(entry.facts.captions) > 1
         found.clips_as_pictures += clip and num_frames == 1
         best = nearest_size(first.height, first.width, sizes)
         found.enlarged += first.height < best[0] or first.width < best[1]
         caption = with_trigger(entry.caption or default_caption, trigger)
         name = entry.path.relative_to(top).as_posix() if entry.path.is_relative_to(top) else str(entry.path)
         found.items.append(Item(entry.path, caption, frames, *best, name=name, hashes=average_hash(first)))
+    if several:
+        found.notes.append(f"{several} files have several captions; the first is taken")
     if not found.items:
         reasons = "; ".join(f"{name} {reason}" for name, reason in found.skipped[:SHOWN])
         raise ValueError(

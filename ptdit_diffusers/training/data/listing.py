@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptdit_diffusers.core.folder_files import inside
-from ptdit_diffusers.training.data.media import NOT_READ, READ
-from ptdit_diffusers.training.data.tables import find_table, read_table
+from ptdit_diffusers.training.data.media import NOT_READ, READ, VIEWS, is_views
+from ptdit_diffusers.training.data.tables import Facts, find_table, read_table
 
 LONGEST_CAPTION = 20_000  # characters; a text encoder reads 200 tokens
 OTHER_SPLITS = ("test", "val", "valid", "validation")  # of a folder with `train`, as data sets of the Hub have them
@@ -17,11 +17,16 @@ SIDE_FILES = (".md", ".gitattributes")  # no data, and not worth a line
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that could be trained on, with its caption; or why it is not ("" = it is)."""
+    """A file that could be trained on, with what is known of it; or why it is not ("" = it is)."""
 
     path: Path
-    caption: str = ""
+    facts: Facts = Facts()
     problem: str = ""
+
+    @property
+    def caption(self) -> str:
+        """The first caption."""
+        return self.facts.caption
 
 
 @dataclass
@@ -34,7 +39,13 @@ class Listing:
     lonely: list[Path] = field(default_factory=list)  # .txt files without a picture
 
 
-def list_data(source: str, outside_files: bool = False, caption_column: str = "", own: Sequence[Path] = ()) -> Listing:
+def list_data(
+    source: str,
+    outside_files: bool = False,
+    caption_column: str = "",
+    own: Sequence[Path] = (),
+    licence_column: str = "",
+) -> Listing:
     """Return every file of a data set; none of them is opened except tables and captions.
 
     Args:
@@ -42,21 +53,22 @@ def list_data(source: str, outside_files: bool = False, caption_column: str = ""
         outside_files: Take also what a table or a link names outside of the folder.
         caption_column: As for `read_table`.
         own: Folders that this run writes to; what lies in them is no data.
+        licence_column: As for `read_table`.
 
     Raises:
         ValueError: There is no such folder, or a table is not right.
         OSError: The folder itself cannot be opened.
     """
-    place = Path(source)
+    place, columns = Path(source), (caption_column, licence_column)
     if place.is_file():
-        entries = _table_entries(place, caption_column)
+        entries = _table_entries(place, columns)
         listing = Listing(list(entries))
         home = place.parent
     elif place.is_dir():
         os.scandir(place).close()
         listing, home = Listing(), place
         files = list(_walk(place, None if outside_files else place, {path.resolve() for path in own}, listing))
-        _read_captions(place, sorted(files), caption_column, None if outside_files else place, listing)
+        _read_captions(place, sorted(files), columns, None if outside_files else place, listing)
     else:
         raise ValueError(f"data {source!r} is neither a folder nor a file.")
     listing.entries = [_checked(entry, None if outside_files else home) for entry in listing.entries]
@@ -92,6 +104,8 @@ def _walk(folder: Path, home: Path | None, own: set[Path], listing: Listing) -> 
                 listing.own.append(path)
             elif problem := _left_out(path, folder, names, home, seen):
                 listing.entries.append(Entry(path, problem=problem))
+            elif path.suffix.lower() == VIEWS:
+                yield path
             else:
                 seen.add(path.resolve())
                 waiting.append(path)
@@ -130,12 +144,14 @@ def _topmost_tables(files: list[Path]) -> dict[Path, Path]:
     return tables
 
 
-def _read_captions(top: Path, files: list[Path], caption_column: str, home: Path | None, listing: Listing) -> None:
+def _read_captions(
+    top: Path, files: list[Path], columns: tuple[str, str], home: Path | None, listing: Listing
+) -> None:
     """Sort the files into the listing, with captions from the topmost table above each, else from .txt files."""
     tables = _topmost_tables(files)
     named: set[Path] = set()
     for table in tables.values():
-        for entry in _table_entries(table, caption_column):
+        for entry in _table_entries(table, columns):
             named.add(Path(os.path.normpath(entry.path)))
             listing.entries.append(entry)
     texts = {(path.parent, path.stem): path for path in files if path.suffix.lower() == ".txt"}
@@ -176,35 +192,38 @@ def _with_caption(path: Path, text: Path | None, home: Path | None) -> Entry:
         )
     except OSError as error:
         return Entry(path, problem=f"has a caption that cannot be opened ({text.name}: {error.strerror})")
-    return Entry(path, caption, f"has a caption with zero bytes ({text.name})" if "\0" in caption else "")
+    facts = Facts((caption,), (1.0,)) if caption else Facts()
+    return Entry(path, facts, f"has a caption with zero bytes ({text.name})" if "\0" in caption else "")
 
 
-def _table_entries(table: Path, caption_column: str) -> Iterator[Entry]:
-    for row in read_table(table, caption_column):
+def _table_entries(table: Path, columns: tuple[str, str]) -> Iterator[Entry]:
+    for row in read_table(table, *columns):
         path = table.parent / row.name
         if "\\" in row.name and not path.is_file():  # written on Windows
             path = table.parent / row.name.replace("\\", "/")
         kind = path.suffix.lower()
         known = kind in READ or kind in NOT_READ
-        yield Entry(path, row.caption, "" if known else "is not a picture or video")
+        yield Entry(path, row.facts, "" if known else "is not a picture or video")
 
 
 def _checked(entry: Entry, home: Path | None) -> Entry:
     """Return the entry with the reason why its file is not opened, if there is one."""
-    return entry if entry.problem else Entry(entry.path, entry.caption, _objection(entry, home))
+    return entry if entry.problem else Entry(entry.path, entry.facts, _objection(entry, home))
 
 
 def _objection(entry: Entry, home: Path | None) -> str:
     path, kind = entry.path, entry.path.suffix.lower()
     try:
         if not path.exists() and not path.is_symlink():
-            return "does not exist"
-        if not path.is_file():
+            beside = path.parent.iterdir() if path.parent.is_dir() else ()
+            other = next((each.name for each in beside if each.name.lower() == path.name.lower()), "")
+            return f"does not exist; nearest: {other!r}" if other else "does not exist"
+        if not path.is_file() and not is_views(path):
             return "is not an ordinary file"
     except OSError as error:
         return f"cannot be opened ({error.strerror})"
     if home is not None and not inside(path, home):
         return f"lies outside of the data folder ({path.name}); --outside-files takes it"
-    if len(entry.caption) > LONGEST_CAPTION:
-        return f"has a caption of {len(entry.caption)} characters; at most {LONGEST_CAPTION} are read"
+    if (longest := max(map(len, entry.facts.captions), default=0)) > LONGEST_CAPTION:
+        return f"has a caption of {longest} characters; at most {LONGEST_CAPTION} are read"
     return f"is of a kind that is not read ({kind}); save it as {NOT_READ[kind]}" if kind in NOT_READ else ""

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 PICTURES = (".png", ".apng", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
 CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # need PyAV; the others are read by Pillow
-READ = PICTURES + CONTAINERS
+VIEWS = ".views"  # a folder NAME.views holds pictures of one object from all around, in the order of their names
+READ = (*PICTURES, *CONTAINERS, VIEWS)
 NOT_READ = {  # pictures and videos of other kinds -> what to save them as
     **dict.fromkeys(".heic .heif .avif .jxl .jp2 .j2k .tga .psd .svg .ico .exr .hdr .eps .pdf".split(), "PNG or JPEG"),
     **dict.fromkeys(".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .raw .ppm .pgm".split(), "PNG or JPEG"),
@@ -57,12 +58,15 @@ def picture_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_frames(path: Path | Member, num_frames: int) -> list[Image.Image]:
-    """Return the first `num_frames` frames of a clip, or for 1 the one of a picture.
+    """Return the first `num_frames` frames of a clip, or for 1 the one of a picture; of a folder of views the first.
 
     Raises:
         UnreadableError: The file is damaged, of an unknown kind, or has too few frames; says which.
     """
-    frames = _decoded(path) if path.suffix.lower() in CONTAINERS else _opened(path)
+    if is_views(path):
+        frames = (frame for file in view_files(path) for frame in _opened(file))
+    else:
+        frames = _decoded(path) if path.suffix.lower() in CONTAINERS else _opened(path)
     found = [frame for _, frame in zip(range(num_frames), frames, strict=False)]
     if len(found) < num_frames:
         raise UnreadableError(f"has {len(found)} frames, num_frames={num_frames} were asked for")
@@ -77,8 +81,49 @@ def is_clip(path: Path | Member) -> bool:
     """
     if path.suffix.lower() in CONTAINERS:
         return True
+    if is_views(path):
+        return False
     with _problems_named(), Image.open(_content(path), formats=FORMATS) as image:
         return image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
+
+
+def is_views(path: Path | Member) -> bool:
+    """Return whether a path is a folder of views."""
+    return isinstance(path, Path) and path.suffix.lower() == VIEWS and path.is_dir()
+
+
+def view_files(folder: Path) -> list[Path]:
+    """Return the pictures of a folder of views; view i of V is seen from azimuth i * 360 / V degrees."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != ".")
+
+
+def read_sample(path: Path | Member, num_frames: int, num_views: int = 0) -> list[Image.Image]:
+    """Return what is trained on: a picture, the first frames of a clip, or views evenly spread around the object.
+
+    Args:
+        path: Of the file or the folder of views.
+        num_frames: Of a clip.
+        num_views: Of a folder of views, whose number of pictures is a multiple of it; 0 = these are not read.
+
+    Raises:
+        UnreadableError: As `read_frames`, or views are too few, or of different sizes.
+    """
+    if not is_views(path):
+        return read_frames(path, num_frames if is_clip(path) else 1)
+    files = view_files(path)
+    if not num_views:
+        raise UnreadableError(f"is a folder of {len(files)} views; data.num_views says how many are trained on")
+    if not files or len(files) % num_views:
+        raise UnreadableError(f"has {len(files)} views, which is no multiple of num_views={num_views}")
+    views = [read_frames(file, 1)[0] for file in files[:: len(files) // num_views]]
+    if len({view.size for view in views}) > 1:
+        raise UnreadableError("has views of different sizes")
+    return views
+
+
+def clip_length(path: Path | Member, frames: int) -> int:
+    """Return the frames of the clip that the model sees: each view is a latent frame, which in a clip has four."""
+    return 4 * (frames - 1) + 1 if is_views(path) else frames
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -14,6 +14,7 @@ import json
 import re
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ class Found:
     quality: float | None
     hashes: tuple[int, int, int]  # for near-duplicates
     at: dict[str, tuple[str, str, int]]  # resolution -> bucket as text, shard, row
+    licence: str = ""
 
 
 def bucket_text(bucket: Bucket) -> str:
@@ -202,7 +204,8 @@ def merge(folder: Path, data: str, parts: int, about: dict[str, Any]) -> Path:
         for lines, _ in read:
             for line in lines:
                 tables.add(line)
-        tables.finish({**about, "skipped": skipped, "count": count}, folder)
+        licences = dict(tables.licences.most_common())
+        tables.finish({**about, "skipped": skipped, "count": count, "licences": licences}, folder)
     return target
 
 
@@ -218,6 +221,7 @@ class _Tables:
     indices: dict[str, np.ndarray] = field(default_factory=dict)
     shards: dict[str, dict[tuple[str, str], int]] = field(default_factory=dict)
     buckets: dict[str, dict[str, int]] = field(default_factory=dict)
+    licences: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.captions = open(self.folder / "captions.jsonl", "wb")  # noqa: SIM115 (closed by `finish`)
@@ -241,6 +245,7 @@ class _Tables:
                 np.nan if line["quality"] is None else line["quality"],
             )
         self.hashes[self.row] = line["hashes"]
+        self.licences[line.get("licence", "")] += 1
         self.offset += written
         self.texts += len(line["captions"])
         self.row += 1

@@ -3,13 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from ptdit_diffusers.core.files import file_hash
 from ptdit_diffusers.training.data.find import with_trigger
 from ptdit_diffusers.training.data.listing import Listing, list_data
+from ptdit_diffusers.training.data.media import is_views, view_files
+from ptdit_diffusers.training.data.tables import Facts
 from ptdit_diffusers.training.data.tars import TarMember, is_tars, list_tar, tar_names
 
 
@@ -19,9 +21,7 @@ class Picture:
 
     name: str
     file: Path | TarMember
-    captions: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    quality: float | None = None
+    facts: Facts = Facts()
     problem: str = ""
 
     def key(self) -> str:
@@ -30,6 +30,8 @@ class Picture:
         Raises:
             OSError: It cannot be read.
         """
+        if is_views(self.file):
+            return hashlib.sha256("".join(map(file_hash, view_files(self.file))).encode()).hexdigest()[:32]
         if isinstance(self.file, Path):
             return file_hash(self.file)[:32]
         return hashlib.sha256(self.file.read_bytes()).hexdigest()[:32]
@@ -45,6 +47,7 @@ class DataSource:
         trigger: Word before every caption, or in place of [trigger] in it.
         caption_column: Of a table.
         outside_files: Take also what a table or a link names outside of the folder.
+        licence_column: Of a table or of .json files; every picture must have a licence then. "" = none is read.
         own: Folders that the run writes to.
     """
 
@@ -53,6 +56,7 @@ class DataSource:
     trigger: str = ""
     caption_column: str = ""
     outside_files: bool = False
+    licence_column: str = ""
     own: tuple[Path, ...] = field(default=(), compare=False)
 
     @property
@@ -64,7 +68,7 @@ class DataSource:
         """Return what decides about the captions and the files, for names."""
         where = self.source if "{" in self.source or "*" in self.source else str(Path(self.source).resolve())
         own = {name: getattr(self, name) for name in ("default_caption", "trigger", "caption_column", "outside_files")}
-        return {"source": where, **own}
+        return {"source": where, **own, **({"licence_column": self.licence_column} if self.licence_column else {})}
 
     @cached_property
     def listing(self) -> Listing:
@@ -73,11 +77,24 @@ class DataSource:
         Raises:
             ValueError: There is no such folder, or a table is not right.
         """
-        return list_data(self.source, self.outside_files, self.caption_column, self.own)
+        return list_data(self.source, self.outside_files, self.caption_column, self.own, self.licence_column)
 
     def count(self) -> int | None:
-        """Return how many files a folder or table has; None for tars, which are not looked through for this."""
-        return None if self.is_tars else len(self.listing.entries)
+        """Return how many files a folder or table has; None for tars, which are not looked through for this.
+
+        Raises:
+            ValueError: There is no such folder, a table is not right, or files have no licence where they need one.
+        """
+        if self.is_tars:
+            return None
+        entries = self.listing.entries
+        lacking = [entry.path.name for entry in entries if not entry.problem and not entry.facts.licence]
+        if self.licence_column and lacking:
+            raise ValueError(
+                f"{len(lacking)} of {len(entries)} files have no {self.licence_column!r} (data.licence_column), for "
+                f"example {', '.join(lacking[:3])}; add it to metadata.jsonl or metadata.csv."
+            )
+        return len(entries)
 
     def pictures(self, part: int = 0, parts: int = 1, tars: int = 0) -> Iterator[Picture]:
         """Yield what one of several parts has to look at; all parts together look at everything once.
@@ -100,26 +117,29 @@ class DataSource:
         for number, path in enumerate(paths):
             if whole and number % parts != part:
                 continue
-            listing = list_tar(path)
+            listing = list_tar(path, self.licence_column)
             if listing.problem and (whole or part == 0):
                 yield Picture(str(path), path, problem=listing.problem)
             samples = listing.samples if whole else listing.samples[part::parts]
             for sample in samples:
-                captions = sample.captions or (self.default_caption,)
-                captions = tuple(with_trigger(caption, self.trigger) for caption in captions)
-                weights = sample.weights if sample.captions else (1.0,)
-                name = f"{path.name}:{sample.member.name}"
-                yield Picture(name, sample.member, captions, weights, sample.quality, sample.problem)
+                yield self._picture(f"{path.name}:{sample.member.name}", sample.member, sample.facts, sample.problem)
 
     def _files(self, entries: Sequence) -> Iterator[Picture]:
         top = Path(self.source) if Path(self.source).is_dir() else Path(self.source).parent
         for entry in entries:
             name = entry.path.relative_to(top).as_posix() if entry.path.is_relative_to(top) else str(entry.path)
-            caption = with_trigger(entry.caption or self.default_caption, self.trigger)
-            yield Picture(name, entry.path, (caption,), (1.0,), None, entry.problem)
+            yield self._picture(name, entry.path, entry.facts, entry.problem)
+
+    def _picture(self, name: str, file: Path | TarMember, facts: Facts, problem: str) -> Picture:
+        """Return a picture with the captions that are trained on."""
+        captions = tuple(with_trigger(text, self.trigger) for text in facts.captions or (self.default_caption,))
+        if self.licence_column and not facts.licence and not problem:
+            problem = f"has no {self.licence_column!r} (data.licence_column)"
+        return Picture(name, file, replace(facts, captions=captions, weights=facts.weights or (1.0,)), problem)
 
 
-def data_name(source: DataSource, sizes: dict[int, list[tuple[int, int]]], num_frames: int) -> str:
+def data_name(source: DataSource, sizes: dict[int, list[tuple[int, int]]], num_frames: int, num_views: int = 0) -> str:
     """Return a name of an encoding: it changes with all that decides about its samples."""
     facts = {**source.identity(), "sizes": sizes, "num_frames": num_frames}
+    facts |= {"num_views": num_views} if num_views else {}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,65 @@ SEPARATORS = (",", ";", "\t")
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What stands beside a picture: captions with their weights, its quality (None = not given), and its licence."""
+
+    captions: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    quality: float | None = None
+    licence: str = ""
+
+    @property
+    def caption(self) -> str:
+        """The first caption; "" = there is none."""
+        return self.captions[0] if self.captions else ""
+
+
+@dataclass(frozen=True)
 class Row:
-    """A row: the name of its file as it stands there, its caption, and the line of the table."""
+    """A row: the name of its file as it stands there, what it says of it, and the line of the table."""
 
     name: str
-    caption: str
+    facts: Facts
     line: int
 
 
-def read_table(table: Path, caption_column: str = "") -> list[Row]:
+def read_facts(values: Mapping[str, Any], captions: tuple[str, ...] = CAPTION_KEYS, licence_column: str = "") -> Facts:
+    """Return what values by name say of a picture.
+
+    Args:
+        values: The names are in small letters.
+        captions: Names of the caption or list of captions; the first that is not empty counts.
+        licence_column: Name of the licence; "" = it is not read.
+
+    Raises:
+        ValueError: A value is not what it should be; the message continues a sentence.
+    """
+    given = next((values[key] for key in captions if values.get(key) not in (None, "", [])), [])
+    listed = given if isinstance(given, list) else [given]
+    if not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in listed):
+        raise ValueError(f"a caption that is no text ({json.dumps(given)[:60]})")
+    texts = [text for each in listed if (text := str(each).strip())]
+    weights, quality = values.get("weights") or [1.0] * len(texts), values.get("quality")
+    try:
+        weights = tuple(float(weight) for weight in weights)
+        quality = None if quality in (None, "") else float(quality)
+    except (TypeError, ValueError):
+        raise ValueError("weights or a quality that are no numbers") from None
+    if len(weights) != len(texts) or any(weight < 0 for weight in weights):
+        raise ValueError(f"{len(weights)} weights for {len(texts)} captions, or negative ones")
+    licence = values.get(licence_column.strip().lower()) if licence_column else ""
+    return Facts(tuple(texts), weights, quality, str(licence or "").strip())
+
+
+def read_table(table: Path, caption_column: str = "", licence_column: str = "") -> list[Row]:
     """Return the rows of a table.
 
     Args:
-        table: A .jsonl file, one object per line, or a .csv file with a line of names above.
+        table: A .jsonl file, one object per line, or a .csv file with a line of names above. In a .jsonl file the
+            caption may be a list of captions, with `weights` beside it. `quality` is a number.
         caption_column: Name of the column of captions; "" takes the first of CAPTION_KEYS that a row has.
+        licence_column: Name of the column of licences; "" = they are not read.
 
     Raises:
         ValueError: It cannot be read, or a row is not what it should be; names file and line.
@@ -45,7 +90,7 @@ def read_table(table: Path, caption_column: str = "") -> list[Row]:
         raise ValueError(f"{table}, line {line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8.") from error
     captions = (caption_column.strip().lower(),) if caption_column else CAPTION_KEYS
     rows = _csv_rows(table, text, captions) if table.suffix.lower() == ".csv" else _json_rows(table, text)
-    return [_row(table, line, values, captions) for line, values in rows]
+    return [_row(table, line, values, captions, licence_column) for line, values in rows]
 
 
 def find_table(names: set[str], folder: Path) -> Path | None:
@@ -119,7 +164,7 @@ def _check_names(table: Path, line: int, names: list[str], captions: tuple[str, 
         raise ValueError(f"{table}, line {line}: two columns are called {twice!r}.")
 
 
-def _row(table: Path, line: int, values: dict[str, Any], captions: tuple[str, ...]) -> Row:
+def _row(table: Path, line: int, values: dict[str, Any], captions: tuple[str, ...], licence_column: str) -> Row:
     name = next((values[key] for key in FILE_KEYS if values.get(key)), None)
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise ValueError(f"{table}, line {line}: no file name; give one of {', '.join(FILE_KEYS)}.")
@@ -129,7 +174,7 @@ def _row(table: Path, line: int, values: dict[str, Any], captions: tuple[str, ..
             f"{table}, line {line}: no caption among {', '.join(map(repr, values))}; it is called "
             f"{' or '.join(captions)}; --caption-column names another."
         )
-    caption = next((values[key] for key in given if values[key] not in (None, "")), "")
-    if not isinstance(caption, str | int | float) or isinstance(caption, bool):
-        raise ValueError(f"{table}, line {line}: the caption {json.dumps(caption)[:60]} is not a text.")
-    return Row(name.strip(), str(caption).strip(), line)
+    try:
+        return Row(name.strip(), read_facts(values, captions, licence_column), line)
+    except ValueError as error:
+        raise ValueError(f"{table}, line {line}: the row has {error}.") from error

@@ -4,7 +4,6 @@ An index of a tar (key, place, size of each file) gives random access; nothing i
 """
 
 import io
-import json
 import re
 import tarfile
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 from ptdit_diffusers.core.documents import parse_json
 from ptdit_diffusers.training.data.listing import LONGEST_CAPTION
 from ptdit_diffusers.training.data.media import NOT_READ, READ
-from ptdit_diffusers.training.data.tables import CAPTION_KEYS
+from ptdit_diffusers.training.data.tables import Facts, read_facts
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 LONGEST_TEXT = 2**20  # bytes of a .txt or .json
@@ -60,9 +59,7 @@ class TarSample:
     """A picture or clip of a tar with what stands beside it; `problem` says why it cannot be used ("" = it can)."""
 
     member: TarMember
-    captions: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    quality: float | None = None
+    facts: Facts = field(default_factory=Facts)
     problem: str = ""
 
 
@@ -103,8 +100,13 @@ def is_tars(source: str) -> bool:
     return Path(source).is_dir() and next(Path(source).glob("*.tar"), None) is not None
 
 
-def list_tar(path: Path) -> TarListing:
-    """Return the samples of a tar; what is wrong with it or with them is said in words."""
+def list_tar(path: Path, licence_column: str = "") -> TarListing:
+    """Return the samples of a tar; what is wrong with it or with them is said in words.
+
+    Args:
+        path: Of the tar.
+        licence_column: Name of the licence in .json files; "" = it is not read.
+    """
     listing, found = TarListing(), {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -125,11 +127,11 @@ def list_tar(path: Path) -> TarListing:
     for files in found.values():
         media = [member for kind, member in files.items() if kind in READ or kind in NOT_READ]
         listing.others += sum(kind not in (*READ, *NOT_READ, ".txt", ".json", ".cls") for kind in files)
-        listing.samples += [_sample(member, files, end) for member in media]
+        listing.samples += [_sample(member, files, end, licence_column) for member in media]
     return listing
 
 
-def _sample(member: TarMember, files: dict[str, TarMember], end: int) -> TarSample:
+def _sample(member: TarMember, files: dict[str, TarMember], end: int, licence_column: str) -> TarSample:
     if member.offset + member.size > end:
         return TarSample(member, problem="lies beyond the end of the tar, which is cut off")
     kind = member.suffix.lower()
@@ -153,26 +155,16 @@ def _sample(member: TarMember, files: dict[str, TarMember], end: int) -> TarSamp
             return TarSample(member, problem=f"has a caption file that is not JSON ({text.name}: {error})")
         if not isinstance(read, dict):
             return TarSample(member, problem=f"has a caption file that is no JSON object ({text.name})")
-        values |= read
-    return _with_values(member, values)
+        values |= {key.strip().lower(): value for key, value in read.items()}
+    return _with_values(member, values, licence_column)
 
 
-def _with_values(member: TarMember, values: dict[str, Any]) -> TarSample:
-    """Return the sample with captions, weights and quality of its JSON."""
-    given = next((values[key] for key in CAPTION_KEYS if values.get(key)), [])
-    captions = [given] if isinstance(given, str) else given
-    if not isinstance(captions, list) or not all(isinstance(each, str) for each in captions):
-        return TarSample(member, problem=f"has a caption that is no text ({json.dumps(given)[:60]})")
-    captions = [each.strip() for each in captions if each.strip()]
-    if too_long := [each for each in captions if len(each) > LONGEST_CAPTION]:
-        return TarSample(member, problem=f"has a caption of {len(too_long[0])} characters; at most {LONGEST_CAPTION}")
-    weights = values.get("weights") or [1.0] * len(captions)
-    quality = values.get("quality")
+def _with_values(member: TarMember, values: dict[str, Any], licence_column: str) -> TarSample:
+    """Return the sample with what its files say."""
     try:
-        weights = tuple(float(weight) for weight in weights)
-        quality = None if quality is None else float(quality)
-    except (TypeError, ValueError):
-        return TarSample(member, problem="has weights or a quality that are no numbers")
-    if len(weights) != len(captions) or any(weight < 0 for weight in weights):
-        return TarSample(member, problem=f"has {len(weights)} weights for {len(captions)} captions, or negative ones")
-    return TarSample(member, tuple(captions), weights, quality)
+        facts = read_facts(values, licence_column=licence_column)
+    except ValueError as error:
+        return TarSample(member, problem=f"has {error}")
+    if too_long := [each for each in facts.captions if len(each) > LONGEST_CAPTION]:
+        return TarSample(member, problem=f"has a caption of {len(too_long[0])} characters; at most {LONGEST_CAPTION}")
+    return TarSample(member, facts)

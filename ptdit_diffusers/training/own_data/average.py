@@ -3,11 +3,13 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.training.average import average_snapshots, exponent
 from ptdit_diffusers.training.command import begin_log, exit_code
+from ptdit_diffusers.training.own_data.card import card
 from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_base, make_transformer
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings
 from ptdit_diffusers.training.own_data.task import SNAPSHOTS
@@ -46,13 +48,15 @@ def average(arguments: Sequence[str] | None) -> int:
         settings = build(OwnDataSettings, json.loads(path.read_text(encoding="utf-8"))["settings"], str(path))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{flags.run} is no folder of a run of ptdit train ({error}).") from error
+    settings = replace(settings, run=replace(settings.run, output=str(flags.run)))  # where it lies now
     values, step = average_snapshots(flags.run / SNAPSHOTS, flags.width)
     places = {"vae": flags.run / "vae/export/vae"}
     places |= {name: flags.run / "text/export" / name for name in ("tokenizer", "text_encoder")}
     base = make_base(settings, {name: place for name, place in places.items() if place.is_dir()})
     transformer = make_transformer(settings, base)
     load_trained(transformer, values)
-    export_model(settings, base, transformer.eval(), flags.output)
+    text = card(settings, flags.output.resolve().name, step, f"their average of width {flags.width}")
+    export_model(settings, base, transformer.eval(), flags.output, text)
     logger.info("wrote %s: width %s at step %d", flags.output, flags.width, step)
     return 0
 

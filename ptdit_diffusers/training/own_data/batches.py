@@ -6,6 +6,7 @@ Letters: B samples, C latent channels, F H W latent frames, rows, columns.
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,18 @@ class StageData:
     order: Order
 
 
-def stage_data(settings: OwnDataSettings, version: Path) -> list[StageData]:
+def stage_data(settings: OwnDataSettings, versions: Sequence[Path]) -> list[StageData]:
     """Return the data of every stage.
+
+    Args:
+        settings: Of the run.
+        versions: Of the encoded data, of each stage.
 
     Raises:
         ValueError: A stage has no samples.
     """
     found = []
-    for number, stage in enumerate(settings.stages):
+    for number, (stage, version) in enumerate(zip(settings.stages, versions, strict=True)):
         encoded = Encoded(version, stage.resolution)
         hidden = held_out(encoded.index["group"], settings.data.validation, settings.seed)
         members = members_by_bucket(encoded.index, where(encoded.index, stage.where) & ~hidden)
@@ -71,7 +76,7 @@ class OwnBatches(Dataset):
         settings: OwnDataSettings,
         base: BaseModel,
         stages: list[StageData],
-        text: OnlineText | CachedText,
+        texts: Sequence[OnlineText | CachedText],
         rank: int,
         processes: int,
     ) -> None:
@@ -80,7 +85,7 @@ class OwnBatches(Dataset):
         Raises:
             ValueError: A batch has fewer samples than there are processes times accumulation.
         """
-        self.settings, self.stages, self.text, self.rank = settings, stages, text, rank
+        self.settings, self.stages, self.texts, self.rank = settings, stages, texts, rank
         self.scaling, self.ratio = base.scaling_factor, base.time_ratio
         self.parts = settings.run.accumulation * processes
         for number, stage in enumerate(settings.stages):
@@ -109,7 +114,8 @@ class OwnBatches(Dataset):
         bucket, rows = self.rows(stage, step, mine)
         mine = order[mine.start : mine.stop]
         shares = torch.tensor((mine + np.array([row.pop("share") for row in rows])) / batch, dtype=torch.float32)
-        text = self.text.rows([row.pop("caption") for row in rows], [row.pop("number") for row in rows])
+        captions, numbers = ([row.pop(name) for row in rows] for name in ("caption", "number"))
+        text = self.texts[stage].rows(captions, numbers)
         quarter, counts = mine * QUARTERS // batch, np.bincount(order * QUARTERS // batch, minlength=QUARTERS)
         if batch >= QUARTERS:  # a smaller batch has no sample in some of them
             quarters = (np.arange(QUARTERS)[:, None] == quarter) * (self.parts / counts)[:, None]

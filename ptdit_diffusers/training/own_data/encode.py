@@ -9,8 +9,8 @@ from accelerate import PartialState
 from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.training.command import begin_log, exit_code
 from ptdit_diffusers.training.own_data.model import make_base
-from ptdit_diffusers.training.own_data.prepare import count_parts, encode_part, merge_parts
-from ptdit_diffusers.training.own_data.settings import read_settings
+from ptdit_diffusers.training.own_data.prepare import count_parts, encode_part, merge_parts, source_of
+from ptdit_diffusers.training.own_data.settings import by_source, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +43,19 @@ def encode(arguments: Sequence[str] | None) -> int:
     settings = read_settings(flags.config, flags.set)
     if settings.vae.train != "no":
         raise ValueError("vae.train changes the VAE that encodes: `ptdit train` encodes after it was trained.")
+    if flags.merge and flags.part:
+        raise ValueError("--part and --merge exclude each other.")
     base = make_base(settings)
-    if flags.merge:
-        if flags.part:
-            raise ValueError("--part and --merge exclude each other.")
-        if not (parts := count_parts(settings, base)):
-            raise ValueError("no part of these data is encoded yet; leave --merge out.")
-        logger.info("the index is %s", merge_parts(settings, base, parts))
-        return 0
     part, parts = part_of(flags.part) if flags.part else (0, 1)
-    encode_part(settings, base, PartialState().device, part, parts)
-    if parts == 1:
-        logger.info("the index is %s", merge_parts(settings, base, 1))
+    for source, each in by_source(settings).items():
+        if flags.merge:
+            if not (parts := count_parts(each, base)):
+                raise ValueError(f"no part of data {source!r} is encoded yet; leave --merge out.")
+        else:
+            source_of(each).count()  # refuses what is not right
+            encode_part(each, base, PartialState().device, part, parts)
+        if flags.merge or parts == 1:
+            logger.info("the index of %s is %s", source, merge_parts(each, base, parts))
     return 0
 
 

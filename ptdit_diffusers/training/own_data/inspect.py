@@ -19,10 +19,10 @@ from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash, grouped
 from ptdit_diffusers.training.data.encode import video
-from ptdit_diffusers.training.data.media import UnreadableError, fit, is_clip, read_frames
+from ptdit_diffusers.training.data.media import UnreadableError, clip_length, fit, read_sample
 from ptdit_diffusers.training.own_data.model import make_base, make_transformer, stage_sizes
 from ptdit_diffusers.training.own_data.prepare import source_of
-from ptdit_diffusers.training.own_data.settings import TRAINED, OwnDataSettings
+from ptdit_diffusers.training.own_data.settings import TRAINED, OwnDataSettings, by_source
 from ptdit_diffusers.training.own_data.vae import POOR_PSNR, reconstructions
 from ptdit_diffusers.training.own_data.words import has_word_list, report, unknown_words
 from ptdit_diffusers.training.processes import attention_kernels
@@ -61,6 +61,15 @@ def inspect(settings: OwnDataSettings, tars: int = 0) -> Iterator[str]:
     Raises:
         ValueError: There is no data, or a resolution is not possible.
     """
+    sources = by_source(settings)
+    for source, each in sources.items():
+        if len(sources) > 1:
+            yield f"data {source}"
+        yield from inspect_source(each, tars)
+
+
+def inspect_source(settings: OwnDataSettings, tars: int) -> Iterator[str]:
+    """Yield lines about one source, as `inspect`."""
     base, device = make_base(settings), PartialState().device
     looked = look(settings, base, tars)
     if not looked.names:
@@ -82,19 +91,19 @@ def look(settings: OwnDataSettings, base: BaseModel, tars: int) -> Looked:
         try:
             if picture.problem:
                 raise UnreadableError(picture.problem)
-            frames = read_frames(picture.file, settings.data.num_frames if is_clip(picture.file) else 1)
+            frames = read_sample(picture.file, settings.data.num_frames, settings.data.num_views)
         except UnreadableError as error:
             looked.skipped.append((picture.name, str(error)))
             continue
         height, width = frames[0].height, frames[0].width
         best = nearest_size(height, width, sizes)
         looked.names.append(picture.name)
-        looked.captions += picture.captions
-        looked.without += [] if any(picture.captions) else [picture.name]
+        looked.captions += picture.facts.captions
+        looked.without += [] if any(picture.facts.captions) else [picture.name]
         looked.hashes.append(average_hash(frames[0]))
         looked.sides.append((height, width))
         looked.kinds[picture.file.suffix.lower()] += 1
-        looked.buckets[(len(frames), *best)] += 1
+        looked.buckets[(clip_length(picture.file, len(frames)), *best)] += 1
         looked.enlarged += height < best[0] or width < best[1]
         if len(looked.pictures) < RECONSTRUCTED:
             looked.pictures.append(video([fit(frames[0], best[1], best[0])]))

@@ -91,7 +91,7 @@ def make_transformer(settings: OwnDataSettings, base: BaseModel) -> PTDiTTransfo
         transformer = PTDiTTransformer3DModel.from_pretrained(
             base.part("transformer"), dtype=torch.float32, **_windows(base, window)
         )
-    frames = max(transformer.config.sample_frames, 1 + (settings.data.num_frames - 1) // 4)
+    frames = max(transformer.config.sample_frames, settings.data.latent_frames)
     transformer.register_to_config(_name_or_path="", sample_frames=frames)  # no folder of this machine
     choose_trained(settings, transformer)
     return transformer.train()
@@ -133,7 +133,7 @@ def choose_trained(settings: OwnDataSettings, transformer: PTDiTTransformer3DMod
 
 
 def export_model(
-    settings: OwnDataSettings, base: BaseModel, transformer: PTDiTTransformer3DModel, folder: Path
+    settings: OwnDataSettings, base: BaseModel, transformer: PTDiTTransformer3DModel, folder: Path, card: str
 ) -> None:
     """Write a whole pipeline folder, which `ptdit generate --model` takes; a LoRA is merged and also beside it.
 
@@ -142,6 +142,7 @@ def export_model(
         base: With the other parts.
         transformer: What was trained.
         folder: To write; it is replaced as a whole.
+        card: Text of its README.md.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as made:
@@ -160,6 +161,7 @@ def export_model(
         parts = {"tokenizer": None, "text_encoder": None, "vae": None}
         PTDiTPipeline(transformer=transformer, scheduler=base.scheduler, **parts).save_config(made)
         complete_index(base.folder, made)
+        (made / "README.md").write_text(card, encoding="utf-8")
 
 
 def link(source: str, target: str) -> None:

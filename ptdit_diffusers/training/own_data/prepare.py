@@ -1,7 +1,7 @@
 """What a run does before its transformer is trained: VAE, words, encoding of pictures and captions. All of it once."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 from transformers import AutoTokenizer
 
-from ptdit_diffusers.core.documents import read_mapping
 from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.encode import PictureEncoder, say_what_is_lost
@@ -17,8 +16,9 @@ from ptdit_diffusers.training.data.media import UnreadableError, read_frames
 from ptdit_diffusers.training.data.shards import FORMAT, Encoded, ShardWriter, merge, part_path, write_part
 from ptdit_diffusers.training.data.sources import DataSource, Picture, data_name
 from ptdit_diffusers.training.data.space import require_space
+from ptdit_diffusers.training.own_data.card import data_notes, noted_version
 from ptdit_diffusers.training.own_data.model import make_base, stage_sizes
-from ptdit_diffusers.training.own_data.settings import OwnDataSettings
+from ptdit_diffusers.training.own_data.settings import OwnDataSettings, by_source
 from ptdit_diffusers.training.own_data.text import CachedText, OnlineText, cache_text, is_small
 from ptdit_diffusers.training.own_data.vae import OwnVAESettings, OwnVAETask
 from ptdit_diffusers.training.own_data.words import (
@@ -35,7 +35,6 @@ from ptdit_diffusers.training.run import Run
 
 logger = logging.getLogger(__name__)
 
-DATA = "data.json"  # in the folder of a run: which version of the encoded data it has
 WORDS_SHOWN = 2000  # captions that are looked through for unknown words and long ones, where the encoder has no list
 
 
@@ -43,7 +42,7 @@ def source_of(settings: OwnDataSettings) -> DataSource:
     """Return the data of a run."""
     data = settings.data
     own = (settings.folder, settings.encoded)
-    names = ("source", "default_caption", "trigger", "caption_column", "outside_files")
+    names = ("source", "default_caption", "trigger", "caption_column", "licence_column", "outside_files")
     return DataSource(**{name: getattr(data, name) for name in names}, own=own)
 
 
@@ -69,7 +68,7 @@ def encode_part(
     count = source.count()
     if count:
         pixels = sum(max(height * width for height, width in each) for each in sizes.values())
-        frames, copies = 1 + (settings.data.num_frames - 1) // 4, 2 * (1 + settings.data.flip)
+        frames, copies = settings.data.latent_frames, 2 * (1 + settings.data.flip)
         require_space("data.encoded", folder, count // parts * frames * pixels // 64 * 4 * 2 * copies)
     prefix = f"{part:05d}-" if parts > 1 else ""
     writer = ShardWriter(folder, prefix, only=parts > 1)
@@ -77,11 +76,10 @@ def encode_part(
         logger.warning("damaged, and made again: %s", problem)
     vae = base.load_vae(torch.float32, device)
     data = settings.data
-    encoder = PictureEncoder(vae, writer, sizes, data.num_frames, data.flip, data.max_skips)
+    encoder = PictureEncoder(vae, writer, sizes, data.num_frames, data.num_views, data.flip, data.max_skips)
     encoder.encode(source.pictures(part, parts))
-    write_part(
-        part_path(folder, data_name(source, sizes, data.num_frames), part, parts), encoder.found, encoder.skipped
-    )
+    name = data_name(source, sizes, data.num_frames, data.num_views)
+    write_part(part_path(folder, name, part, parts), encoder.found, encoder.skipped)
     logger.info(
         "part %d of %d: %d pictures, %d of them encoded now, %d skipped",
         part,
@@ -100,7 +98,7 @@ def merge_parts(settings: OwnDataSettings, base: BaseModel, parts: int) -> Path:
         ValueError: Parts are missing, or nothing was encoded.
     """
     sizes, source = stage_sizes(settings, base), source_of(settings)
-    name = data_name(source, sizes, settings.data.num_frames)
+    name = data_name(source, sizes, settings.data.num_frames, settings.data.num_views)
     about = {"data": {**source.identity(), "flip": settings.data.flip, "num_frames": settings.data.num_frames}}
     return merge(maker_folder(settings, base), name, parts, {**about, "vae": base.fingerprint("vae")})
 
@@ -112,7 +110,7 @@ def count_parts(settings: OwnDataSettings, base: BaseModel) -> int:
         ValueError: They were encoded in several divisions.
     """
     sizes, source = stage_sizes(settings, base), source_of(settings)
-    name = data_name(source, sizes, settings.data.num_frames)
+    name = data_name(source, sizes, settings.data.num_frames, settings.data.num_views)
     found = {int(path.stem[-5:]) for path in (maker_folder(settings, base) / "parts").glob(f"{name}-*.jsonl")}
     if len(found) > 1:
         numbers = " and ".join(map(str, sorted(found)))
@@ -120,22 +118,28 @@ def count_parts(settings: OwnDataSettings, base: BaseModel) -> int:
     return found.pop() if found else 0
 
 
-def encoded_version(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator) -> Path:
-    """Return the version of the encoded data that the run has; what is not encoded yet, is encoded.
+def encoded_versions(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator) -> list[Path]:
+    """Return the version of the encoded data of each stage; what is not encoded yet, is encoded.
 
-    A run keeps the version that it began with.
+    A run keeps the versions that it began with.
 
     Raises:
         ValueError: There is nothing to train on, or the version of an earlier call is gone.
     """
-    note = settings.folder / DATA
+    sources, notes = by_source(settings), data_notes(settings)
+    versions = {
+        source: encoded_version(each, base, accelerator, note)
+        for (source, each), note in zip(sources.items(), notes, strict=True)
+    }
+    return [versions[stage.data or settings.data.source] for stage in settings.stages]
+
+
+def encoded_version(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator, note: Path) -> Path:
+    """Return the version of the encoded data of one source, whose name stands in the file `note`."""
 
     def work() -> str:
         if note.is_file():
-            version = Path(read_mapping(note)["version"])
-            version = version if version.is_absolute() else settings.encoded / version
-            if not (version / "manifest.json").is_file():
-                raise ValueError(f"the encoded data of this run are gone ({version}); begin anew in another output.")
+            version = noted_version(settings, note)
             say_changes(settings, version)
             return str(version)
         if (parts := count_parts(settings, base)) > 1:
@@ -190,7 +194,7 @@ def prepare_parts(settings: OwnDataSettings, accelerator: Accelerator) -> dict[s
 def pictures_of(settings: OwnDataSettings, most: int) -> list[Picture]:
     """Return pictures that can be read, at most so many."""
     found = []
-    for picture in source_of(settings).pictures(tars=8):
+    for picture in all_pictures(settings, tars=8):
         if len(found) == most:
             break
         try:
@@ -201,6 +205,12 @@ def pictures_of(settings: OwnDataSettings, most: int) -> list[Picture]:
     if not found:
         raise ValueError(f"data {settings.data.source!r} holds no picture that can be read.")
     return found
+
+
+def all_pictures(settings: OwnDataSettings, tars: int) -> Iterator[Picture]:
+    """Yield the pictures of all sources; of tars, of so many of each."""
+    for each in by_source(settings).values():
+        yield from source_of(each).pictures(tars=tars)
 
 
 def loop_settings(settings: OwnDataSettings, name: str, **values: object) -> dict[str, object]:
@@ -246,7 +256,7 @@ def grown_text(settings: OwnDataSettings, base: BaseModel, accelerator: Accelera
     export, start = folder / "export", folder / "start"
     if export.is_dir():
         return export
-    captions = sorted({text for picture in source_of(settings).pictures(tars=64) for text in picture.captions if text})
+    captions = sorted({text for each in all_pictures(settings, tars=64) for text in each.facts.captions if text})
     tokenizer = AutoTokenizer.from_pretrained(base.part("tokenizer"))
     words = unknown_words(tokenizer, captions) if settings.text.grow else {}
     target = start if words else export
@@ -284,21 +294,25 @@ def finish(run: Run) -> None:
 
 
 def captions_of(
-    settings: OwnDataSettings, base: BaseModel, encoded: Encoded, accelerator: Accelerator
-) -> OnlineText | CachedText:
-    """Return what reads the captions of a run; encodes them where they are read from the disk."""
+    settings: OwnDataSettings, base: BaseModel, stages: Sequence[Encoded], accelerator: Accelerator
+) -> list[OnlineText] | list[CachedText]:
+    """Return what reads the captions of each stage; encodes them where they are read from the disk."""
+    different = {encoded.version: encoded for encoded in stages}
     mode = settings.text.mode
     online = mode == "online" or (mode == "auto" and is_small(base))
     if accelerator.is_main_process:
-        say_unknown(base, encoded, settings.run.sheet)
+        for encoded in different.values():
+            say_unknown(base, encoded, settings.run.sheet)
     if online:
-        return OnlineText(base, settings.text.tokens, accelerator.device)
+        return [OnlineText(base, settings.text.tokens, accelerator.device)] * len(stages)
 
-    def work() -> str:
-        device = accelerator.device
-        return str(cache_text(base, encoded, settings.run.sheet, settings.text.tokens, device))
+    def work() -> list[str]:
+        options = (settings.run.sheet, settings.text.tokens, accelerator.device)
+        return [str(cache_text(base, encoded, *options)) for encoded in different.values()]
 
-    return CachedText(Path(main_process_does(accelerator, settings.folder, work)))
+    folders = main_process_does(accelerator, settings.folder, work)
+    made = {version: CachedText(Path(folder)) for version, folder in zip(different, folders, strict=True)}
+    return [made[encoded.version] for encoded in stages]
 
 
 def say_unknown(base: BaseModel, encoded: Encoded, prompts: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Settings of `ptdit train`: a YAML file with the sections data, stages, run and others, each a checked dataclass."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ NEW = "new"  # `start` of new weights
 # May change when a run is resumed; everything else decides what comes out.
 FREE = {
     "run": "output peak_tflops max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep "
-    "async_ export_every sheet sheet_every report_to steps guidance accumulation".split(),
+    "async_ export_every sheet sheet_kind sheet_every report_to steps guidance accumulation".split(),
     "data": ["source", "encoded", "max_skips", "outside_files"],
+    "stages": ["data"],
     "parallel": ["recompute", "compile", "shard", "context"],
 }
 
@@ -34,10 +36,12 @@ class DataSettings:
     default_caption: str = ""  # caption of files that have none
     trigger: str = ""  # word before every caption, or in place of [trigger] in it
     caption_column: str = ""  # of a table; "" = text, caption, prompt or description
+    licence_column: str = ""  # of a table or .json file: every file must have one, and the model's card counts them
     outside_files: bool = False  # take also files that a table or link names outside of its folder
     validation: float = 0.01  # share of the samples (below 1) or their number, which training never sees
     flip: bool = False  # train on mirrored copies, too
     num_frames: int = 1  # frames taken from a clip, 4n + 1; pictures always have one
+    num_views: int = 0  # pictures taken from each folder of views, NAME.views; 0 = none are there
     caption_dropout: float = 0.1  # share of samples trained without their caption, for guidance
     max_skips: float = 0.01  # share of the files that may be unreadable
 
@@ -48,9 +52,16 @@ class DataSettings:
             at_least(f"data.{name}", value := getattr(self, name), 0)
             if value > 1:
                 raise ValueError(f"data.{name}={value} must be at most 1; nearest: 1.")
+        if self.num_views and self.num_views < 2:
+            raise ValueError(f"data.num_views={self.num_views} must be 0 or at least 2; nearest: 2.")
         if self.num_frames < 1 or self.num_frames % 4 != 1:
             low = max(1, (self.num_frames - 1) // 4 * 4 + 1)
             raise ValueError(f"data.num_frames={self.num_frames} is not of the form 4n + 1; nearest: {low}.")
+
+    @property
+    def latent_frames(self) -> int:
+        """Of the longest samples."""
+        return max(1 + (self.num_frames - 1) // 4, self.num_views)
 
 
 @dataclass(kw_only=True)
@@ -122,6 +133,7 @@ class StageSettings:
     decay: str = "constant"  # or cosine, linear: towards 0 at the last step of the stage
     buckets: float = 2.0  # longest side over shortest side at most; 1 = square only
     where: str = ""  # for example "quality >= 5.5"
+    data: str = ""  # a source of its own; "" = data.source
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
@@ -184,6 +196,7 @@ class RunSettings:
     async_: bool = False  # written `async`: training goes on while a checkpoint is written
     export_every: int = 0  # also write the model so far, to exports/step-NUMBER
     sheet: tuple[str, ...] = ()  # prompts of the pictures; picture i has seed i
+    sheet_kind: str = "pictures"  # or clips of data.num_frames, or views of data.num_views, side by side
     sheet_every: int = 500
     steps: int = 30  # denoising steps of those pictures
     guidance: float = 4.0  # of those pictures
@@ -194,6 +207,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
         one_of("run.precision", self.precision, ("auto", "fp32", "bf16"))
+        one_of("run.sheet_kind", self.sheet_kind, ("pictures", "clips", "views"))
         one_of("run.report_to", self.report_to, ("none", *TRACKERS))
         for name in ("accumulation", "log_every", "keep", "steps"):
             at_least(f"run.{name}", getattr(self, name), 1)
@@ -235,6 +249,8 @@ class OwnDataSettings:
                 "vae.train='new' gives other latents than those that the transformer knows; nearest: 'decoder', or "
                 "start: new."
             )
+        if self.run.sheet_kind == "views" and not self.data.num_views:
+            raise ValueError("run.sheet_kind='views' needs data.num_views; nearest: 'pictures'.")
         if self.text.grow and self.text.mode == "cached":
             raise ValueError("text.grow changes the text encoder, which mode='cached' forbids; nearest: 'auto'.")
 
@@ -316,6 +332,19 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> OwnDataSet
     return build(OwnDataSettings, values, str(path))
 
 
+def by_source(settings: OwnDataSettings) -> dict[str, OwnDataSettings]:
+    """Return the settings of each data source: it is the only one, with the stages that are trained on it."""
+    found: dict[str, list[StageSettings]] = {}
+    for stage in settings.stages:
+        found.setdefault(stage.data or settings.data.source, []).append(stage)
+    return {
+        source: dataclasses.replace(
+            settings, data=dataclasses.replace(settings.data, source=source), stages=tuple(stages)
+        )
+        for source, stages in found.items()
+    }
+
+
 def for_inspection(
     source: str | None, config: str | None, start: str | None, resolution: int | None
 ) -> OwnDataSettings:
@@ -348,7 +377,8 @@ def changed(saved: dict[str, Any], settings: OwnDataSettings) -> list[str]:
 
 def _differences(saved: Any, now: Any, where: str) -> list[str]:
     if isinstance(now, dict) and isinstance(saved, dict):
-        names = [name for name in now if name in saved and name not in FREE.get(where, ())]
+        free = FREE.get(re.sub(r"\[\d+\]$", "", where), ())
+        names = [name for name in now if name in saved and name not in free]
         return [line for name in names for line in _differences(saved[name], now[name], f"{where}.{name}".strip("."))]
     if isinstance(now, (list, tuple)) and isinstance(saved, (list, tuple)) and len(now) == len(saved):
         pairs = enumerate(zip(saved, now, strict=True))

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
-from PIL import PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ptdit_diffusers.core.devices import check_compiler
 from ptdit_diffusers.core.files import new_file
 from ptdit_diffusers.core.sampling import choose_windows, size_conditions
+from ptdit_diffusers.core.views import contact_sheet
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.pipelines.ptdit_base import PTDiTPipelineOutput
 from ptdit_diffusers.training.average import PowerAverages, snapshot_steps, write_snapshot
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.checkpoint import is_shared, whole
@@ -26,6 +28,7 @@ from ptdit_diffusers.training.held_out import TOGETHER, spread, warn_of_learning
 from ptdit_diffusers.training.objective import flow_matching, shifted_times
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.own_data.batches import QUARTERS, OwnBatches, StageData, read_bad_shards
+from ptdit_diffusers.training.own_data.card import card
 from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_transformer, outline, plain
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings
 from ptdit_diffusers.training.own_data.text import CachedText, OnlineText
@@ -54,15 +57,15 @@ class OwnDataTask(PartTask):
         settings: OwnDataSettings,
         base: BaseModel,
         stages: list[StageData],
-        text: OnlineText | CachedText,
+        texts: Sequence[OnlineText | CachedText],
         accelerator: Accelerator,
     ) -> None:
         """Load the transformer."""
-        self.settings, self.base, self.stages, self.text = settings, base, stages, text
+        self.settings, self.base, self.stages, self.texts = settings, base, stages, texts
         self.accelerator, self.device = accelerator, accelerator.device
         context = settings.parallel.context
         ranks = accelerator.process_index // context, accelerator.num_processes // context
-        self.data = OwnBatches(settings, base, stages, text, *ranks)
+        self.data = OwnBatches(settings, base, stages, texts, *ranks)
         if settings.parallel.compile:
             check_compiler(self.device)
         self.model = make_transformer(settings, base).to(self.device)
@@ -153,7 +156,7 @@ class OwnDataTask(PartTask):
 
     def errors(self, batch: dict[str, Any]) -> Tensor:
         """Return the mean square error of the flow of each sample (B,)."""
-        text, mask = self.text.embed(batch)
+        text, mask = self.texts[0].embed(batch)
         height, width = batch["latents"].shape[-2:]
         options = {
             **choose_windows(self.model, "auto", "auto", height, width),
@@ -196,7 +199,9 @@ class OwnDataTask(PartTask):
                 ]
                 shares = torch.tensor([(place + 0.5) / len(numbers) for place in part])
                 lines = [data.encoded.caption_lines(int(numbers[place]))["captions"][0] for place in part]
-                rows = self.text.rows(lines, [int(data.encoded.index["text"][numbers[place]]) for place in part])
+                rows = self.texts[stage].rows(
+                    lines, [int(data.encoded.index["text"][numbers[place]]) for place in part]
+                )
                 batch = {"latents": means * self.base.scaling_factor, "noise": torch.stack(noise)}
                 batch |= {"time": shifted_times(shares, shift=shift), **rows}
                 batch = {name: None if value is None else value.to(self.device) for name, value in batch.items()}
@@ -255,15 +260,17 @@ class OwnDataTask(PartTask):
         pipe.set_progress_bar_config(disable=True)
         pictures = []
         for index in range(len(prompts))[self.mine()]:
-            picture = pipe(
-                prompt_embeds=self.text.prompt(prompts[index]).to(self.device),
-                negative_prompt_embeds=self.text.prompt("").to(self.device) if run.guidance > 1 else None,
+            result = pipe(
+                prompt_embeds=self.texts[0].prompt(prompts[index]).to(self.device),
+                negative_prompt_embeds=self.texts[0].prompt("").to(self.device) if run.guidance > 1 else None,
                 height=stage.resolution,
                 width=stage.resolution,
+                **self.sheet_length(),
                 num_inference_steps=run.steps,
                 guidance_scale=run.guidance,
                 generator=torch.Generator().manual_seed(index),
-            ).images[0]
+            )
+            picture = self.one_picture(result)
             info = PngImagePlugin.PngInfo()
             for name, value in {"prompt": prompts[index], "seed": index, "step": step}.items():
                 info.add_text(name, str(value))
@@ -275,8 +282,25 @@ class OwnDataTask(PartTask):
         del pipe, vae
         free_memory()
 
+    def sheet_length(self) -> dict[str, int]:
+        """Return the arguments of the pipeline for what the sheet shows."""
+        data = self.settings.data
+        kinds = {"pictures": {}, "clips": {"num_frames": data.num_frames}, "views": {"num_views": data.num_views}}
+        return kinds[self.settings.run.sheet_kind]
+
+    @staticmethod
+    def one_picture(result: PTDiTPipelineOutput) -> Image.Image:
+        """Return the picture of a result, or its views or every fourth frame side by side."""
+        if result.images is not None:
+            return result.images[0]
+        return contact_sheet(result.views[0] if result.frames is None else result.frames[0][::4])
+
     def export(self, folder: Path) -> None:
         """Write the finished model, a whole pipeline folder."""
+        self.export_step(folder, self.settings.total_steps)
+
+    def export_step(self, folder: Path, step: int) -> None:
+        """Write the model after a step, as `export`."""
         model = self.model
         if self.shared:  # all processes gather, one writes
             values = {name: whole(value) for name, value in trained_parameters(self.model).items()}
@@ -284,7 +308,9 @@ class OwnDataTask(PartTask):
                 return
             model = make_transformer(self.settings, self.base)
             load_trained(model, values)
-        export_model(self.settings, self.base, model.eval(), folder)
+        width = f"their average of width {self.settings.run.ema[0]}" if self.settings.run.ema else "as they are"
+        text = card(self.settings, self.settings.folder.resolve().name, step, width)
+        export_model(self.settings, self.base, model.eval(), folder, text)
 
 
 def sample_flops(model: PTDiTTransformer3DModel, shape: Sequence[int], text: int) -> int:

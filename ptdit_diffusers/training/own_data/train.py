@@ -22,18 +22,17 @@ from ptdit_diffusers.core.devices import computes_bf16
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from ptdit_diffusers.training.command import begin_log, complain, exit_code
 from ptdit_diffusers.training.context import check_context
-from ptdit_diffusers.training.data.shards import Encoded
 from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.own_data.batches import StageData, stage_data
 from ptdit_diffusers.training.own_data.model import make_base, outline, stage_sizes
 from ptdit_diffusers.training.own_data.prepare import (
     StoppedEarlyError,
     captions_of,
-    encoded_version,
+    encoded_versions,
     prepare_parts,
     source_of,
 )
-from ptdit_diffusers.training.own_data.settings import OwnDataSettings, changed, read_settings
+from ptdit_diffusers.training.own_data.settings import OwnDataSettings, by_source, changed, read_settings
 from ptdit_diffusers.training.own_data.task import OwnDataTask
 from ptdit_diffusers.training.parallel import shard_size
 from ptdit_diffusers.training.processes import check_processes, lock_folder, main_process_checks
@@ -113,12 +112,11 @@ def train(settings: OwnDataSettings) -> int:
         except StoppedEarlyError:
             logger.info("the same command goes on")
             return 0
-        version = encoded_version(settings, base, accelerator)
-        stages = stage_data(settings, version)
-        text = captions_of(settings, base, stages[0].encoded, accelerator)
+        stages = stage_data(settings, encoded_versions(settings, base, accelerator))
+        texts = captions_of(settings, base, [stage.encoded for stage in stages], accelerator)
         if accelerator.is_main_process:
             say_data(settings, stages)
-        task = OwnDataTask(settings, base, stages, text, accelerator)
+        task = OwnDataTask(settings, base, stages, texts, accelerator)
         run = Run(task, settings.loop_settings(), accelerator)
         begin_tracking(accelerator, settings.folder)
         return finish(settings, run)
@@ -135,12 +133,13 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
     base, folder = make_base(settings), settings.folder
     slices = min(stage.resolution for stage in settings.stages) // (8 * base.transformer_config["patch_size"])
     check_context(settings.parallel.context, accelerator.num_processes, slices)
-    stage_sizes(settings, base)
-    source = Path(settings.data.source)
-    if source.is_dir() and source.resolve() == folder.resolve():
-        raise ValueError(f"run.output={folder} is the folder of the data; give another one, it may lie in it.")
+    for source, each in by_source(settings).items():
+        stage_sizes(each, base)
+        if Path(source).is_dir() and Path(source).resolve() == folder.resolve():
+            raise ValueError(f"run.output={folder} is the folder of the data; give another one, it may lie in it.")
+        if not checkpoints(folder):
+            source_of(each).count()  # refuses what is no folder, and tables that are not right
     if not checkpoints(folder):
-        source_of(settings).count()  # refuses what is no folder, and tables that are not right
         values = sum(p.numel() for p in trained_parameters(outline(settings, base)).values())
         copies = (3 + len(settings.run.ema)) * (settings.run.keep + 1) + 2
         snapshots = len(settings.run.ema) * (settings.run.snapshots + len(settings.stages)) / 2  # half precision
@@ -160,13 +159,15 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
 
 def say_data(settings: OwnDataSettings, stages: Sequence[StageData]) -> None:
     """Log what is trained on, and what is not."""
-    encoded: Encoded = stages[0].encoded
-    skipped = encoded.manifest["skipped"]
-    if skipped:
-        logger.info("%d files were left out; %s names them", len(skipped), encoded.version / "manifest.json")
+    different = {stage.encoded.version: stage.encoded for stage in stages}
+    for version, encoded in different.items():
+        if skipped := encoded.manifest["skipped"]:
+            logger.info("%d files were left out; %s names them", len(skipped), version / "manifest.json")
+    if len(different) > 1 and settings.data.validation:
+        logger.info("each source has held-out samples of its own: a picture that is in several may be trained on")
     for number, (stage, data) in enumerate(zip(settings.stages, stages, strict=True), 1):
         sizes = ", ".join(
-            f"{len(members)} of {'x'.join(map(str, data.encoded.buckets[name][1:]))}"
+            f"{len(members)} of {size_text(data.encoded.buckets[name])}"
             for name, members in sorted(data.members.items())
         )
         logger.info(
@@ -187,6 +188,12 @@ def say_data(settings: OwnDataSettings, stages: Sequence[StageData]) -> None:
             "train: lora forgets less",
             stages[0].order.count,
         )
+
+
+def size_text(bucket: tuple[int, int, int]) -> str:
+    """Return height and width of a bucket, and its frames where there are several."""
+    frames, height, width = bucket
+    return f"{height}x{width}" + (f" with {frames} frames" if frames > 1 else "")
 
 
 def finish(settings: OwnDataSettings, run: Run) -> int:

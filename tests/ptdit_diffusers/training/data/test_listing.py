@@ -64,6 +64,20 @@ def test_pictures_that_the_table_does_not_name_are_named(folder):
     )
 
 
+def test_names_that_differ_in_case_only_are_told_apart_and_the_nearest_is_named(folder):
+    filled(folder, "b.png")
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one"}\n{"file_name": "B.png"}\n')
+    if (folder / "A.png").exists():
+        pytest.skip("this file system does not tell them apart")
+    assert problems(list_data(str(folder)), folder)["B.png"] == "does not exist; nearest: 'b.png'"
+    filled(folder, "A.png")
+    (folder / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "one"}\n{"file_name": "A.png", "text": "two"}'
+    )
+    listing = list_data(str(folder))
+    assert [(each.path.name, each.caption) for each in listing.entries[:2]] == [("a.png", "one"), ("A.png", "two")]
+
+
 def test_a_table_below_the_folder_counts_for_its_own_folder_and_only_the_split_train_is_read(folder):
     filled(folder, "train/b.png", "train/c.png", "test/d.png", "more/e.png")
     (folder / "train" / "metadata.csv").write_text("file_name,text\nb.png,two\n")

@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.buckets import bucket_sizes
 from ptdit_diffusers.training.data.duplicates import average_hash, grouped
-from ptdit_diffusers.training.data.encode import PictureEncoder
+from ptdit_diffusers.training.data.encode import PictureEncoder, video
 from ptdit_diffusers.training.data.media import read_frames
 from ptdit_diffusers.training.data.shards import (
     BadShardError,
@@ -122,6 +124,28 @@ def test_parts_of_tars_together_are_the_whole(vae, tars, tmp_path):
         where(whole.index, "sharp")
 
 
+def test_views_are_encoded_one_by_one_and_mirrored_ones_turn_the_other_way(vae, tmp_path, caplog):
+    folder = tmp_path / "data" / "mug.views"
+    folder.mkdir(parents=True)
+    for number in range(8):
+        (folder / f"{number}.png").write_bytes(png(number))
+    (tmp_path / "data" / "mug.txt").write_text("a mug")
+    encoded = version_of(vae, tmp_path / "data", tmp_path / "encoded", num_views=4, flip=True)
+    assert encoded.buckets == [(13, 64, 64)] and encoded.caption_lines(0)["captions"] == ["a mug"]
+    mean, mirrored = encoded.latents(0)[0], encoded.latents(0, mirrored=True)[0]
+    for view, (file, other) in enumerate([(0, 0), (2, 6), (4, 4), (6, 2)]):  # every second of the eight
+        one, turned = (read_frames(folder / f"{number}.png", 1)[0] for number in (file, other))
+        for latent, picture, mirror in ((mean, one, False), (mirrored, turned, True)):
+            expected = vae.encode(video([picture], mirror)[None]).latent_dist.mean[0, :, 0]
+            torch.testing.assert_close(latent[:, view], expected, atol=2e-3, rtol=2e-3)
+    for count, reason in {
+        0: "is a folder of 8 views; data.num_views says",
+        3: "has 8 views, which is no multiple",
+    }.items():
+        encoder = encode(vae, tmp_path / "data", tmp_path / "none", num_views=count)
+        assert not encoder.found and reason in encoder.skipped[0][1]
+
+
 def test_a_part_that_is_missing_is_named(vae, tars, tmp_path):
     encode(vae, tars, tmp_path / "encoded", 0, 2)
     with pytest.raises(ValueError, match="1 of 2 parts are not encoded yet: 1; run them"):
@@ -133,13 +157,13 @@ def test_bad_tars_and_pictures_are_named_and_counted_and_the_rest_is_encoded(vae
     whole = (tars / "000.tar").read_bytes()
     (tars / "002.tar").write_bytes(whole[:2200])  # one picture, and the next one cut off
     (tars / "003.tar").write_bytes(b"")
-    huge = Image.new("1", (60_000, 50_000))  # three gigapixels
-    file = io.BytesIO()
-    huge.save(file, "PNG")
+    small = png(51)
+    header = b"IHDR" + struct.pack(">II", 60_000, 50_000) + small[24:29]  # three gigapixels
+    huge = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
     files = {
         "a.png": png(50),
         "a.txt": "caf\u00e9".encode("latin-1"),
-        "b.png": file.getvalue(),
+        "b.png": huge,
         "c.png": b"no picture",
     }
     write_tar(tars / "004.tar", files)

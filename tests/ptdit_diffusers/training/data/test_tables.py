@@ -2,12 +2,12 @@
 
 import pytest
 
-from ptdit_diffusers.training.data.tables import find_table, read_table
+from ptdit_diffusers.training.data.tables import Facts, find_table, read_table
 
 
 def rows(tmp_path, name, text, column=""):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return [(row.name, row.caption, row.line) for row in read_table(tmp_path / name, column)]
+    return [(row.name, row.facts.caption, row.line) for row in read_table(tmp_path / name, column)]
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,27 @@ def test_json_lines_are_split_at_line_feeds_alone(tmp_path, text, expected):
         ('["a.png", "one"]', "line 1: it is a list, not an object with names"),
         ('{"file_name": "a.png", "text": "x"}\n{"file_name": ', "line 2: this is not JSON"),
         ('{"file_name": "a.png", "tags": "x"}', "line 1: no caption among 'file_name', 'tags'"),
-        ('{"file_name": "a.png", "text": ["x", "y"]}', r'line 1: the caption \["x", "y"\] is not a text'),
+        ('{"file_name": "a.png", "text": ["x", ["y"]]}', r'line 1: the row has a caption that is no text \(\["x", '),
+        ('{"file_name": "a.png", "text": ["x", "y"], "weights": [1]}', "the row has 1 weights for 2 captions, or"),
+        ('{"file_name": "a.png", "text": "x", "weights": [-1]}', "1 weights for 1 captions, or negative ones"),
+        ('{"file_name": "a.png", "text": "x", "quality": "good"}', "weights or a quality that are no numbers"),
         ('{"file_name": {"path": "a.png"}, "text": "x"}', "line 1: no file name"),
     ],
 )
 def test_a_json_row_that_is_not_a_file_with_a_caption_is_refused_with_its_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         rows(tmp_path, "metadata.jsonl", text)
+
+
+def test_a_row_has_several_captions_with_weights_a_quality_and_a_licence(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": ["a tabby", "", "cat"], "weights": [3, 1], "quality": 5, "Licence": "CC0"}\n'
+        '{"file_name": "b.png", "text": "one"}\n'
+    )
+    one, two = (row.facts for row in read_table(tmp_path / "metadata.jsonl", licence_column="licence"))
+    assert one == Facts(("a tabby", "cat"), (3.0, 1.0), 5.0, "CC0") and two == Facts(("one",), (1.0,))
+    (tmp_path / "metadata.csv").write_text("file_name,text,quality\na.png,one,5.5\nb.png,two,\n")
+    assert [row.facts.quality for row in read_table(tmp_path / "metadata.csv")] == [5.5, None]
 
 
 def test_another_column_can_be_named(tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from safetensors.torch import load_file
 from ptdit_diffusers.core.cost import Size, total_macs
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.own_data import average, encode, train
+from ptdit_diffusers.training.own_data.batches import OwnBatches, stage_data
+from ptdit_diffusers.training.own_data.card import card, data_notes, noted_version
 from ptdit_diffusers.training.own_data.model import make_base, outline
 from ptdit_diffusers.training.own_data.settings import read_settings
 from ptdit_diffusers.training.own_data.task import sample_flops
@@ -53,9 +57,12 @@ def test_a_run_ends_in_a_model_folder_a_sheet_and_a_log_with_held_out_losses(con
     assert "mfu" not in lines[1] and "no mfu in the log: the peak of this device is not known" in caplog.text
     assert (out / "sheet.png").is_file() and (out / "sheets" / "step-00000012-0.png").is_file()
     assert "held-out loss of the start on these data" in caplog.text
+    card = (out / "model" / "README.md").read_text(encoding="utf-8")
+    assert "12 steps of 6 at 64 pixels" in card and "40 pictures or clips. Licences: not given." in card
     assert "36 samples" in caplog.text and "4 held out" in caplog.text and "few for all weights" in caplog.text
     ways = [out / "exports" / name for name in ("step-00000005", "step-00000010")]
     assert sorted((out / "exports").iterdir()) == ways and PTDiTPipeline.from_pretrained(ways[1])
+    assert str(tmp_path) not in card and "after step 5" in (ways[0] / "README.md").read_text(encoding="utf-8")
     one, two, last = (load_file(folder / WEIGHTS) for folder in (*ways, out / "model"))
     assert any(not torch.equal(one[name], two[name]) and not torch.equal(two[name], last[name]) for name in last)
     assert len({(folder / "vae" / "config.json").stat().st_ino for folder in ways}) == 1  # on the disk once
@@ -117,6 +124,55 @@ def test_captions_from_the_disk_give_the_loss_of_captions_that_are_encoded_in_ea
         assert run(config(mode, text={"mode": mode})) == 0
     online, cached = losses(tmp_path / "online"), losses(tmp_path / "cached")
     assert online == pytest.approx(cached, rel=1e-5)
+
+
+def test_a_stage_has_data_of_its_own_with_several_captions_and_a_quality(config, drawn, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    good, lines = tmp_path / "good", []
+    good.mkdir()
+    for number in range(8):
+        (good / f"{number}.png").write_bytes((drawn / f"{number:04d}.png").read_bytes())
+        facts = {"text": ["a red star", "a ring"], "weights": [1, 3], "quality": number}
+        lines.append({"file_name": f"{number}.png", **facts})
+    (good / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    few = {"resolution": 64, "steps": 2, "batch": 4, "lr": 1e-3}
+    stages = [few, few | {"data": str(good), "where": "quality >= 3", "steps": 20}]
+    for mode in ("online", "cached"):
+        path = config(mode, stages=stages, text={"mode": mode}, data={"validation": 0}, run={"ema": []})
+        assert run(path, "run.sheet=[]", "run.stop_after=3") == 0
+    assert losses(tmp_path / "online") == pytest.approx(losses(tmp_path / "cached"), rel=1e-5)
+    assert "stage 1: 40 samples" in caplog.text and "stage 2: 5 samples" in caplog.text
+    settings = read_settings(path)
+    versions = [noted_version(settings, note) for note in data_notes(settings)]
+    texts = [SimpleNamespace(rows=lambda captions, numbers: {"captions": captions})] * 2
+    batches = OwnBatches(settings, make_base(settings), stage_data(settings, versions), texts, 0, 1)
+    seen = Counter(caption for step in range(2, 22) for caption in batches[step]["captions"])
+    assert seen.keys() == {"a red star", "a ring", ""} and 0.65 < seen["a ring"] / (seen.total() - seen[""]) < 0.85
+
+
+def test_a_licence_that_is_missing_where_one_is_needed_is_refused_before_anything_is_written(config, tmp_path, capsys):
+    assert run(config(), "data.licence_column=licence") == 2
+    error = capsys.readouterr().err
+    assert "40 of 40 files have no 'licence' (data.licence_column), for example 0000.png, " in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_card_counts_the_licences_of_the_pictures(config, drawn, tmp_path):
+    data, lines = tmp_path / "data", []
+    data.mkdir()
+    for number, licence in enumerate(["CC0", "CC BY 4.0", "CC0"]):
+        (data / f"{number}.png").write_bytes((drawn / f"{number:04d}.png").read_bytes())
+        lines.append({"file_name": f"{number}.png", "text": "a ring", "licence": licence})
+    (data / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path = config(data={"source": str(data), "licence_column": "licence"})
+    assert encode.main(["--config", str(path)]) == 0
+    (index,) = (tmp_path / "encoded").rglob("manifest.json")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "data.json").write_text(json.dumps({"version": str(index.parent)}), encoding="utf-8")
+    text = card(read_settings(path), "cats", 12, "as they are")
+    assert "- 3 pictures or clips. Licences: CC0 (2), CC BY 4.0 (1)." in text and str(tmp_path) not in text
+    index.unlink()
+    assert "Data that are not here any more" in card(read_settings(path), "cats", 12, "as they are")
 
 
 def test_a_shard_that_vanishes_is_named_counted_and_replaced_and_the_run_goes_on(config, tmp_path, caplog):
@@ -220,7 +276,7 @@ def test_new_weights_are_trained_from_nothing_with_the_parts_of_another_model(co
     assert pipe("a red star", num_inference_steps=1).images[0].size == (64, 64)
 
 
-def test_clips_and_pictures_are_trained_on_together(config, drawn, tmp_path, caplog):
+def test_clips_views_and_pictures_are_trained_on_together(config, drawn, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     data = tmp_path / "mixed"
     data.mkdir()
@@ -228,12 +284,19 @@ def test_clips_and_pictures_are_trained_on_together(config, drawn, tmp_path, cap
     for number in range(4):
         frames[number].save(data / f"{number}.png")
         frames[number].save(data / f"clip{number}.gif", save_all=True, append_images=frames)
+        (data / f"object{number}.views").mkdir()
+        for view in (0, 1, 2, 4):  # 3 is wide
+            frames[view].save(data / f"object{number}.views" / f"{view}.png")
     stages = [STAGE | {"steps": 4, "batch": 2}]
-    path = config(data={"source": str(data), "num_frames": 5, "validation": 0}, stages=stages)
-    assert run(path, "run.sheet=[]") == 0
-    assert "4 of 64x64" in caplog.text and len(list((tmp_path / "encoded").rglob("5x64x64/*.safetensors"))) == 1
+    path = config(data={"source": str(data), "num_frames": 5, "num_views": 4, "validation": 0}, stages=stages)
+    assert run(path, "run.sheet_kind=views") == 0
+    kinds = ("4 of 64x64,", "4 of 64x64 with 5 frames", "4 of 64x64 with 13 frames")
+    assert all(kind in caplog.text for kind in kinds)
+    sheet = Image.open(tmp_path / "out" / "sheets" / "step-00000004-0.png")
+    assert sheet.size == (128, 128)  # four views
+    assert len(list((tmp_path / "encoded").rglob("5x64x64/*.safetensors"))) == 1
     pipe = PTDiTPipeline.from_pretrained(tmp_path / "out" / "model")
-    assert pipe.transformer.config.sample_frames == 2
+    assert pipe.transformer.config.sample_frames == 4
     assert len(pipe("a ring", num_frames=5, num_inference_steps=1).frames[0]) == 5
 
 
