@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -179,26 +180,31 @@ MAY_IMPORT = {
 MISSING_IN_COMFYUI = ("diffusers", "transformers", "huggingface_hub", "comfy")
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
+@cache
 def is_project_module(name: str) -> bool:
     base = ROOT.joinpath(*name.split("."))
     return base.with_suffix(".py").is_file() or base.is_dir()
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+@cache
+def imported_modules(path: Path) -> tuple[str, ...]:
     """Full names of the modules that a file imports anywhere in it; relative imports are resolved."""
+    found = []
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             package = ".".join(path.parts[:-1][: len(path.parts) - node.level] if node.level else ())
             module = ".".join(part for part in (package, node.module) if part)
             for alias in node.names:  # `from package import module` imports the module
                 full = f"{module}.{alias.name}"
-                yield full if is_project_module(full) else module
+                found.append(full if is_project_module(full) else module)
+    return tuple(found)
 
 
 def import_is_allowed(module: str, allowed: tuple[str, ...]) -> bool:
@@ -244,6 +250,7 @@ def test_the_import_rule_sees_relative_nested_and_foreign_imports():
     assert {"ptdit_diffusers.commands.terminal", "torch", "ptdit_diffusers"} <= found
 
 
+@cache
 def floor_of(path: Path) -> int:
     """Number of the floor on which a file or folder lies; the longest name that fits counts."""
     fits = [
@@ -256,6 +263,7 @@ def floor_of(path: Path) -> int:
     return max(fits)[1]
 
 
+@cache
 def folder_on(path: Path) -> str:
     """The name in FLOORS that a file belongs to."""
     return max((n for names in FLOORS for n in names if path == Path(n) or Path(n) in path.parents), key=len)
@@ -356,7 +364,7 @@ def test_a_public_function_says_the_types_of_its_arguments_and_result(path):
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] != "tests"], ids=str)
 def test_a_file_says_what_it_owns(path):
     text = (ROOT / path).read_text(encoding="utf-8")
-    assert not text or ast.get_docstring(ast.parse(text))
+    assert not text or ast.get_docstring(parse(path))
 
 
 # --- the wheel -------------------------------------------------------------------------------------------------------
