@@ -76,6 +76,35 @@ def test_fp32_gives_the_latent_of_the_diffusers_pipeline(server, pipe, steps, cf
     assert text < 5e-6 and own_text < 2e-5 * largest, words  # two implementations of T5 round differently
 
 
+def test_a_student_of_four_steps_gives_with_stock_nodes_the_latent_of_the_diffusers_pipeline(
+    server, pipe, record_property
+):
+    """LoraLoaderModelOnly, and KSampler with steps 4, cfg 1, sampler euler, scheduler simple."""
+    g = Graph()
+    model, positive, negative, latent = embedded(g, "fp32")
+    model = g("LoraLoaderModelOnly", model=model, lora_name="student.safetensors", strength_model=1.0)
+    given = {"model": g("PTDiTModelSampling", model=model, latent=latent, shift=0.0, round_timestep=False)}
+    given |= {"positive": positive, "negative": negative, "latent_image": latent}
+    few = {"steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    g("SaveLatent", filename_prefix="student", samples=g("KSampler", seed=SEED, **given, **few))
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    (stored,) = finite_latents(server, result)
+    stored = stored.unsqueeze(2) * pipe.vae.config.scaling_factor
+    noise = torch.randn(1, 4, 1, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent", "latents": noise}
+    teacher = pipe(PROMPT, **settings).images
+    pipe.load_lora_weights(server.base / "models/loras", weight_name="student_diffusers.safetensors")
+    try:
+        expected = pipe(PROMPT, **settings).images
+    finally:
+        pipe.unload_lora_weights()
+    difference = (stored - expected).abs().max().item()
+    record_property("differences of a student of 4 steps", f"{difference:.2e}, largest {expected.abs().max():.2f}")
+    assert difference < 1e-4
+    assert (teacher - expected).abs().max() > 0.1  # the LoRA was in use
+
+
 @pytest.mark.parametrize("weights, limit", [("bf16", 0.02), ("fp8_e4m3fn", 0.2), ("fp8_e5m2", 0.4)])
 def test_other_formats_stay_near_fp32(server, weights, limit, record_property):
     exact, other = sampled(server, "fp32")[0], sampled(server, weights)[0]
