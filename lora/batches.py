@@ -19,7 +19,7 @@ from ptdit_diffusers.training.held_out import TOGETHER
 from ptdit_diffusers.training.objective import sample_times, shifted_times
 from ptdit_diffusers.training.randomness import Stream, mix, numpy_generator, torch_generator
 
-from .cache import Cache
+from .cache import MIRRORED, Cache
 from .config import LoRASettings
 from .samples import Sample
 
@@ -73,6 +73,7 @@ class CachedBatches(Dataset):
         """
         self.cache, self.settings, self.sets = cache, settings, settings.data_sets()
         self.samples = cache.samples
+        self.masked = any(each.alpha_mask for each in self.sets)
         self.plan = Plan(self.samples, settings, global_batch or settings.batch_size * processes)
         self.places = places(self.plan.global_batch, rank, processes)
         self.share = len(self.places) * processes / self.plan.global_batch  # parts may differ in size
@@ -81,7 +82,8 @@ class CachedBatches(Dataset):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return latents and noise (B, C, F, H, W), time (B,) in 0..1, text (B, L, D) with mask (B, L) or None,
         weight (B,), with which the mean over all processes is that of the whole batch, and a seed per sample for
-        random proxies.
+        random proxies. Where transparency is a mask, also
+        `area` (B, 1, F, H, W), the weight of each place.
         """
         members = self.plan.batch(number)
         rows = [self._row(self.samples[members[place]], number, place) for place in self.places]
@@ -95,16 +97,25 @@ class CachedBatches(Dataset):
         choice, generator = numpy_generator(*seeds), torch_generator(*seeds)
         mirrored = sample.mirrored and choice.random() < 0.5
         dropped = choice.random() < settings.caption_dropout
-        key = sample.mirrored if mirrored else sample.latents
+        texts = (sample.text, *sample.more_texts)
+        text = texts[choice.integers(len(texts))] if sample.more_texts else sample.text
+        crops = (sample.latents, *sample.more_latents)
+        key = crops[choice.integers(len(crops))] if sample.more_latents else sample.latents
+        key += MIRRORED if mirrored else ""
         mean, std = self.cache.get(key, "mean"), self.cache.get(key, "std")
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling
         time = sample_times((), generator, **times_of(settings, self.cache.base, sample.bucket))
+        area = {}
+        if self.masked:
+            masked = settings.alpha_mask and not sample.prior
+            area = {"area": self.cache.get(key, "area") if masked else torch.ones_like(mean[:1])}
         return {
             "latents": latents,
             "noise": torch.randn(mean.shape, generator=generator),
             "time": time,
-            "text": self.cache.get(self.cache.text_key("") if dropped else sample.text, "embeds"),
+            "text": self.cache.get(self.cache.text_key("") if dropped else text, "embeds"),
             "weight": torch.tensor((settings.prior_weight if sample.prior or settings.is_reg else 1.0) * self.share),
+            **area,
         }
 
 

@@ -27,6 +27,7 @@ from ptdit_diffusers.core.files import file_hash
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.encode import encode_captions, encode_pictures
 from ptdit_diffusers.training.data.find import Item
+from ptdit_diffusers.training.data.media import EVEN
 from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.latents import write_tensors
 
@@ -46,6 +47,12 @@ def makers(base: BaseModel) -> dict[str, str]:
         "latents": f"{FORMAT}-{base.fingerprint('vae')}",
         "text": f"text-{base.fingerprint('text_encoder', 'tokenizer')}",
     }
+
+
+def latents_of(sample: Sample) -> list[str]:
+    """Return the keys of everything that a sample's latents are taken from: crops, and mirrored copies."""
+    keys = [sample.latents, *sample.more_latents]
+    return keys + [key + MIRRORED for key in keys] if sample.mirrored else keys
 
 
 class Cache:
@@ -82,12 +89,14 @@ class Cache:
                 self.damaged.append(path)
 
     def latent_key(self, item: Item) -> str:
-        """Return the key of a file's latents: VAE, hash of the file's bytes, and the size to which it is scaled."""
+        """Return the key of a file's latents: VAE, hash of the file's bytes, size, crop and mask."""
         known = item.path.stat()
         state = item.path, known.st_size, known.st_mtime_ns
         if state not in self.hashes:
             self.hashes[state] = file_hash(item.path)[:32]
-        return f"{self.maker['latents']}-{self.hashes[state]}-{item.frames}x{item.height}x{item.width}"
+        key = f"{self.maker['latents']}-{self.hashes[state]}-{item.frames}x{item.height}x{item.width}"
+        key += "" if item.crop == EVEN else f"-crop{item.crop[0]}x{item.crop[1]}"
+        return key + ("-alpha" if item.masked else "")
 
     def text_key(self, caption: str) -> str:
         """Return the key of a caption: text encoder and hash."""
@@ -155,9 +164,12 @@ class Cache:
         """
         samples = []
         for item in items:
-            key = self.latent_key(item)
+            key, *crops = map(self.latent_key, item.all_crops)
+            others = tuple(map(self.text_key, item.variations))
             mirrored, text = key + MIRRORED if flip else "", self.text_key(item.caption)
-            samples.append(Sample(item.name, key, mirrored, text, item.bucket, item.prior, data_set))
+            samples.append(
+                Sample(item.name, key, mirrored, text, item.bucket, item.prior, data_set, others, tuple(crops))
+            )
         return samples
 
     def fill(self, items: Sequence[Item], samples: list[Sample], captions: list[str], device: torch.device) -> None:
@@ -173,12 +185,16 @@ class Cache:
             ValueError: A file changed meanwhile or cannot be encoded.
             OSError: There is too little space.
         """
-        sources = {sample.latents: (item, False) for item, sample in zip(items, samples, strict=True)}
-        sources |= {s.mirrored: (item, True) for item, s in zip(items, samples, strict=True) if s.mirrored}
+        sources = {}
+        for item, sample in zip(items, samples, strict=True):
+            for key, each in zip((sample.latents, *sample.more_latents), item.all_crops, strict=True):
+                sources[key] = each, False
+                sources |= {key + MIRRORED: (each, True)} if sample.mirrored else {}
         new = self.lacks(sources)
         texts = dict.fromkeys(captions, "")
         for item in items:
-            texts.setdefault(item.caption, item.name)
+            for caption in (item.caption, *item.variations):
+                texts.setdefault(caption, item.name)
         self._require_space([sources[key][0] for key in new], list(texts), device)
         for path in self.damaged:
             path.unlink(missing_ok=True)
@@ -218,7 +234,7 @@ class Cache:
         Raises:
             ValueError: The cache does not have all of them.
         """
-        keys = [key for s in samples for key in (s.latents, s.mirrored, s.text) if key]
+        keys = [key for sample in samples for key in (*latents_of(sample), sample.text, *sample.more_texts)]
         foreign = [key for key in keys if not key.startswith(tuple(f"{maker}-" for maker in self.maker.values()))]
         if foreign:
             raise ValueError(

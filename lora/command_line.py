@@ -10,7 +10,7 @@ import yaml
 
 from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.training.record import require_matplotlib
-from ptdit_diffusers.training.settings import build, read_yaml
+from ptdit_diffusers.training.settings import build, parse_yaml, read_yaml
 
 from .config import LoRASettings, TrainingSettings
 
@@ -59,7 +59,7 @@ def make_parser(description: str, kind: type[TrainingSettings] = LoRASettings) -
 def mapping(text: str) -> dict[str, Any]:
     """Return a mapping in YAML, for example "{data: a, repeats: 2}"."""
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         value = None
     if not isinstance(value, dict):

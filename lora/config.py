@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ptdit_diffusers.training.data.captions import CaptionChoices, check_ending
+from ptdit_diffusers.training.data.media import READ
 from ptdit_diffusers.training.optimizers import OPTIMIZERS
 from ptdit_diffusers.training.schedules import SCHEDULES
 from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
@@ -50,6 +52,16 @@ SYNONYMS = {  # names that other trainers have -> ours
     "reg_data_dir": "datasets",
     "class_data_dir": "datasets",
     "dataset_config": "datasets",
+    "caption_ext": "caption_extension",
+    "caption_file_extension": "caption_extension",
+    "shuffle_tags": "shuffle_caption",
+    "shuffle_tokens": "shuffle_caption",
+    "wildcards": "enable_wildcard",
+    "caption_prefix": "trigger",
+    "masked_loss": "alpha_mask",
+    "masked_training": "alpha_mask",
+    "minimum_image_size": "skip_image_resolution",
+    "crop_jitter": "random_crop",
     "subsets": "datasets",
     "flip_aug": "flip",
     "output": "output_dir",
@@ -88,7 +100,9 @@ PRODIGY_LEAST = 0.1  # learning rate: a factor of the rate that prodigy finds
 # May change when a run is resumed; everything else decides what comes out.
 OF_DATA_SET = (  # settings that an entry of `datasets` may have
     "data resolution num_frames default_caption caption_column trigger outside_files bucket_step max_aspect flip "
-    "repeats caption_dropout is_reg prior_weight"
+    "repeats caption_dropout is_reg prior_weight caption_extension shuffle_caption keep_tokens keep_tokens_separator "
+    "caption_separator caption_tag_dropout_rate enable_wildcard text_variations skip_image_resolution random_crop "
+    "image_variations alpha_mask"
 ).split()
 FREE = (
     "output_dir base max_steps stop_after max_minutes workers log_every checkpoint_every keep validation_every "
@@ -234,9 +248,21 @@ class LoRASettings(TrainingSettings):
     caption_column: str = setting(
         "", "column of the captions in a table; default: text, caption, prompt or description"
     )
+    caption_extension: str = setting(".txt", "ending of the files of captions, for example .caption")
+    shuffle_caption: bool = setting(False, "tags in other orders, while those that keep_tokens names stay")
+    keep_tokens: int = setting(0, "so many tags at the beginning of a caption stay; the trigger does anyway")
+    keep_tokens_separator: str = setting("", "for example |||: tags before it stay, and those after a second one")
+    caption_separator: str = setting(",", "between tags")
+    caption_tag_dropout_rate: float = setting(0.0, "share of the tags that are left out; 0..1")
+    enable_wildcard: bool = setting(False, "take one line of each caption, and one of {red|blue}")
+    text_variations: int = setting(8, "forms of a caption that are encoded, where anything is chosen in it")
     trigger: str = setting("", "word put before every caption, or in place of [trigger] in it")
     bucket_step: int = setting(0, "pixels: sides of buckets are multiples of this; 0 = one window of the model")
     max_aspect: float = setting(2.0, "longest side over shortest side of a bucket; 1 = square only")
+    skip_image_resolution: int = setting(0, "files of this number squared pixels or fewer are skipped; 0 = none is")
+    random_crop: bool = setting(False, "cut off what does not fit at random places instead of evenly")
+    image_variations: int = setting(4, "random crops of a file that are encoded")
+    alpha_mask: bool = setting(False, "transparency is a mask: what is transparent is not trained on")
     flip: bool = setting(False, "train on mirrored copies, too")
     repeats: int = setting(1, "how often a picture occurs in one epoch")
     caption_dropout: float = setting(0.1, "share of samples trained without their caption, for guidance; 0..1")
@@ -262,10 +288,22 @@ class LoRASettings(TrainingSettings):
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
         super().__post_init__()
-        for name in ("rank", "repeats", "prior_repeats", "validation_steps", "max_aspect", "context_parallel"):
+        for name in "rank repeats prior_repeats validation_steps max_aspect context_parallel".split():
             at_least(name, getattr(self, name), 1)
-        for name in ("alpha", "epochs", "bucket_step", "prior_weight", "export_every", "validation_split"):
+        for name in ("text_variations", "image_variations"):
+            at_least(name, getattr(self, name), 1)
+        for name in (
+            "alpha",
+            "epochs",
+            "bucket_step",
+            "prior_weight",
+            "export_every",
+            "validation_split",
+            "skip_image_resolution",
+        ):
             at_least(name, getattr(self, name), 0)
+        CaptionChoices.of(self)
+        check_ending("caption_extension", self.caption_extension, READ)
         self.check_shares(caption_dropout=1, dropout=0.99)
         if self.time_std <= 0:
             raise ValueError(f"time_std={self.time_std} must be above 0, for example 1.")

@@ -21,6 +21,7 @@ from ptdit_diffusers.training.base_model import BaseModel, from_hub
 from ptdit_diffusers.training.checkpoint import checkpoints
 from ptdit_diffusers.training.command import exit_code
 from ptdit_diffusers.training.data.buckets import bucket_sizes, nearest_size
+from ptdit_diffusers.training.data.captions import CaptionChoices
 from ptdit_diffusers.training.data.duplicates import grouped
 from ptdit_diffusers.training.data.find import Findings, Item, find_items, table
 from ptdit_diffusers.training.data.shards import held_out
@@ -45,7 +46,10 @@ logger = logging.getLogger("lora")
 
 RUN_SAMPLES = "samples.json"  # in the folder of a run
 DATA_SETTINGS = ("default_caption", "trigger", "caption_column", "max_aspect", "num_frames", "flip")
-FURTHER: tuple[str, ...] = ()  # the same, but only named where they are not the default
+FURTHER = (  # the same, but only named where they are not the default
+    "caption_extension shuffle_caption keep_tokens keep_tokens_separator caption_separator caption_tag_dropout_rate "
+    "enable_wildcard text_variations skip_image_resolution random_crop image_variations alpha_mask"
+).split()
 
 
 def fill_cache(settings: LoRASettings, base: BaseModel, accelerator: Accelerator) -> Cache:
@@ -104,9 +108,22 @@ def plan_data(
         if settings.datasets:
             logger.info("data set %d: %s%s", number + 1, each.data, " (pictures to keep)" if each.is_reg else "")
         logger.info("%s", table(findings, each.repeats, settings.prior_repeats))
-        items += findings.items
-        samples += cache.plan(findings.items, each.flip, number)
+        found = [varied(item, each) for item in findings.items]
+        if several := sum(bool(item.variations) for item in found):
+            logger.info("%d captions are read in several forms, up to %d", several, each.text_variations)
+        items += found
+        samples += cache.plan(found, each.flip, number)
     return items, hold_out(settings, items, samples)
+
+
+def varied(item: Item, settings: LoRASettings) -> Item:
+    """Return a file with its crops and the forms of its caption that are trained on."""
+    if item.prior:
+        return item
+    if settings.random_crop:
+        item = item.cropped(settings.image_variations, settings.seed)
+    forms = CaptionChoices.of(settings).variations(item.caption, settings.text_variations, settings.seed)
+    return replace(item, caption=forms[0], variations=tuple(forms[1:]))
 
 
 def hold_out(settings: LoRASettings, items: list[Item], samples: list[Sample]) -> list[Sample]:
@@ -197,6 +214,9 @@ def find_data(settings: LoRASettings, base: BaseModel) -> Findings:
         settings.outside_files and not downloaded,
         settings.caption_column,
         (Path(settings.output_dir), settings.cache_folder),
+        caption_extension=settings.caption_extension.lower(),
+        skip_image_resolution=settings.skip_image_resolution,
+        alpha_mask=settings.alpha_mask,
     )
 
 

@@ -21,7 +21,7 @@ def check_device(settings: TrainingSettings, device: torch.device) -> None:
         check_compiler(device)
 
 
-def run_bytes(values: int, keep: int, average: bool, doubled: bool) -> int:
+def run_bytes(values: int, keep: int, average: bool, doubled: bool, results: int = 1) -> int:
     """Return how many bytes checkpoints and the finished LoRA take.
 
     Args:
@@ -29,6 +29,7 @@ def run_bytes(values: int, keep: int, average: bool, doubled: bool) -> int:
         keep: Checkpoints kept; one more is there while the newest is written.
         average: Checkpoints hold a running average.
         doubled: The LoRA is written with twice the rank (PiSSA, OLoRA).
+        results: LoRAs that are written, each in two forms.
     """
     checkpoint = values * 4 * (3 + average)  # the values and the two averages of Adam
-    return checkpoint * (keep + 1) + 2 * values * 4 * (1 + doubled)
+    return checkpoint * (keep + 1) + 2 * values * 4 * (1 + doubled) * results

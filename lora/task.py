@@ -197,4 +197,4 @@ def lora_errors(transformer: PTDiTTransformer3DModel, batch: dict[str, Any], dty
         )
         return transformer.flow(sample)
 
-    return flow_matching(predict, latents, batch["noise"], batch["time"])
+    return flow_matching(predict, latents, batch["noise"], batch["time"], batch.get("area"))

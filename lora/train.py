@@ -152,7 +152,8 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
     if any(each.data and Path(each.data).is_dir() and Path(each.data).resolve() == folder.resolve() for each in sets):
         raise ValueError(f"output_dir {folder} is the folder of the data; give another one, it may lie in it.")
     doubled = settings.init in ("pissa", "olora")
-    require_space("output_dir", folder, run_bytes(values, settings.keep, settings.ema > 0, doubled))
+    results = 1 + (settings.max_steps // settings.export_every if settings.export_every else 0)
+    require_space("output_dir", folder, run_bytes(values, settings.keep, settings.ema > 0, doubled, results))
     saved = load_checkpoint(folder) if settings.resume else None
     data_ranks = accelerator.num_processes // settings.context_parallel
     if saved is None:

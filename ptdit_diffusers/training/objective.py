@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def flow_matching(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+def flow_matching(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    noise: Tensor,
+    time: Tensor,
+    area: Tensor | None = None,
+) -> Tensor:
     """Return the mean square error of the predicted flow of each sample (B,).
 
     Rectified flow: x_t = (1 - t) x_0 + t noise, and the flow is noise - x_0.
@@ -21,10 +27,12 @@ def flow_matching(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, 
         latents: x_0 (B, ...).
         noise: Shaped like `latents`.
         time: t (B,) in 0..1; 1 is noise.
+        area: Weight of each place (B, 1, ...), shaped like the samples otherwise; None = 1.
     """
     t = time.view(-1, *[1] * (latents.ndim - 1))
     noisy = (1 - t) * latents + t * noise
     error = F.mse_loss(predict(noisy, time * 1000), noise - latents, reduction="none")
+    error = error if area is None else error * area
     return error.mean(tuple(range(1, latents.ndim)))
 
 

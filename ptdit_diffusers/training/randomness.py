@@ -34,6 +34,9 @@ class Stream(IntEnum):
     OWN_HELD_OUT = 24  # noise and times of the held-out loss
     OWN_TEXT = 25  # words that are masked
     OWN_VAE = 26  # crops
+    # both of these
+    CAPTION = 32  # orders of tags, and wildcards
+    CROP = 33  # places of crops
     # stage "text"
     TEXT_POOL = 0  # scenes
     TEXT_BATCH = 1

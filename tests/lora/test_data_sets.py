@@ -4,13 +4,14 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from lora.batches import CachedBatches, Plan
 from lora.cache import Cache
 from lora.command_line import make_parser, read_settings
 from lora.config import LoRASettings
 from lora.precompute import plan_data
-from lora.samples import Sample, read_samples
+from lora.samples import Sample, from_json, read_samples, to_json
 from ptdit_diffusers.training.base_model import BaseModel
 
 
@@ -20,7 +21,7 @@ def log_of(folder):
 
 def test_held_out_pictures_are_not_trained_on_and_their_loss_is_in_the_log(train, pictures, tmp_path, caplog):
     caplog.set_level("INFO")
-    flags = ["--data", pictures, "--validation-split", "2", "--max-steps", "2"]
+    flags = ["--data", pictures, "--validation-split", "2", "--max-steps", "2", "--cache-dir", tmp_path / "cache"]
     assert train("out", *flags) == 0
     samples, _ = read_samples(tmp_path / "out" / "samples.json")
     hidden = [number for number, sample in enumerate(samples) if sample.held_out]
@@ -53,7 +54,8 @@ def test_data_sets_have_repeats_resolution_and_captions_of_their_own(train, pict
         f"{{data: {pictures}, repeats: 2}}",
         f"{{data: {pictures}, resolution: 32, bucket_step: 32, trigger: two}}",
     ]
-    assert train("out", "--datasets", *sets, f"{{data: {pictures}, is_reg: true, prior_weight: 0.25}}") == 0
+    sets += [f"{{data: {pictures}, is_reg: true, prior_weight: 0.25}}"]
+    assert train("out", "--cache-dir", tmp_path / "cache", "--datasets", *sets) == 0
     samples, data = read_samples(tmp_path / "out" / "samples.json")
     assert [sample.data_set for sample in samples] == [0] * 5 + [1] * 5 + [2] * 5 and len(data["sets"]) == 3
     assert {sample.bucket[1:] for sample in samples[5:10]} == {(32, 32)}
@@ -75,6 +77,26 @@ def test_pictures_to_keep_have_their_weight(cache, pictures):
     assert {float(batches[number]["weight"]) for number in range(3)} == {1.0, 0.25}
 
 
+def test_a_caption_is_read_in_several_forms_and_each_sample_takes_one(pictures, tiny_model_folder, tmp_path):
+    shutil.copytree(pictures, tmp_path / "data")
+    (tmp_path / "data" / "0.txt").write_text("a star, red, large, {blue|green}")
+    options = {"shuffle_caption": True, "keep_tokens": 1, "enable_wildcard": True, "caption_dropout": 0.0}
+    settings = LoRASettings(output_dir=str(tmp_path), data=str(tmp_path / "data"), trigger="two", **options)
+    base = BaseModel(str(tiny_model_folder))
+    cache = Cache(tmp_path / "cache", base)
+    items, samples = plan_data(settings, base, "cpu", cache)
+    assert all(form.startswith("two, a star, ") for form in items[0].variations) and len(items[0].variations) > 3
+    assert not items[1].variations and len(samples[0].more_texts) == len(items[0].variations)
+    cache.add_captions({text: "" for item in items for text in (item.caption, *item.variations)}, torch.device("cpu"))
+    cache.write("latents", ((s.latents, {"mean": torch.zeros(1), "std": torch.zeros(1)}) for s in samples))
+    cache.samples = samples[:1]
+    batches = CachedBatches(cache, settings, 0, 1)
+    forms = {tuple(batches[number]["text"].sum((0, 1)).tolist()) for number in range(30)}
+    assert len(forms) > 3
+    again = from_json(json.loads(json.dumps(to_json(samples))))
+    assert again == samples
+
+
 @pytest.mark.parametrize(
     "entry, message",
     [
@@ -83,7 +105,7 @@ def test_pictures_to_keep_have_their_weight(cache, pictures):
         ({"data": "a", "num_repeats": 2}, r"datasets\[0\].num_repeats is not a setting; nearest: repeats"),
         ({"data": "a", "rank": 2}, r"datasets\[0\].rank is the same for all data sets; set rank outside"),
         ({"data": "a", "repeats": 0}, "repeats=0 must be at least 1; nearest: 1"),
-        ({"data": "a", "flip": "yes"}, r"datasets\[0\].flip='yes' must be of type bool"),
+        ({"data": "a", "flip": "often"}, r"datasets\[0\].flip='often' must be of type bool"),
     ],
 )
 def test_a_wrong_entry_of_a_data_set_is_named(entry, message):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -18,7 +19,15 @@ from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash
 from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item
-from ptdit_diffusers.training.data.media import UnreadableError, clip_length, fit, is_views, read_frames, read_sample
+from ptdit_diffusers.training.data.media import (
+    UnreadableError,
+    clip_length,
+    fit,
+    is_views,
+    read_alpha,
+    read_frames,
+    read_sample,
+)
 from ptdit_diffusers.training.data.shards import Found, ShardWriter, bucket_text
 from ptdit_diffusers.training.data.sources import Picture
 from ptdit_diffusers.training.latents import to_pixels
@@ -36,7 +45,7 @@ def encode_pictures(
     device: torch.device,
     key_of: Callable[[Item], str],
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield posterior mean and standard deviation (C, F, H/8, W/8) of each picture or video, float32.
+    """Yield posterior `mean` and `std` (C, F, H/8, W/8) of each picture or video, float32, and of masked ones `area`.
 
     Args:
         base: The model whose VAE encodes.
@@ -53,16 +62,27 @@ def encode_pictures(
             said = time.monotonic()
             logger.info("encoded %d of %d", number, len(sources))
         try:
-            frames = [fit(frame, item.width, item.height) for frame in read_frames(item.path, item.frames)]
+            size = item.width, item.height
+            frames = [fit(frame, *size, item.crop) for frame in read_frames(item.path, item.frames)]
+            alpha = [fit(each, *size, item.crop) for each in read_alpha(item.path, item.frames)] if item.masked else []
         except UnreadableError as error:
             raise ValueError(f"{item.path} changed while it was encoded: it {error}.") from error
         posterior = vae.encode(video(frames, mirror)[None].to(device)).latent_dist
         if not key.startswith(key_of(item)):
             raise ValueError(f"{item.path} changed while it was encoded; start again when nothing writes it.")
         found = {"mean": posterior.mean[0].cpu(), "std": posterior.std[0].cpu()}
+        found |= {"area": latent_area(alpha, mirror)} if alpha else {}
         if not all(bool(value.isfinite().all()) for value in found.values()):
             raise ValueError(f"{item.path}: the VAE of base {base.name!r} makes values of it that are not finite.")
         yield key, found
+
+
+def latent_area(alpha: list[Image.Image], mirror: bool = False) -> Tensor:
+    """Return which share of each latent (1, F, H/8, W/8) is opaque, 0..1; a latent frame after the first has four."""
+    planes = np.stack([np.asarray(ImageOps.mirror(each) if mirror else each) for each in alpha])
+    shares = F.avg_pool2d(torch.from_numpy(planes)[:, None].float() / 255, 8)[:, 0]
+    later = shares[1:].unflatten(0, (-1, 4)).mean(1) if len(shares) > 1 else shares[1:]
+    return torch.cat([shares[:1], later])[None]
 
 
 def video(frames: list[Image.Image], mirror: bool = False) -> Tensor:

@@ -10,6 +10,7 @@ from ptdit_diffusers.core.folder_files import inside
 from ptdit_diffusers.training.data.media import NOT_READ, READ, VIEWS, is_views
 from ptdit_diffusers.training.data.tables import Facts, find_table, read_table
 
+CAPTIONS = ".txt"  # ending of files of captions
 LONGEST_CAPTION = 20_000  # characters; a text encoder reads 200 tokens
 OTHER_SPLITS = ("test", "val", "valid", "validation")  # of a folder with `train`, as data sets of the Hub have them
 SIDE_FILES = (".md", ".gitattributes")  # no data, and not worth a line
@@ -36,7 +37,7 @@ class Listing:
     entries: list[Entry] = field(default_factory=list)
     own: list[Path] = field(default_factory=list)  # folders that our training wrote
     others: Counter[str] = field(default_factory=Counter)  # endings of files that are no data -> how many
-    lonely: list[Path] = field(default_factory=list)  # .txt files without a picture
+    lonely: list[Path] = field(default_factory=list)  # files of captions without a picture
 
 
 def list_data(
@@ -45,6 +46,7 @@ def list_data(
     caption_column: str = "",
     own: Sequence[Path] = (),
     licence_column: str = "",
+    caption_extension: str = CAPTIONS,
 ) -> Listing:
     """Return every file of a data set; none of them is opened except tables and captions.
 
@@ -54,6 +56,7 @@ def list_data(
         caption_column: As for `read_table`.
         own: Folders that this run writes to; what lies in them is no data.
         licence_column: As for `read_table`.
+        caption_extension: Ending of the files of captions beside the pictures.
 
     Raises:
         ValueError: There is no such folder, or a table is not right.
@@ -68,7 +71,8 @@ def list_data(
         os.scandir(place).close()
         listing, home = Listing(), place
         files = list(_walk(place, None if outside_files else place, {path.resolve() for path in own}, listing))
-        _read_captions(place, sorted(files), columns, None if outside_files else place, listing)
+        texts = {(path.parent, path.stem): path for path in sorted(files) if path.suffix.lower() == caption_extension}
+        _read_captions(place, sorted(files), texts, columns, None if outside_files else place, listing)
     else:
         raise ValueError(f"data {source!r} is neither a folder nor a file.")
     listing.entries = [_checked(entry, None if outside_files else home) for entry in listing.entries]
@@ -145,21 +149,25 @@ def _topmost_tables(files: list[Path]) -> dict[Path, Path]:
 
 
 def _read_captions(
-    top: Path, files: list[Path], columns: tuple[str, str], home: Path | None, listing: Listing
+    top: Path,
+    files: list[Path],
+    texts: dict[tuple[Path, str], Path],
+    columns: tuple[str, str],
+    home: Path | None,
+    listing: Listing,
 ) -> None:
-    """Sort the files into the listing, with captions from the topmost table above each, else from .txt files."""
+    """Sort the files into the listing, with captions from the topmost table above each, else from `texts`."""
     tables = _topmost_tables(files)
     named: set[Path] = set()
     for table in tables.values():
         for entry in _table_entries(table, columns):
             named.add(Path(os.path.normpath(entry.path)))
             listing.entries.append(entry)
-    texts = {(path.parent, path.stem): path for path in files if path.suffix.lower() == ".txt"}
-    used = set()
+    captions, used = set(texts.values()), set()
     for path in files:
         table = next((tables[above] for above in path.parents if above in tables), None)
         kind = path.suffix.lower()
-        if kind == ".txt" or path in tables.values() or Path(os.path.normpath(path)) in named:
+        if path in captions or path in tables.values() or Path(os.path.normpath(path)) in named:
             continue
         if kind not in READ and kind not in NOT_READ:
             listing.others[kind or path.name] += kind not in SIDE_FILES and not path.name.startswith(".")

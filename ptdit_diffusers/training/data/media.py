@@ -23,6 +23,7 @@ NOT_READ = {  # pictures and videos of other kinds -> what to save them as
 # Files are read as these kinds only, whatever is in them: Pillow would start Ghostscript, FFmpeg follow a playlist.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 ANIMATED = ("PNG", "WEBP", "GIF")  # the pages of other files are no frames of a clip
+TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")  # modes of Pillow
 VIDEO_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi", "protocol_whitelist": "file"}
 
 
@@ -51,7 +52,7 @@ def picture_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, also as 32-bit integers
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
@@ -126,9 +127,38 @@ def clip_length(path: Path | Member, frames: int) -> int:
     return 4 * (frames - 1) + 1 if is_views(path) else frames
 
 
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale a picture until it covers width x height pixels and crop it evenly."""
-    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+EVEN = (500, 500)  # place of a crop in the middle
+
+
+def fit(image: Image.Image, width: int, height: int, crop: tuple[int, int] = EVEN) -> Image.Image:
+    """Scale a picture until it covers width x height pixels and crop it.
+
+    Args:
+        image: Of any size.
+        width, height: Wanted, in pixels.
+        crop: Where: thousandths of what is cut off that lie left of the crop and above it; even by default.
+    """
+    return ImageOps.fit(
+        image, (width, height), Image.Resampling.LANCZOS, centering=tuple(each / 1000 for each in crop)
+    )
+
+
+def read_alpha(path: Path, num_frames: int) -> list[Image.Image]:
+    """Return how opaque the pixels of the first frames are, 8 bits each; wholly where a file does not say it.
+
+    Raises:
+        UnreadableError: As `read_frames`.
+    """
+    if path.suffix.lower() in CONTAINERS:
+        return [Image.new("L", frame.size, 255) for frame in read_frames(path, num_frames)]
+    found = []
+    with _problems_named(), Image.open(path, formats=FORMATS) as image:
+        for index in range(min(num_frames, getattr(image, "n_frames", 1))):
+            image.seek(index)
+            frame = ImageOps.exif_transpose(image)
+            has_alpha = frame.mode in TRANSPARENT or "transparency" in frame.info
+            found.append(frame.convert("RGBA").getchannel("A") if has_alpha else Image.new("L", frame.size, 255))
+    return found
 
 
 @contextmanager

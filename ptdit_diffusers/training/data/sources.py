@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ptdit_diffusers.core.files import file_hash
 from ptdit_diffusers.training.data.find import with_trigger
-from ptdit_diffusers.training.data.listing import Listing, list_data
+from ptdit_diffusers.training.data.listing import CAPTIONS, Listing, list_data
 from ptdit_diffusers.training.data.media import is_views, view_files
 from ptdit_diffusers.training.data.tables import Facts
 from ptdit_diffusers.training.data.tars import TarMember, is_tars, list_tar, tar_names
@@ -49,6 +49,7 @@ class DataSource:
         outside_files: Take also what a table or a link names outside of the folder.
         licence_column: Of a table or of .json files; every picture must have a licence then. "" = none is read.
         own: Folders that the run writes to.
+        caption_extension: Ending of the files of captions in a folder.
     """
 
     source: str
@@ -58,6 +59,7 @@ class DataSource:
     outside_files: bool = False
     licence_column: str = ""
     own: tuple[Path, ...] = field(default=(), compare=False)
+    caption_extension: str = CAPTIONS
 
     @property
     def is_tars(self) -> bool:
@@ -68,7 +70,9 @@ class DataSource:
         """Return what decides about the captions and the files, for names."""
         where = self.source if "{" in self.source or "*" in self.source else str(Path(self.source).resolve())
         own = {name: getattr(self, name) for name in ("default_caption", "trigger", "caption_column", "outside_files")}
-        return {"source": where, **own, **({"licence_column": self.licence_column} if self.licence_column else {})}
+        own |= {"licence_column": self.licence_column} if self.licence_column else {}
+        own |= {} if self.caption_extension == CAPTIONS else {"caption_extension": self.caption_extension}
+        return {"source": where, **own}
 
     @cached_property
     def listing(self) -> Listing:
@@ -77,7 +81,8 @@ class DataSource:
         Raises:
             ValueError: There is no such folder, or a table is not right.
         """
-        return list_data(self.source, self.outside_files, self.caption_column, self.own, self.licence_column)
+        options = self.outside_files, self.caption_column, self.own, self.licence_column, self.caption_extension
+        return list_data(self.source, *options)
 
     def count(self) -> int | None:
         """Return how many files a folder or table has; None for tars, which are not looked through for this.

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ptdit_diffusers.training.base_model import BaseModel
+from ptdit_diffusers.training.data.captions import CaptionChoices
 from ptdit_diffusers.training.data.order import Order, places
 from ptdit_diffusers.training.data.shards import BadShardError, Encoded, held_out, members_by_bucket, where
 from ptdit_diffusers.training.objective import shifted_times
@@ -86,6 +87,7 @@ class OwnBatches(Dataset):
             ValueError: A batch has fewer samples than there are processes times accumulation.
         """
         self.settings, self.stages, self.texts, self.rank = settings, stages, texts, rank
+        self.choices = CaptionChoices.of(settings.data)
         self.scaling, self.ratio = base.scaling_factor, base.time_ratio
         self.parts = settings.run.accumulation * processes
         for number, stage in enumerate(settings.stages):
@@ -163,9 +165,15 @@ class OwnBatches(Dataset):
             "latents": (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling,
             "noise": torch.randn(mean.shape, generator=generator),
             "share": share,
-            "caption": "" if dropped else line["captions"][which],
+            "caption": "" if dropped else self.caption(line["captions"][which], stage, number),
             "number": -1 if dropped else int(data.encoded.index["text"][member]) + which,
         }
+
+    def caption(self, text: str, *seeds: int) -> str:
+        """Return a caption with everything chosen that may be chosen in it."""
+        if not self.choices:
+            return text
+        return self.choices.draw(text, numpy_generator(self.settings.seed, Stream.CAPTION, *seeds))
 
     def latents(self, data: StageData, member: int, bucket: int, mirrored: bool) -> tuple[int, Tensor, Tensor]:
         """Return a sample with its latents; in place of one whose shard is bad, the next one of a good shard.

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.training.base_model import BaseModel
+from ptdit_diffusers.training.data.captions import CaptionChoices
 from ptdit_diffusers.training.data.encode import PictureEncoder, say_what_is_lost
 from ptdit_diffusers.training.data.media import UnreadableError, read_frames
 from ptdit_diffusers.training.data.shards import FORMAT, Encoded, ShardWriter, merge, part_path, write_part
@@ -42,7 +43,7 @@ def source_of(settings: OwnDataSettings) -> DataSource:
     """Return the data of a run."""
     data = settings.data
     own = (settings.folder, settings.encoded)
-    names = ("source", "default_caption", "trigger", "caption_column", "licence_column", "outside_files")
+    names = "source default_caption trigger caption_column licence_column outside_files caption_extension".split()
     return DataSource(**{name: getattr(data, name) for name in names}, own=own)
 
 
@@ -293,17 +294,31 @@ def finish(run: Run) -> None:
     free_memory()
 
 
+def encodes_online(settings: OwnDataSettings, base: BaseModel) -> bool:
+    """Return whether captions are encoded in each step.
+
+    Raises:
+        ValueError: They are read from the disk, but change from step to step.
+    """
+    mode = settings.text.mode
+    online = mode == "online" or (mode == "auto" and is_small(base))
+    if not online and CaptionChoices.of(settings.data):
+        raise ValueError(
+            f"data.shuffle_caption and its like change captions in each step, but text.mode={mode!r} reads them from "
+            "the disk; nearest: text.mode='online'."
+        )
+    return online
+
+
 def captions_of(
     settings: OwnDataSettings, base: BaseModel, stages: Sequence[Encoded], accelerator: Accelerator
 ) -> list[OnlineText] | list[CachedText]:
     """Return what reads the captions of each stage; encodes them where they are read from the disk."""
     different = {encoded.version: encoded for encoded in stages}
-    mode = settings.text.mode
-    online = mode == "online" or (mode == "auto" and is_small(base))
     if accelerator.is_main_process:
         for encoded in different.values():
             say_unknown(base, encoded, settings.run.sheet)
-    if online:
+    if encodes_online(settings, base):
         return [OnlineText(base, settings.text.tokens, accelerator.device)] * len(stages)
 
     def work() -> list[str]:

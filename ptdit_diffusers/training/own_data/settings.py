@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ptdit_diffusers.training.base_model import BaseModel
+from ptdit_diffusers.training.data.captions import CaptionChoices, check_ending
+from ptdit_diffusers.training.data.media import READ
 from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of, parse_yaml, read_yaml
 from ptdit_diffusers.training.trackers import TRACKERS
 
@@ -37,6 +39,13 @@ class DataSettings:
     trigger: str = ""  # word before every caption, or in place of [trigger] in it
     caption_column: str = ""  # of a table; "" = text, caption, prompt or description
     licence_column: str = ""  # of a table or .json file: every file must have one, and the model's card counts them
+    caption_extension: str = ".txt"  # ending of files of captions
+    shuffle_caption: bool = False  # tags in another order in each sample; this and the next five need text online
+    keep_tokens: int = 0  # so many tags at the beginning stay
+    keep_tokens_separator: str = ""  # for example "|||": what stands before it stays, and after a second one
+    caption_separator: str = ","  # between tags
+    caption_tag_dropout_rate: float = 0.0  # share of the tags that are left out; 0..1
+    enable_wildcard: bool = False  # one line of a caption, and one of {red|blue}
     outside_files: bool = False  # take also files that a table or link names outside of its folder
     validation: float = 0.01  # share of the samples (below 1) or their number, which training never sees
     flip: bool = False  # train on mirrored copies, too
@@ -48,6 +57,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
         at_least("data.validation", self.validation, 0)
+        CaptionChoices.of(self)
+        check_ending("data.caption_extension", self.caption_extension, READ)
         for name in ("caption_dropout", "max_skips"):
             at_least(f"data.{name}", value := getattr(self, name), 0)
             if value > 1:

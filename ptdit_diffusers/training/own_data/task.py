@@ -199,6 +199,7 @@ class OwnDataTask(PartTask):
                 ]
                 shares = torch.tensor([(place + 0.5) / len(numbers) for place in part])
                 lines = [data.encoded.caption_lines(int(numbers[place]))["captions"][0] for place in part]
+                lines = [self.data.caption(text, place) for text, place in zip(lines, part, strict=True)]
                 rows = self.texts[stage].rows(
                     lines, [int(data.encoded.index["text"][numbers[place]]) for place in part]
                 )

@@ -29,6 +29,7 @@ from ptdit_diffusers.training.own_data.prepare import (
     StoppedEarlyError,
     captions_of,
     encoded_versions,
+    encodes_online,
     prepare_parts,
     source_of,
 )
@@ -133,6 +134,7 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
     base, folder = make_base(settings), settings.folder
     slices = min(stage.resolution for stage in settings.stages) // (8 * base.transformer_config["patch_size"])
     check_context(settings.parallel.context, accelerator.num_processes, slices)
+    encodes_online(settings, base)
     for source, each in by_source(settings).items():
         stage_sizes(each, base)
         if Path(source).is_dir() and Path(source).resolve() == folder.resolve():

@@ -221,6 +221,7 @@ def test_the_share_of_the_peak_follows_from_operations_and_time(config, tmp_path
 def test_processes_that_read_ahead_change_nothing(config, tmp_path):
     for workers in (0, 1):
         overrides = [f"run.workers={workers}", "run.sheet=[]", "run.ema=[]", "data.validation=0"]
+        overrides += ["data.shuffle_caption=true", "data.caption_separator=a"]
         assert run(config(f"workers-{workers}"), *overrides, "run.stop_after=4") == 0
     assert losses(tmp_path / "workers-0") == losses(tmp_path / "workers-1")
 
@@ -240,9 +241,10 @@ def test_bad_settings_are_refused_in_one_line_before_anything_is_written(config,
         "start=nothing": "'nothing' is neither a folder nor a model",
         "train=everything": "train='everything' must be one of all, attention, lora",
         "run.ema=[0.5]": "run.ema=0.5 must be above 0 and below 0.28",
+        "data={source: x, shuffle_caption: true}\ntext={mode: cached}": "nearest: text.mode='online'",
         "vae={train: new}": "gives other latents than those that the transformer knows",
     }.items():
-        assert run(config(), override) == 2
+        assert run(config(), *override.split("\n")) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
         assert not (tmp_path / "out").exists()
