@@ -21,6 +21,7 @@ PACKAGES = {  # (setting, value) -> what must be installed for it
     ("optimizer", "prodigy"): "prodigyopt",
     ("report_to", "tensorboard"): "tensorboard",
     ("report_to", "wandb"): "wandb",
+    ("report_to", "trackio"): "trackio",
 }
 S = TypeVar("S", bound=TrainingSettings)
 

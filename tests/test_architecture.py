@@ -81,6 +81,8 @@ MAY_IMPORT = {
         "einops",
         "matplotlib",
         "bitsandbytes",
+        "torchao",
+        "trackio",
         "prodigyopt",
         "safetensors",
         "accelerate",

@@ -35,7 +35,7 @@ def exponent(width: float) -> float:
 class PowerAverages:
     """Running averages of parameters at several widths; the first is what is shown and exported.
 
-    It has what the loop uses of diffusers' EMAModel.
+    It has what the loop uses of diffusers' EMAModel. Averages are float32, whatever the weights are.
 
     Args:
         parameters: What is averaged.
@@ -56,7 +56,7 @@ class PowerAverages:
         self.widths, self.exponents = tuple(widths), [exponent(width) for width in widths]
         self.starts, self.snapshot, self.snapshot_steps = sorted(starts), snapshot, frozenset(snapshot_steps)
         self.count, self.optimization_step = len(parameters), 0
-        self.shadow_params = [p.detach().clone() for _ in widths for p in parameters]
+        self.shadow_params = [p.detach().clone().float() for _ in widths for p in parameters]
         self.stored: list[Tensor] = []
 
     @torch.no_grad()
@@ -66,7 +66,12 @@ class PowerAverages:
         done = self.optimization_step - max(start for start in self.starts if start < self.optimization_step)
         for number, g in enumerate(self.exponents):
             share = 1 - (1 - 1 / done) ** (g + 1)  # of the newest weights; all of the first
-            torch._foreach_lerp_(own_parts(self.of(number)), own_parts(parameters), share)
+            averages, values = own_parts(self.of(number)), own_parts(parameters)
+            if all(value.dtype == torch.float32 for value in values):
+                torch._foreach_lerp_(averages, values, share)
+            else:  # one by one: a copy of all in float32 would need memory
+                for average, value in zip(averages, values, strict=True):
+                    average.lerp_(value.float(), share)
         if self.snapshot and self.optimization_step in self.snapshot_steps:
             for number, width in enumerate(self.widths):
                 self.snapshot(self.optimization_step, width, self.of(number))

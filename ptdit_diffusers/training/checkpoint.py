@@ -101,7 +101,7 @@ def is_shared(tensor: Any) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """Return a CPU copy of a tensor, gathered first where processes share it; all of them must call this."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if is_shared(tensor) else tensor).cpu().clone()
+    return (tensor.full_tensor() if is_shared(tensor) else tensor).to("cpu", copy=True)
 
 
 def gathered(state: Any, copy: bool = False) -> Any:

@@ -21,6 +21,7 @@ def make_optimizers(
     decay_vectors: bool = True,
     fused: bool = False,
     muon: str = "",
+    round_bf16: bool | None = None,
 ) -> list[Optimizer]:
     """Build the optimizer of the parameters, and a second one for the matrices that `muon` names.
 
@@ -34,6 +35,8 @@ def make_optimizers(
         decay_vectors: False gives vectors a group of their own without decay.
         fused: Use torch's fused AdamW, which the CPU and CUDA have.
         muon: Regular expression; matrices with such names are trained by Muon. "" = none.
+        round_bf16: Take torchao's "adamw" or "adamw8bit", and round new bf16 weights at random where this is true, so
+            that changes below their precision count on average. None = not torchao's.
 
     Raises:
         ValueError: `muon` matches no matrix, or torch has no Muon yet.
@@ -49,9 +52,14 @@ def make_optimizers(
         groups[0]["params"] = [p for p in rest if p.ndim >= 2]
         groups.append({"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0})
     options = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
-    if name == "adamw":
+    if round_bf16 is not None:
+        from torchao.optim import AdamW8bit, _AdamW
+
+        kind = {"adamw": _AdamW, "adamw8bit": AdamW8bit}[name]
+        optimizers: list[Optimizer] = [kind(groups, bf16_stochastic_round=round_bf16, **options)]
+    elif name == "adamw":
         fused = fused and rest[0].device.type in ("cpu", "cuda")
-        optimizers: list[Optimizer] = [AdamW(groups, fused=fused or None, **options)]
+        optimizers = [AdamW(groups, fused=fused or None, **options)]
     elif name == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 

@@ -183,7 +183,8 @@ class Run:
         rate = self.task.learning_rate(self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_factor", 1.0)  # a task may train some weights faster
+                own_rate = rate * group.get("lr_factor", 1.0)  # a task may train some weights faster
+                group["lr"] = torch.full_like(group["lr"], own_rate) if torch.is_tensor(group["lr"]) else own_rate
         for micro in range(settings.accumulation):
             ahead = accelerator.device.type == "cuda"  # its batches are pinned; MPS would read memory already freed
             began = time.monotonic()

@@ -97,6 +97,13 @@ def make_transformer(settings: OwnDataSettings, base: BaseModel) -> PTDiTTransfo
     return transformer.train()
 
 
+def to_bf16(transformer: PTDiTTransformer3DModel) -> None:
+    """Turn the weights to bf16, except those that the model keeps in float32."""
+    for name, parameter in transformer.named_parameters():
+        if not any(kept in name for kept in transformer._keep_in_fp32_modules):
+            parameter.data = parameter.data.bfloat16()
+
+
 def outline(settings: OwnDataSettings, base: BaseModel) -> PTDiTTransformer3DModel:
     """Return the transformer without values (on the device "meta"), for what depends on its sizes alone."""
     with torch.device("meta"):

@@ -162,7 +162,8 @@ class StageSettings:
 class OptimizerSettings:
     """The optimizer."""
 
-    name: str = "adamw"  # or adamw8bit (needs bitsandbytes)
+    name: str = "adamw"  # or adamw8bit (needs torchao)
+    weights: str = "fp32"  # or bf16-stochastic: half the memory, rounded at random (needs torchao, one process)
     muon: str = ""  # regular expression: matrices of these names are trained by Muon
     weight_decay: float = 0.01  # on matrices only
     betas: tuple[float, float] = (0.9, 0.99)
@@ -171,6 +172,19 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
         one_of("optimizer.name", self.name, ("adamw", "adamw8bit"))
+        one_of("optimizer.weights", self.weights, ("fp32", "bf16-stochastic"))
+        if self.muon and self.half:
+            raise ValueError("optimizer.muon does not round at random; nearest: weights: fp32.")
+
+    @property
+    def half(self) -> bool:
+        """Whether the weights are bf16."""
+        return self.weights == "bf16-stochastic"
+
+    @property
+    def from_torchao(self) -> bool:
+        """Whether the optimizer is torchao's."""
+        return self.half or self.name == "adamw8bit"
 
 
 @dataclass(kw_only=True)
@@ -259,6 +273,13 @@ class OwnDataSettings:
             raise ValueError(
                 "vae.train='new' gives other latents than those that the transformer knows; nearest: 'decoder', or "
                 "start: new."
+            )
+        if self.optimizer.half and (self.run.precision == "fp32" or self.train == "lora"):
+            name = "train: attention" if self.train == "lora" else "run.precision: bf16"
+            raise ValueError(f"optimizer.weights='bf16-stochastic' trains bf16 weights; nearest: {name}.")
+        if self.optimizer.name == "adamw8bit" and self.parallel.shard > 1:
+            raise ValueError(
+                "optimizer.name='adamw8bit' has no checkpoints in parts (parallel.shard); nearest: adamw."
             )
         if self.run.sheet_kind == "views" and not self.data.num_views:
             raise ValueError("run.sheet_kind='views' needs data.num_views; nearest: 'pictures'.")

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,14 @@ from ptdit_diffusers.training.objective import flow_matching, shifted_times
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.own_data.batches import QUARTERS, OwnBatches, StageData, read_bad_shards
 from ptdit_diffusers.training.own_data.card import card
-from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_transformer, outline, plain
+from ptdit_diffusers.training.own_data.model import (
+    export_model,
+    load_trained,
+    make_transformer,
+    outline,
+    plain,
+    to_bf16,
+)
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings
 from ptdit_diffusers.training.own_data.text import CachedText, OnlineText
 from ptdit_diffusers.training.randomness import Stream, torch_generator
@@ -69,6 +77,8 @@ class OwnDataTask(PartTask):
         if settings.parallel.compile:
             check_compiler(self.device)
         self.model = make_transformer(settings, base).to(self.device)
+        if settings.optimizer.half:
+            to_bf16(self.model)
         if settings.parallel.recompute:
             self.model.enable_gradient_checkpointing()
         if settings.parallel.compile:
@@ -123,6 +133,7 @@ class OwnDataTask(PartTask):
             decay_vectors=False,
             fused=True,
             muon=optimizer.muon,
+            round_bf16=optimizer.half if optimizer.from_torchao else None,
         )
 
     def learning_rate(self, step: int) -> float:
@@ -175,6 +186,10 @@ class OwnDataTask(PartTask):
             by_time = batch["quarters"] @ errors.detach().float()
             numbers = {f"loss_quarter_{number + 1}": by_time[number] for number in range(QUARTERS)}
         return (errors * batch["weight"]).sum(), numbers
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context in which bf16 weights meet float32 latents; the loop has its own for the training."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.optimizer.half)
 
     # --- what is shown -----------------------------------------------------------------------------------------------
 
@@ -234,7 +249,8 @@ class OwnDataTask(PartTask):
 
     def sheet(self, path: Path, step: int) -> dict[str, float]:
         """Measure the held-out loss, and draw a picture of each prompt: picture i has the seed i."""
-        losses = self.held_out_losses(step)
+        with self.autocast():
+            losses = self.held_out_losses(step)
         if step == 0 and losses and self.accelerator.is_main_process:
             logger.info("held-out loss of the start on these data: %.4f", losses["held_out_loss"])
         if losses and self.accelerator.is_main_process:
@@ -243,7 +259,8 @@ class OwnDataTask(PartTask):
             warn_of_learning_by_heart(self.settings.folder / "log.jsonl", losses, step, first, advice)
         prompts = self.settings.run.sheet
         if prompts:
-            self.draw(path, step, prompts)
+            with self.autocast():
+                self.draw(path, step, prompts)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 steps = sorted(int(each.stem.split("-")[1]) for each in path.parent.glob("step-*-0.png"))

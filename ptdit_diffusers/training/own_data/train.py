@@ -18,7 +18,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from safetensors import SafetensorError
 
 from ptdit_diffusers.core.arguments import LineParser
-from ptdit_diffusers.core.devices import computes_bf16
+from ptdit_diffusers.core.devices import check_compiler, computes_bf16
 from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint
 from ptdit_diffusers.training.command import begin_log, complain, exit_code
 from ptdit_diffusers.training.context import check_context
@@ -40,7 +40,7 @@ from ptdit_diffusers.training.processes import check_processes, lock_folder, mai
 from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.task import trained_parameters
-from ptdit_diffusers.training.trackers import begin_tracking
+from ptdit_diffusers.training.trackers import TRACKERS, begin_tracking
 
 logger = logging.getLogger(__name__)
 
@@ -73,18 +73,19 @@ def settings_of(arguments: Sequence[str] | None) -> OwnDataSettings:
 
 def check_packages(settings: OwnDataSettings) -> None:
     """Raise ValueError where a setting needs a package that is not installed."""
-    needed = {"adamw8bit": "bitsandbytes", "tensorboard": "tensorboard", "wandb": "wandb"}
-    chosen = {"optimizer.name": settings.optimizer.name, "run.report_to": settings.run.report_to}
-    for name, value in chosen.items():
+    optimizer, needed = settings.optimizer, {"adamw8bit": "torchao", "bf16-stochastic": "torchao"}
+    needed |= {name: name for name in TRACKERS}
+    chosen = [("optimizer.name", optimizer.name, "adamw"), ("optimizer.weights", optimizer.weights, "fp32")]
+    for name, value, other in [*chosen, ("run.report_to", settings.run.report_to, "none")]:
         if value in needed and importlib.util.find_spec(needed[value]) is None:
-            other = {"optimizer.name": "adamw", "run.report_to": "none"}[name]
             raise ValueError(f"{name}={value!r} needs {needed[value]}: pip install {needed[value]}; or use {other!r}.")
 
 
 def make_accelerator(settings: OwnDataSettings) -> Accelerator:
     """Return the accelerator of a run."""
     run = settings.run
-    bf16 = run.precision == "bf16" or (run.precision == "auto" and torch.cuda.is_available() and computes_bf16("cuda"))
+    bf16 = run.precision == "bf16" or settings.optimizer.half
+    bf16 = bf16 or (run.precision == "auto" and torch.cuda.is_available() and computes_bf16("cuda"))
     return Accelerator(
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_steps=run.accumulation,
@@ -119,7 +120,7 @@ def train(settings: OwnDataSettings) -> int:
             say_data(settings, stages)
         task = OwnDataTask(settings, base, stages, texts, accelerator)
         run = Run(task, settings.loop_settings(), accelerator)
-        begin_tracking(accelerator, settings.folder)
+        begin_tracking(accelerator, settings.folder, "ptdit")
         return finish(settings, run)
 
 
@@ -131,6 +132,13 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
         OSError: There is too little disk space.
     """
     shard_size(settings.parallel.shard, accelerator.num_processes)
+    if settings.optimizer.half and accelerator.num_processes > 1:
+        raise ValueError(
+            f"optimizer.weights='bf16-stochastic' is for one process, there are {accelerator.num_processes}; nearest: "
+            "fp32, with weights that the processes share (parallel.shard)."
+        )
+    if settings.optimizer.from_torchao:
+        check_compiler(accelerator.device)  # torchao compiles its steps
     base, folder = make_base(settings), settings.folder
     slices = min(stage.resolution for stage in settings.stages) // (8 * base.transformer_config["patch_size"])
     check_context(settings.parallel.context, accelerator.num_processes, slices)

@@ -30,3 +30,19 @@ def test_vectors_decay_unless_they_get_a_group_of_their_own() -> None:
     (apart,) = make_optimizers(parameters, lr=1.0, weight_decay=0.1, decay_vectors=False)
     assert [group["weight_decay"] for group in together.param_groups] == [0.1]
     assert [group["weight_decay"] for group in apart.param_groups] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_weights_in_bf16_move_by_less_than_their_precision_where_they_are_rounded_at_random(name):
+    """Steps of 1e-4 from 1: the next bf16 value below is 0.0039 away."""
+    pytest.importorskip("torchao", reason="torchao is optional")
+    torch.manual_seed(0)
+    for rounded in (True, False):
+        weight = torch.nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16))
+        (optimizer,) = make_optimizers({"a": weight}, name, lr=1e-4, weight_decay=0, round_bf16=rounded)
+        for _ in range(100):
+            weight.grad = torch.ones_like(weight)
+            with torch.compiler.set_stance("force_eager"):  # compiling takes many seconds
+                optimizer.step()
+        moved = 1 - weight.detach().float().mean().item()
+        assert moved == (pytest.approx(0.01, rel=0.1) if rounded else 0)

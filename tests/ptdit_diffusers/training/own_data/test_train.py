@@ -23,6 +23,7 @@ from ptdit_diffusers.training.own_data.task import sample_flops
 from ptdit_diffusers.training.run import Run
 
 STAGE = {"resolution": 64, "steps": 12, "batch": 6, "lr": 1e-3}
+KEPT = {"scale_shift_table", "proxy_scale_shift_table"}  # in float32, whatever the other weights are
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -226,11 +227,58 @@ def test_processes_that_read_ahead_change_nothing(config, tmp_path):
     assert losses(tmp_path / "workers-0") == losses(tmp_path / "workers-1")
 
 
-def test_a_package_that_is_missing_is_named_before_anything_is_written(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None if name == "wandb" else name)
-    assert run(config(), "run.report_to=wandb") == 2
-    assert "run.report_to='wandb' needs wandb: pip install wandb; or use 'none'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "setting, value, package, other",
+    [
+        *(("run.report_to", name, name, "none") for name in ("tensorboard", "wandb", "trackio")),
+        ("optimizer.name", "adamw8bit", "torchao", "adamw"),
+        ("optimizer.weights", "bf16-stochastic", "torchao", "fp32"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_before_anything_is_written(
+    config, tmp_path, capsys, monkeypatch, setting, value, package, other
+):
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None if name == package else name)
+    assert run(config(), f"{setting}={value}", "run.precision=bf16") == 2
+    assert f"{setting}={value!r} needs {package}: pip install {package}; or use {other!r}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb", "trackio"])
+def test_the_log_and_the_sheet_go_to_a_tracker(config, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read while it is imported
+    pytest.importorskip(kind, reason=f"{kind} is optional")
+    shown = {"report_to": kind, "ema": [], "stop_after": 2}
+    assert run(config(run=shown), "data.validation=0", "run.log_every=1") == 0
+    place = {"tensorboard": "out/tensorboard", "wandb": "out/wandb", "trackio": "trackio"}[kind]
+    names = [path.name for path in (tmp_path / place).rglob("*") if path.is_file()]
+    wanted = {"tensorboard": "events.", "wandb": ".wandb", "trackio": ".db"}[kind]
+    assert any(wanted in name for name in names), names
+    assert kind == "tensorboard" or any(name.endswith(".png") for name in names)  # which has them in its events
+
+
+@torch.compiler.set_stance("force_eager")  # compiling takes many seconds
+def test_small_memory_weights_and_optimizer_go_on_bit_for_bit(config, tmp_path):
+    """bf16 weights that are rounded at random, 8-bit averages of Adam; the running average of weights is float32."""
+    pytest.importorskip("torchao", reason="torchao is optional")
+    small = {
+        "optimizer": {"name": "adamw8bit", "weights": "bf16-stochastic"},
+        "stages": [STAGE | {"steps": 4, "batch": 2}],
+    }
+    small["run"] = {"precision": "bf16"}
+    assert run(config("straight", **small)) == 0
+    assert run(config("stopped", **small), "run.stop_after=2", "run.async=true") == 0
+    assert run(config("stopped", **small)) == 0
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
+    one, two = (load_file(tmp_path / name / "model" / WEIGHTS) for name in ("straight", "stopped"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert {name.split(".")[-1] for name, value in one.items() if value.dtype == torch.float32} == KEPT
+    assert all(value.dtype == torch.bfloat16 for name, value in one.items() if name.split(".")[-1] not in KEPT)
+    state = torch.load(tmp_path / "straight" / "checkpoint-00000004" / "state.pt", weights_only=True)
+    assert {value.dtype for value in state["ema"]} == {torch.float32}
+    start = load_file(Path(read_settings(config()).start) / WEIGHTS)
+    assert sum(not torch.equal(start[name].bfloat16(), value) for name, value in one.items()) > len(one) / 2
 
 
 def test_bad_settings_are_refused_in_one_line_before_anything_is_written(config, tmp_path, capsys):
@@ -242,6 +290,9 @@ def test_bad_settings_are_refused_in_one_line_before_anything_is_written(config,
         "train=everything": "train='everything' must be one of all, attention, lora",
         "run.ema=[0.5]": "run.ema=0.5 must be above 0 and below 0.28",
         "data={source: x, shuffle_caption: true}\ntext={mode: cached}": "nearest: text.mode='online'",
+        "optimizer={weights: bf16-stochastic, muon: attn}": "muon does not round at random; nearest: weights: fp32",
+        "optimizer={weights: bf16-stochastic}": "trains bf16 weights; nearest: run.precision: bf16",
+        "stages=[{resolution: 64, steps: 1, batch: 1, lr: 1, wher: x}]": "wher is not a setting; nearest: where",
         "vae={train: new}": "gives other latents than those that the transformer knows",
     }.items():
         assert run(config(), *override.split("\n")) == 2
