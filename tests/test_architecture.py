@@ -38,9 +38,10 @@ FLOORS = (
     ("ptdit_diffusers/cli.py",),
     ("scripts/datasets/shapes",),
     ("scripts/datasets/solids",),
+    ("scripts/datasets/emoji",),
     ("scripts/datasets",),
     ("scripts/verifiers/pictures",),
-    ("scripts/verifiers/clips", "scripts/verifiers/views"),
+    ("scripts/verifiers/clips", "scripts/verifiers/views", "scripts/verifiers/emoji"),
     ("scripts/verifiers",),
     ("scripts/evaluation",),
     ("scripts/embedded_models",),
@@ -164,10 +165,13 @@ MAY_IMPORT = {
     # Data sets and verifiers know neither each other nor the model: a verifier shares no code with what it verifies.
     # They meet in the registry of the verifiers, where true samples check them.
     "scripts/datasets/": ("numpy", "einops", "PIL", "scripts.datasets."),
+    "scripts/datasets/emoji/": ("numpy", "PIL", "resvg_py", "scripts.datasets.emoji."),
     "scripts/evaluation/": ("torch", "numpy", "einops", "PIL", "ptdit_diffusers.", "scripts.evaluation."),
     "scripts/verifiers/": ("numpy", "scipy", "einops", "PIL", "scripts.verifiers."),
     "scripts/verifiers/registry.py": ("numpy", "scripts.verifiers.", "scripts.datasets."),
     "scripts/verifiers/disturbances.py": ("numpy", "scipy", "PIL", "scripts.datasets.registry"),
+    # Pictures of things have no rules that could be written down: their judges are networks, which see true pictures.
+    "scripts/verifiers/emoji/": ("numpy", "torch", "safetensors", "scripts.verifiers.emoji."),
     # The one exception: views are verified by fitting the renderer to them; its captions stay unknown.
     "scripts/verifiers/views/": (
         "numpy",

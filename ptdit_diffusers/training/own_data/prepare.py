@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -193,9 +194,14 @@ def prepare_parts(settings: OwnDataSettings, accelerator: Accelerator) -> dict[s
 
 
 def pictures_of(settings: OwnDataSettings, most: int) -> list[Picture]:
-    """Return pictures that can be read, at most so many."""
-    found = []
-    for picture in all_pictures(settings, tars=8):
+    """Return pictures for the VAE that can be read, at most so many.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found, own = [], settings.vae.source
+    pictures = replace(source_of(settings), source=own).pictures(tars=8) if own else all_pictures(settings, tars=8)
+    for picture in pictures:
         if len(found) == most:
             break
         try:
@@ -204,7 +210,7 @@ def pictures_of(settings: OwnDataSettings, most: int) -> list[Picture]:
         except UnreadableError:
             continue  # the encoding names it
     if not found:
-        raise ValueError(f"data {settings.data.source!r} holds no picture that can be read.")
+        raise ValueError(f"data {own or settings.data.source!r} holds no picture that can be read.")
     return found
 
 
@@ -244,6 +250,7 @@ def trained_vae(settings: OwnDataSettings, base: BaseModel, accelerator: Acceler
             "new": vae.train == "new",
             "size": max(stage.resolution for stage in settings.stages),
             "crop": vae.crop,
+            "hidden_size": vae.hidden_size,
         }
         own = OwnVAESettings(**loop_settings(settings, "vae", **values))
         logger.info("training the VAE (%s) on these pictures, %d steps", vae.train, vae.steps)

@@ -100,12 +100,17 @@ class VAESettings:
     batch: int = 8
     crop: int = 64  # side of the crops that are trained on, pixels
     lr: float = 2e-4
+    hidden_size: int = 0  # channels of a new one at full resolution; 0 = as the VAE of the base
+    source: str = ""  # pictures that it is trained on, as data.source; "" = those of data
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
         one_of("vae.train", self.train, ("no", "decoder", "new"))
         for name in ("steps", "batch"):
             at_least(f"vae.{name}", getattr(self, name), 1)
+        at_least("vae.hidden_size", self.hidden_size, 0)
+        if self.hidden_size and self.train != "new":
+            raise ValueError(f"vae.hidden_size={self.hidden_size} is for vae.train='new', not {self.train!r}.")
         if self.crop % 16 or self.crop < 16:
             raise ValueError(
                 f"vae.crop={self.crop} is not a multiple of 16; nearest: {max(16, self.crop // 16 * 16)}."

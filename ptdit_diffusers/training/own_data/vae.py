@@ -50,6 +50,7 @@ class OwnVAESettings(LoopSettings):
     new: bool  # new weights; else the decoder goes on and the encoder stays
     size: int  # pictures are scaled so that their shorter side has so many pixels
     crop: int  # side of the crops that are trained on
+    hidden_size: int = 0  # channels of a new one at full resolution; 0 = as the VAE of `start`
 
 
 class OwnVAETask(Task):
@@ -58,7 +59,8 @@ class OwnVAETask(Task):
     def __init__(self, settings: OwnVAESettings, pictures: Sequence[Picture], device: torch.device) -> None:
         self.settings, self.pictures = settings, pictures
         if settings.new:
-            config = AutoencoderKLOpenSoraPlan.load_config(settings.start)
+            config = dict(AutoencoderKLOpenSoraPlan.load_config(settings.start))
+            config |= {"hidden_size": settings.hidden_size or config["hidden_size"]}
             torch.manual_seed(settings.seed)
             self.model = AutoencoderKLOpenSoraPlan.from_config(config).to(device)
             start_as_identity(self.model)

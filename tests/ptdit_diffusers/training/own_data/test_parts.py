@@ -94,12 +94,16 @@ def test_a_decoder_is_trained_further_and_reconstructs_better_from_the_same_late
     assert trained.config.scaling_factor == weak.config.scaling_factor
 
 
-def test_a_new_vae_learns_the_pictures_and_measures_its_scale(config, tiny_model_folder, tmp_path):
-    vae = {"train": "new", "steps": 80, "batch": 2, "crop": 32, "lr": 5e-3}
-    settings = read_settings(config(vae=vae, start="new", base=str(tiny_model_folder)))
+def test_a_new_vae_learns_pictures_of_its_own_and_measures_its_scale(config, drawn, tiny_model_folder, tmp_path):
+    pictures = tmp_path / "pictures"  # of its own
+    pictures.mkdir()
+    for number in range(8):
+        (pictures / f"{number}.png").write_bytes((drawn / f"{number:04d}.png").read_bytes())
+    vae = {"train": "new", "steps": 80, "batch": 2, "crop": 32, "lr": 5e-3, "hidden_size": 12, "source": str(pictures)}
+    settings = read_settings(config(vae=vae, start="new", base=str(tiny_model_folder), data={"source": "nowhere"}))
     parts = prepare_parts(settings, Accelerator(cpu=True))
     log = [json.loads(line) for line in (tmp_path / "out/vae/log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     base, before = make_base(settings, parts), make_base(settings)
     assert base.scaling_factor != before.scaling_factor
-    assert base.fingerprint("vae") != before.fingerprint("vae")
+    assert base.fingerprint("vae") != before.fingerprint("vae") and base.config("vae")["hidden_size"] == 12

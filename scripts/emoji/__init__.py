@@ -1,0 +1,1 @@
+"""The data, the judges and the evaluation of the embedded model of emoji; see docs/emoji.md."""
