@@ -1,4 +1,4 @@
-"""Small packages in the form of the real ones: three emoji, one of them with two tones of skin, in four sets."""
+"""Small packages in the form of the real ones: five emoji, one of them with a tone of skin, in four sets."""
 
 import base64
 import dataclasses
@@ -11,8 +11,22 @@ from pathlib import Path
 from scripts.datasets.emoji.packages import PACKAGES, Package
 
 SIDES = {"noto": 128, "fluent": 32, "fluent-flat": 32, "twemoji": 36}
-NAMES = {"dog": "1F436", "sun": "2600-FE0F", "cook": "1F9D1-200D-1F373", "cook-light": "1F9D1-1F3FB-200D-1F373"}
-COLORS = {"dog": "#a06030", "sun": "#f0b020", "cook": "#3060c0", "cook-light": "#30c060"}
+NAMES = {
+    "dog": "1F436",
+    "sun": "2600-FE0F",
+    "pear": "1F350",
+    "bus": "1F68C",
+    "cook": "1F9D1-200D-1F373",
+    "cook-light": "1F9D1-1F3FB-200D-1F373",
+}
+COLORS = {  # of a circle, and how large it is, as a share of the side
+    "dog": ("#a06030", 0.3),
+    "sun": ("#f0b020", 0.45),
+    "pear": ("#a0d020", 0.25),
+    "bus": ("#203040", 0.4),
+    "cook": ("#3060c0", 0.2),
+    "cook-light": ("#30c060", 0.2),
+}
 
 
 def emojibase() -> dict[str, object]:
@@ -22,19 +36,21 @@ def emojibase() -> dict[str, object]:
         {"label": "regional indicator A", "hexcode": "1F1E6"},
         {"label": "dog face", "hexcode": NAMES["dog"], "tags": ["dog", "pet", "puppy"], "group": 3, "subgroup": 34},
         {"label": "sun", "hexcode": NAMES["sun"], "tags": ["bright", "rays"], "group": 5, "subgroup": 59},
+        {"label": "pear", "hexcode": NAMES["pear"], "tags": ["fruit"], "group": 4, "subgroup": 42},
+        {"label": "bus", "hexcode": NAMES["bus"], "group": 5, "subgroup": 55},
         {"label": "cook", "hexcode": NAMES["cook"], "group": 1, "subgroup": 25, "skins": [skin, pair]},
     ]
-    names = {"3": "animals-nature", "5": "travel-places", "1": "people-body"}
-    groups = {"groups": names, "subgroups": {"34": "animal-mammal", "59": "sky-weather", "25": "person-role"}}
+    names = {"1": "people-body", "3": "animals-nature", "4": "food-drink", "5": "travel-places"}
+    parts = {"25": "person-role", "34": "animal-mammal", "42": "food-fruit", "55": "transport", "59": "sky-weather"}
+    groups = {"groups": names, "subgroups": parts}
     return {"en/data.json": lines, "meta/groups.json": groups}
 
 
 def icon_set(style: str) -> dict[str, object]:
     side = SIDES[style]
-    radius = {"dog": 0.3, "sun": 0.45, "cook": 0.2, "cook-light": 0.2}
     icons = {
-        name: {"body": f'<circle cx="{side / 2}" cy="{side / 2}" r="{side * radius[name]}" fill="{COLORS[name]}"/>'}
-        for name in NAMES
+        name: {"body": f'<circle cx="{side / 2}" cy="{side / 2}" r="{side * radius}" fill="{color}"/>'}
+        for name, (color, radius) in COLORS.items()
     }
     files: dict[str, object] = {"icons.json": {"icons": icons, "width": side, "height": side}}
     if style != "fluent":
