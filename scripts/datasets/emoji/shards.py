@@ -12,6 +12,7 @@ from PIL import Image
 
 from scripts.datasets.emoji.captions import captions
 from scripts.datasets.emoji.drawing import COLORS, GROUNDS, WHITE, on_ground, visibility
+from scripts.datasets.emoji.packages import PACKAGES
 from scripts.datasets.emoji.pictures import Picture, load
 from scripts.datasets.emoji.split import Split, place
 
@@ -27,6 +28,7 @@ class Sample:
     key: str
     content: bytes  # PNG
     captions: list[tuple[str, float]]
+    licence: str  # of the picture
 
 
 def samples(folder: Path, pictures: Iterable[Picture], split: Split) -> Iterator[Sample]:
@@ -76,7 +78,8 @@ def make_sample(picture: Picture, content: bytes, ground: str, number: int) -> S
     """Return a picture on a ground; captions differ by the number."""
     key = f"{picture.style}-{picture.emoji.code}-{number}-{ground}"
     choice = np.random.default_rng(place("captions", key))
-    return Sample(key, content, captions(picture.emoji, picture.style, ground, choice))
+    texts = captions(picture.emoji, picture.style, ground, choice)
+    return Sample(key, content, texts, PACKAGES[picture.style].licence)
 
 
 def write_tars(folder: Path, found: Iterable[Sample]) -> int:
@@ -100,8 +103,8 @@ def write_tars(folder: Path, found: Iterable[Sample]) -> int:
                     tar.close()
                 tar = tarfile.open(part / f"{count // TAR_SAMPLES:06d}.tar", "w")  # noqa: SIM115 (closed below)
             texts, weights = zip(*sample.captions, strict=True)
-            facts = json.dumps({"caption": texts, "weights": weights}, ensure_ascii=False).encode()
-            for ending, content in (("png", sample.content), ("json", facts)):
+            facts = {"caption": texts, "weights": weights, "licence": sample.licence}
+            for ending, content in (("png", sample.content), ("json", json.dumps(facts, ensure_ascii=False).encode())):
                 info = tarfile.TarInfo(f"{sample.key}.{ending}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -130,7 +133,8 @@ def write_folder(folder: Path, found: Iterable[Sample]) -> int:
     lines = []
     for sample in found:
         (part / f"{sample.key}.png").write_bytes(sample.content)
-        lines.append(json.dumps({"file_name": f"{sample.key}.png", "text": sample.captions[0][0]}, ensure_ascii=False))
+        facts = {"file_name": f"{sample.key}.png", "text": sample.captions[0][0], "licence": sample.licence}
+        lines.append(json.dumps(facts, ensure_ascii=False))
     (part / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     part.rename(folder)
     return len(lines)

@@ -46,12 +46,13 @@ def test_the_commands_make_shards_and_a_folder_that_the_trainer_reads(data, tmp_
     white = [each for each in found if "-white." in each.name]
     assert len(white) * 2 == len(found) and not any(each.problem for each in found)
     assert {"a dog face, soft 3D", "a cook with light skin, flat"} <= {
-        text for each in white for text in each.captions
+        text for each in white for text in each.facts.captions
     }
     red = next(each for each in found if "-red." in each.name)
-    assert all("red background" in text for text in red.captions)
+    assert all("red background" in text for text in red.facts.captions)
     with tarfile.open(data / "vae" / "000000.tar") as tar:
         facts = json.load(tar.extractfile(next(name for name in tar.getnames() if name.endswith(".json"))))
+    assert facts["licence"] in ("Apache-2.0", "MIT", "CC-BY-4.0")
     assert len(facts["caption"]) == len(facts["weights"]) and facts["weights"][0] == max(facts["weights"])
     assert main(["folder", str(data), "--output", str(tmp_path / "cats"), "--number", "5"]) == 0
     assert DataSource(str(tmp_path / "cats")).count() == 5

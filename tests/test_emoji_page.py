@@ -1,0 +1,40 @@
+"""docs/emoji.md: its commands are ours, and its files of settings are accepted."""
+
+import re
+import shlex
+from pathlib import Path
+
+import yaml
+
+from ptdit_diffusers.cli import build_parser
+from ptdit_diffusers.training.own_data.settings import read_settings
+from scripts.emoji.__main__ import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "emoji.md").read_text(encoding="utf-8")
+
+
+def test_every_command_of_the_page_is_accepted():
+    lines = [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+    known = build_parser()._subparsers._group_actions[0].choices
+    for words in map(shlex.split, lines):
+        if words[:3] == ["python", "-m", "scripts.emoji"]:
+            parse(words[3:])
+        elif words[0] == "ptdit":
+            assert words[1] in known
+            assert words[2] != "--config" or read_settings(ROOT / words[3])
+        else:
+            assert words[:4] == ["python", "-m", "pip", "install"], words
+
+
+def test_the_files_of_settings_train_a_model_of_the_size_that_the_page_names():
+    settings = read_settings(ROOT / "scripts" / "configs" / "emoji.yaml")
+    width = settings.size.heads * settings.size.head_width
+    assert round(30 * width**2 * settings.size.layers / 1e6) == 16  # million parameters
+    assert settings.vae.hidden_size == 24 and settings.data.licence_column == "licence"
+    decoder = yaml.safe_load((ROOT / "scripts" / "configs" / "emoji-decoder.yaml").read_text(encoding="utf-8"))
+    assert decoder["start"] == f"{settings.run.output}/model"
