@@ -3,12 +3,16 @@
 import difflib
 import re
 import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
+from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.task import trained_parameters
 
 from .config import TARGETS, LoRASettings
@@ -60,16 +64,104 @@ def adapter_layers(config: dict, settings: LoRASettings) -> dict[str, nn.Linear]
     return {name: model.get_submodule(name) for name in target_layers(model, settings.targets)}
 
 
+def layer_ranks(layers: Iterable[str], settings: LoRASettings) -> dict[str, int]:
+    """Return the rank of each layer: that of the last of `rank_pattern` that is found in its name, else `rank`.
+
+    Layers of rank 0 are left out.
+
+    Raises:
+        ValueError: A pattern is found in no name, or all layers have rank 0.
+    """
+    ranks = dict.fromkeys(layers, settings.rank)
+    for pattern, rank in settings.rank_pattern.items():
+        ranks |= dict.fromkeys(matching("rank_pattern", pattern, ranks), rank)
+    ranks = {layer: rank for layer, rank in ranks.items() if rank}
+    if not ranks:
+        raise ValueError(f"rank_pattern={settings.rank_pattern} leaves no layer with a rank; nearest: 1 instead of 0.")
+    return ranks
+
+
+def matching(setting: str, pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names in which a regular expression is found.
+
+    Raises:
+        ValueError: It is found in none, or is no regular expression.
+    """
+    names = list(names)
+    try:
+        found = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        raise ValueError(f"{setting}: {pattern!r} is no regular expression: {error}.") from error
+    if not found:
+        near = difflib.get_close_matches(pattern, names, n=1, cutoff=0)[0]
+        raise ValueError(f"{setting}: {pattern!r} is in no name of what is trained; nearest: {near!r}.")
+    return found
+
+
+def rate_factors(names: Iterable[str], settings: LoRASettings) -> dict[str, float]:
+    """Return by which factor the learning rate of each parameter differs: the last of `lr_pattern` counts.
+
+    Raises:
+        ValueError: As `matching`.
+    """
+    factors = dict.fromkeys(names, 1.0)
+    for pattern, factor in settings.lr_pattern.items():
+        factors |= dict.fromkeys(matching("lr_pattern", pattern, factors), factor)
+    return factors
+
+
 def adapter_values(config: dict, settings: LoRASettings) -> int:
     """Return how many values are trained, without loading weights.
 
     Raises:
-        ValueError: As `target_layers`.
+        ValueError: As `target_layers`, `layer_ranks` and `rate_factors`; or `start` does not fit.
     """
-    layers = adapter_layers(config, settings).values()
+    layers = adapter_layers(config, settings)
+    ranks = layer_ranks(layers, settings)
+    rate_factors([f"{layer}.lora_{side}.{NAME}.weight" for layer in ranks for side in "AB"], settings)
+    if settings.start:
+        start_weights(settings, ranks)
     return sum(
-        settings.rank * (each.in_features + each.out_features) + settings.dora * each.out_features for each in layers
+        rank * (layers[name].in_features + layers[name].out_features) + settings.dora * layers[name].out_features
+        for name, rank in ranks.items()
     )
+
+
+def start_weights(settings: LoRASettings, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the weights of the LoRA that a training starts from, `<layer>.lora_A.weight` and so on, without scale.
+
+    Args:
+        settings: Of the run; `start` is a file or folder in any form that the pipeline reads.
+        ranks: Of the layers that are trained.
+
+    Raises:
+        ValueError: There is none, or it is on other layers, of other ranks or of another kind.
+    """
+    start = f"start {settings.start!r}"
+    if not Path(settings.start).exists():
+        raise ValueError(f"{start} is neither a file nor a folder; give a LoRA, for example OUTPUT_DIR/lora.")
+    try:
+        weights, facts = PTDiTPipeline.lora_state_dict(settings.start, return_lora_metadata=True)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{start} holds no LoRA: {error}") from error
+    weights = {key.removeprefix("transformer."): value.float() for key, value in weights.items()}
+    found = {key.removesuffix(".lora_A.weight"): len(w) for key, w in weights.items() if key.endswith("lora_A.weight")}
+    if found.keys() != ranks.keys():
+        other = sorted(found.keys() ^ ranks.keys())[0]
+        raise ValueError(
+            f"{start} is on {len(found)} layers, targets={settings.targets!r} are {len(ranks)}; one of them alone has "
+            f"{other!r}. Nearest: the targets with which it was trained."
+        )
+    if different := [layer for layer, rank in ranks.items() if found[layer] != rank]:
+        layer = different[0]
+        raise ValueError(f"{start} has rank {found[layer]} in {layer}, not {ranks[layer]}; nearest: {found[layer]}.")
+    if any(key.endswith("magnitude_vector") or key.endswith("dora_scale") for key in weights) != settings.dora:
+        raise ValueError(f"{start} is {'no' if settings.dora else 'a'} DoRA; nearest: dora={not settings.dora}.")
+    facts = {name.removeprefix("transformer."): value for name, value in (facts or {}).items()}
+    for layer, rank in ranks.items():
+        alpha = (facts.get("alpha_pattern") or {}).get(layer, facts.get("lora_alpha", rank))
+        weights[f"{layer}.lora_B.weight"] *= alpha / (rank**0.5 if facts.get("use_rslora") else rank)
+    return weights
 
 
 def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) -> dict[str, Tensor]:
@@ -78,14 +170,18 @@ def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) ->
     Returns:
         Its first values, for the initializations that take them out of the base weights; else nothing.
     """
+    ranks = layer_ranks(target_layers(transformer, settings.targets), settings)
+    others = {layer: rank for layer, rank in ranks.items() if rank != settings.rank}
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scale_alpha,
+        rank_pattern=others,
+        alpha_pattern={} if settings.alpha else others,
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         init_lora_weights=INITS[settings.init],
-        target_modules=target_layers(transformer, settings.targets),
+        target_modules=list(ranks),
     )
     torch.manual_seed(settings.seed)  # the same on every process
     with warnings.catch_warnings():
@@ -93,10 +189,23 @@ def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) ->
         transformer.add_adapter(config, NAME)
     for parameter in trained_parameters(transformer).values():
         parameter.data = parameter.data.float()
+    if settings.start:
+        take_start(transformer, start_weights(settings, ranks))
     changed_base = settings.init in ("pissa", "olora")
     return (
         {name: p.detach().cpu().clone() for name, p in trained_parameters(transformer).items()} if changed_base else {}
     )
+
+
+@torch.no_grad()
+def take_start(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy the weights of a LoRA into the adapter, whose own scale is taken out of them."""
+    parameters = trained_parameters(transformer)
+    for key, value in weights.items():
+        layer, _, kind = key.rpartition(".lora_")
+        kind = kind.removesuffix(".weight")
+        scale = transformer.get_submodule(layer).scaling[NAME] if kind == "B" else 1.0
+        parameters[f"{layer}.lora_{kind}.{NAME}.weight"].copy_(value / scale)
 
 
 def folded_weights(

@@ -18,6 +18,8 @@ PACKAGES = {  # (setting, value) -> what must be installed for it
     ("base_weights", "int8"): "torchao",
     ("base_weights", "nf4"): "bitsandbytes",
     ("optimizer", "adamw8bit"): "bitsandbytes",
+    ("optimizer", "lion"): "bitsandbytes",
+    ("optimizer", "lion8bit"): "bitsandbytes",
     ("optimizer", "prodigy"): "prodigyopt",
     ("report_to", "tensorboard"): "tensorboard",
     ("report_to", "wandb"): "wandb",
@@ -45,7 +47,8 @@ def make_parser(description: str, kind: type[TrainingSettings] = LoRASettings) -
     )
     for field in dataclasses.fields(kind):
         flag = "--" + field.name.replace("_", "-")
-        shown = f"{field.metadata['help']} (default: {field.default or 'none'})".replace("none)", "-)")
+        default = "" if field.default is dataclasses.MISSING else field.default
+        shown = f"{field.metadata['help']} (default: {default or 'none'})".replace("none)", "-)")
         if field.type is bool:
             parser.add_argument(flag, default=None, action=argparse.BooleanOptionalAction, help=field.metadata["help"])
         elif field.type in (int, float):
@@ -53,6 +56,7 @@ def make_parser(description: str, kind: type[TrainingSettings] = LoRASettings) -
         else:
             many = {} if field.type is str else {"nargs": "*"}
             many |= {"type": mapping} if field.name == "datasets" else {}
+            many |= {"type": pair, "action": Pairs} if field.default_factory is not dataclasses.MISSING else {}
             parser.add_argument(flag, metavar="TEXT", help=shown, **many)
     return parser
 
@@ -66,6 +70,21 @@ def mapping(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no mapping such as '{{data: a, repeats: 2}}'")
     return value
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """Return name and value of NAME=VALUE, the value as in YAML."""
+    name, equals, value = text.rpartition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    return name, parse_yaml(value)
+
+
+class Pairs(argparse.Action):
+    """Makes a mapping of the pairs that an option has."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, dict(values))
 
 
 def presets(kind: type[TrainingSettings] = LoRASettings) -> list[str]:

@@ -13,6 +13,8 @@ from ptdit_diffusers.training.schedules import SCHEDULES
 from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
 from ptdit_diffusers.training.trackers import TRACKERS
 
+from .prompts import WORDS, Prompt, parse_prompt
+
 PRESETS = Path(__file__).parent / "configs"  # YAML files that are part of the package
 
 TARGETS = {  # preset -> regular expression that the whole name of a Linear layer must match
@@ -22,6 +24,7 @@ TARGETS = {  # preset -> regular expression that the whole name of a Linear laye
 }
 INITS = ("default", "gaussian", "pissa", "olora")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+SAVED = ("fp32", "bf16", "fp16")
 BASES = ("none", "fp8", "int8", "nf4")
 REPORTS = ("none", *TRACKERS)
 SYNONYMS = {  # names that other trainers have -> ours
@@ -58,6 +61,16 @@ SYNONYMS = {  # names that other trainers have -> ours
     "shuffle_tokens": "shuffle_caption",
     "wildcards": "enable_wildcard",
     "caption_prefix": "trigger",
+    "network_weights": "start",
+    "network_reg_dims": "rank_pattern",
+    "block_dims": "rank_pattern",
+    "network_reg_lrs": "lr_pattern",
+    "block_lr_weight": "lr_pattern",
+    "loraplus_lr_ratio": "lr_pattern",
+    "lr_scheduler_num_cycles": "lr_num_cycles",
+    "save_dtype": "save_precision",
+    "sample_prompts": "validation_prompts",
+    "sample_every_n_steps": "validation_every",
     "masked_loss": "alpha_mask",
     "masked_training": "alpha_mask",
     "minimum_image_size": "skip_image_resolution",
@@ -112,6 +125,8 @@ FREE = (
 
 def setting(default: Any, help: str) -> Any:
     """Make a field with the text that `--help` shows for it."""
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -149,7 +164,8 @@ class TrainingSettings:
     batch_size: int = setting(1, "samples per process and forward")
     accumulation: int = setting(1, "forwards per optimizer step")
     precision: str = setting("auto", "fp32, bf16 or fp16; auto = bf16 where the GPU computes in it, else fp32")
-    optimizer: str = setting("adamw", f"one of {', '.join(OPTIMIZERS)}")
+    optimizer: str = setting("adamw", f"one of {', '.join(OPTIMIZERS)}, or a class such as torch.optim.Adafactor")
+    optimizer_args: dict[str, Any] = setting({}, "further arguments of it: betas=[0.9,0.99]")
     lr: float = setting(1e-4, "peak learning rate (1 for prodigy)")
     schedule: str = setting("constant_with_warmup", f"learning rate: {', '.join(SCHEDULES)}")
     warmup: int = setting(0, "steps from 0 to the peak learning rate")
@@ -167,7 +183,9 @@ class TrainingSettings:
     checkpoint_every: int = setting(250, "steps; 0 = only at the end")
     keep: int = setting(2, "checkpoints kept")
     validation_every: int = setting(0, "steps between validation pictures; 0 = off")
-    validation_prompts: tuple[str, ...] = setting((), "prompts of pictures at 0, 25, 50 and 100 %% of the steps")
+    validation_prompts: tuple[str, ...] = setting(
+        (), f"prompts of pictures at 0, 25, 50 and 100 %% of the steps; with options in the text: {WORDS}"
+    )
     validation_seed: int = setting(0, "picture i has the seed validation_seed + i")
     report_to: str = setting(
         "none", f"also write the log and pictures for {', '.join(REPORTS[1:])}; none = files only"
@@ -186,7 +204,9 @@ class TrainingSettings:
         for name in ("lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0, for example 1.")
-        choices = {"precision": PRECISIONS, "base_weights": BASES, "optimizer": OPTIMIZERS}
+        _ = self.shown  # refuses options that are not right
+        choices = {"precision": PRECISIONS, "base_weights": BASES}
+        choices |= {} if "." in self.optimizer else {"optimizer": OPTIMIZERS}
         choices |= {"schedule": SCHEDULES, "report_to": REPORTS}
         for name, allowed in choices.items():
             one_of(name, getattr(self, name), allowed)
@@ -197,6 +217,20 @@ class TrainingSettings:
         if (self.num_frames - 1) % 4:
             low = (self.num_frames - 1) // 4 * 4 + 1
             raise ValueError(f"num_frames={self.num_frames} is not of the form 4n + 1; nearest: {low} or {low + 4}.")
+
+    @property
+    def shown(self) -> list[Prompt]:
+        """The validation prompts with their options; picture i has the seed validation_seed + i unless it says one."""
+        prompts = map(parse_prompt, self.validation_prompts)
+        return [
+            dataclasses.replace(prompt, seed=self.validation_seed + i if prompt.seed is None else prompt.seed)
+            for i, prompt in enumerate(prompts)
+        ]
+
+    @property
+    def shown_texts(self) -> list[str]:
+        """All texts that validation pictures need, the empty one among them."""
+        return ["", *(text for prompt in self.shown for text in (prompt.text, prompt.negative))]
 
     def check_shares(self, **most: float) -> None:
         """Raise ValueError unless these settings lie between 0 and their largest values."""
@@ -226,11 +260,12 @@ class LoRASettings(TrainingSettings):
     needed: ClassVar[tuple[str, ...]] = ("output_dir", "data")
     free: ClassVar[list[str]] = [
         *FREE,
-        *"data outside_files caption_column cache_dir rebuild_cache export_every".split(),
+        *"data outside_files caption_column cache_dir rebuild_cache export_every save_precision".split(),
         *"validation_steps validation_guidance".split(),
     ]
 
     # records
+    save_precision: str = setting("fp32", f"number format of the files of a LoRA: {', '.join(SAVED)}")
     export_every: int = setting(0, "steps between LoRAs in OUTPUT_DIR/exports, to pick the best; 0 = only at the end")
     # data
     data: str = setting("", "folder, metadata.jsonl, metadata.csv, or hub:OWNER/DATASET")
@@ -271,6 +306,13 @@ class LoRASettings(TrainingSettings):
     prior_weight: float = setting(1.0, "weight of the loss on those pictures")
     prior_repeats: int = setting(1, "how often one of those pictures occurs in one epoch")
     # adapter
+    start: str = setting("", "LoRA (file or folder) that the training starts from")
+    rank_pattern: dict[str, int] = setting(
+        {}, "other ranks: REGEX=RANK, found in the names of layers; the last counts, 0 leaves layers out"
+    )
+    lr_pattern: dict[str, float] = setting(
+        {}, "factors of the learning rate: REGEX=FACTOR, found in the names of layers or lora_A, lora_B"
+    )
     alpha: float = setting(0.0, "strength: the product is scaled by alpha / rank; 0 = rank")
     dropout: float = setting(0.0, "share of inputs of an adapter that are dropped in training; 0..1")
     rslora: bool = setting(False, "scale by alpha / sqrt(rank) instead")
@@ -278,6 +320,7 @@ class LoRASettings(TrainingSettings):
     init: str = setting("default", f"first values: {', '.join(INITS)}")
     proxy_mode: str = setting("mean", "proxies in training: mean, or random (v1 of the paper, as a regularizer)")
     # optimization
+    lr_num_cycles: int = setting(1, "of schedule cosine_with_restarts")
     epochs: int = setting(0, "passes over the data instead of max_steps; 0 = off")
     context_parallel: int = setting(1, "processes that share each sample: for videos that do not fit on one GPU")
     time_mean: float = setting(0.0, "training times are sigmoids of a normal distribution: its mean")
@@ -288,7 +331,7 @@ class LoRASettings(TrainingSettings):
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
         super().__post_init__()
-        for name in "rank repeats prior_repeats validation_steps max_aspect context_parallel".split():
+        for name in "rank repeats prior_repeats validation_steps max_aspect context_parallel lr_num_cycles".split():
             at_least(name, getattr(self, name), 1)
         for name in ("text_variations", "image_variations"):
             at_least(name, getattr(self, name), 1)
@@ -307,7 +350,7 @@ class LoRASettings(TrainingSettings):
         self.check_shares(caption_dropout=1, dropout=0.99)
         if self.time_std <= 0:
             raise ValueError(f"time_std={self.time_std} must be above 0, for example 1.")
-        for name, allowed in {"init": INITS, "proxy_mode": ("mean", "random")}.items():
+        for name, allowed in {"save_precision": tuple(SAVED), "init": INITS, "proxy_mode": ("mean", "random")}.items():
             one_of(name, getattr(self, name), allowed)
         if self.data and self.datasets:
             raise ValueError(f"data={self.data!r} and datasets exclude each other; nearest: datasets alone.")
@@ -321,6 +364,19 @@ class LoRASettings(TrainingSettings):
             )
         if self.dora and self.base_weights == "fp8":
             raise ValueError("dora reads the base weights, which base_weights='fp8' forbids; nearest: 'int8'.")
+        if self.start and self.init != "default":
+            raise ValueError(f"init={self.init!r}: start={self.start!r} has the first values; nearest: 'default'.")
+        for pattern, rank in self.rank_pattern.items():
+            at_least(f"rank_pattern[{pattern!r}]", rank, 0)
+        for pattern, factor in self.lr_pattern.items():
+            at_least(f"lr_pattern[{pattern!r}]", factor, 0)
+        if self.lr_pattern and self.optimizer == "prodigy":
+            raise ValueError("lr_pattern: optimizer='prodigy' has one rate for all; nearest: 'adamw'.")
+        if self.lr_num_cycles > 1 and self.schedule != "cosine_with_restarts":
+            raise ValueError(
+                f"lr_num_cycles={self.lr_num_cycles}: schedule={self.schedule!r} has no cycles; nearest: "
+                "schedule='cosine_with_restarts'."
+            )
         if self.init in ("pissa", "olora") and self.dora:
             raise ValueError(f"init={self.init!r} and dora exclude each other; nearest: init='default'.")
         if self.context_parallel > 1 and self.dropout:

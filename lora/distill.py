@@ -40,7 +40,7 @@ from .paths import Paths, check_grid, make_missing
 from .requirements import check_device, run_bytes
 from .tdm import TDMTask, check_start
 from .train import finish, refuse_other_base, refuse_other_processes, refuse_used
-from .validate import read_prompts
+from .validate import check_prompts, read_prompts
 
 logger = logging.getLogger("lora")
 
@@ -126,7 +126,7 @@ def distill(settings: DistillSettings, prompts_of: Prompts) -> int:
 
 def make_paths(settings: DistillSettings, paths: Paths, missing: list[range], accelerator: Accelerator) -> bool:
     """Encode the captions and make the paths that lack, each process its share; return whether all are there."""
-    texts = dict.fromkeys(["", *settings.validation_prompts, *paths.captions], "")
+    texts = dict.fromkeys([*settings.shown_texts, *paths.captions], "")
 
     def encode() -> None:
         paths.cache.add_captions(texts, accelerator.device)
@@ -169,6 +169,7 @@ def check_before_distilling(settings: DistillSettings, base: BaseModel, accelera
     if side % token:
         low = max(token, side // token * token)
         raise ValueError(f"resolution={side} is not a multiple of {token}; nearest: {low} or {low + token}.")
+    check_prompts(settings, base)
     check_grid(base, settings, side)
     check_device(settings, accelerator.device)
     frames = (settings.num_frames - 1) // 4 + 1

@@ -101,7 +101,7 @@ def card(folder: Path, facts: dict[str, Any], settings: DistillSettings, load: l
         comfyui: How ComfyUI uses it.
     """
     base, steps = in_markdown(facts["base"]), facts["steps"]
-    prompt = (settings.validation_prompts or ("a picture",))[0]
+    prompt = settings.shown[0].text if settings.shown else "a picture"
     kind = "LoRA" if settings.rank else "Model"
     frames = f", num_frames={facts['num_frames']}" if facts["num_frames"] > 1 else ""
     lines = [
@@ -131,8 +131,7 @@ def card(folder: Path, facts: dict[str, Any], settings: DistillSettings, load: l
     ]
     if (folder / "sheet.png").is_file():
         lines += ["## Pictures", "", "![teacher, and steps of the training from left to right](sheet.png)", ""]
-        seed = settings.validation_seed
-        lines += [f"{i}. {in_markdown(text)} (seed {seed + i})" for i, text in enumerate(settings.validation_prompts)]
+        lines += [f"{i}. {in_markdown(each.text)} (seed {each.seed})" for i, each in enumerate(settings.shown)]
         lines += [""]
     rows = [f"| {name} | {value} |" for name, value in shown_settings(settings).items()]
     return "\n".join([*lines, "## Settings", "", "| setting | value |", "| --- | --- |", *rows, ""])

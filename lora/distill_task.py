@@ -192,21 +192,24 @@ class SegmentTask(NetworkTask):
 
     def show(self, path: Path, step: int, student: Sampling) -> None:
         """Write the student's pictures, and the teacher's where they are not there yet."""
-        settings, device = self.settings, self.device
+        settings = self.settings
         reference = path.with_name(TEACHER)
         if not reference.with_name(f"{TEACHER}-{len(settings.validation_prompts) - 1}.png").is_file():
             teacher = Sampling(settings.teacher_steps, settings.guidance, settings.num_frames)
             with self.teacher() as model:
-                pictures = generate_validation(model, self.base, self.paths.cache, settings, device, teacher)
-            self.keep(pictures, reference, 0, teacher)
-        pictures = generate_validation(self.model, self.base, self.paths.cache, settings, device, student)
-        self.keep(pictures, path, step, student)
+                self.keep(generate_validation(model, *self.made_by(teacher)), reference, 0, teacher)
+        pictures = self.keep(generate_validation(self.model, *self.made_by(student)), path, step, student)
         track_pictures(self.accelerator, "validation", pictures, step)
 
-    def keep(self, pictures: list[Image.Image], path: Path, step: int, sampling: Sampling) -> None:
-        """Write pictures on the main process."""
-        if self.accelerator.is_main_process:
-            save_validation(pictures, path, step, self.settings, sampling)
+    def made_by(self, sampling: Sampling) -> tuple[Any, ...]:
+        """Return the arguments of `generate_validation` after the model."""
+        return self.base, self.paths.cache, self.settings, self.device, sampling
+
+    def keep(self, found: list[list[Image.Image]], path: Path, step: int, sampling: Sampling) -> list[Image.Image]:
+        """Write pictures on the main process, and return them; others return none."""
+        if not self.accelerator.is_main_process:
+            return []
+        return save_validation(found, path, step, self.settings, sampling)
 
     @contextmanager
     def teacher(self) -> Iterator[PTDiTTransformer3DModel]:

@@ -4,18 +4,21 @@ Files are written to a temporary folder, which is renamed when all of them are t
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 from peft import LoraConfig
 from peft.utils.integrations import dequantize_module_weight
+from safetensors.torch import save
 from torch import Tensor
 
 from ptdit_diffusers.core.few_steps import LORA_FILE
@@ -27,6 +30,7 @@ from ptdit_diffusers.training.record import versions
 from .adapter import dora_scale_for_comfyui
 from .config import LoRASettings, TrainingSettings
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMFYUI_PREFIX = "diffusion_model."
 OUR_FILES = re.compile(
     r"pytorch_lora_weights\.safetensors|comfyui/[^/]+\.safetensors|(sheet|loss)\.png|settings\.json|README\.md"
@@ -37,6 +41,7 @@ LOCAL = (
     "prior_prompts",
     "prompts",
     "paths_dir",
+    "start",
 )  # settings that are folders or files of this machine
 MODEL_FILE = "distillation.json"  # in a model folder whose weights are those of a student of few steps
 HUB_ID = re.compile(r"(hub:)?([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
@@ -49,6 +54,7 @@ def export(
     settings: LoRASettings,
     step: int,
     base_weights: dict[str, Tensor],
+    resolution: int = 0,
 ) -> Path:
     """Write a LoRA to the folder `target`, in place of an earlier one, and return it. It names no path.
 
@@ -59,9 +65,13 @@ def export(
         settings: Settings of the run.
         step: Steps trained.
         base_weights: With DoRA, the weight of each layer under its name; else empty.
+        resolution: The base model's own, for settings that name none; 0 = not known.
     """
     with finished_folder(target) as temporary:
-        comfyui = write_lora(temporary, name, weights, base_weights, public_name(settings.base))
+        facts = public_facts(name, settings, step, settings.resolution or resolution)
+        comfyui = write_lora(
+            temporary, name, weights, base_weights, public_name(settings.base), facts, settings.save_precision
+        )
         add_records(temporary, Path(settings.output_dir), settings, step)
         (temporary / "README.md").write_text(card(temporary, weights, settings, step, comfyui.name), encoding="utf-8")
     return target
@@ -95,6 +105,7 @@ def write_lora(
     base_weights: dict[str, Tensor],
     base: str,
     metadata: dict[str, str] | None = None,
+    precision: str | None = None,
 ) -> Path:
     """Write the two files of a LoRA; return that of ComfyUI.
 
@@ -104,16 +115,52 @@ def write_lora(
         weights, base_weights: As for `export`.
         base: Name of the base model.
         metadata: Further entries of both files.
+        precision: "fp32", "bf16" or "fp16", of both files; None = as the weights are.
     """
     (folder / "comfyui").mkdir()
     further = metadata or {}
     adapter = {f"transformer.{key}": value for key, value in adapter_config(weights).items()}
     described = {"format": "pt", "lora_adapter_metadata": json.dumps(adapter, indent=2, sort_keys=True, default=list)}
-    renamed = {f"transformer.{key}": value for key, value in weights.items()}
-    write_tensors(folder / LORA_FILE, renamed, described | further)
     comfyui = folder / "comfyui" / f"{name}.safetensors"
-    write_tensors(comfyui, comfyui_weights(weights, base_weights), {"format": "pt", "base": base} | further)
+    ours = {f"transformer.{key}": value for key, value in weights.items()}
+    theirs = comfyui_weights(weights, base_weights)
+    files = ((folder / LORA_FILE, ours, described), (comfyui, theirs, {"format": "pt", "base": base}))
+    for path, tensors, about in files:
+        saved = tensors if precision is None else {key: value.to(DTYPES[precision]) for key, value in tensors.items()}
+        if broken := [key for key, value in saved.items() if not value.isfinite().all()]:
+            raise OSError(f"{broken[0]} is too large for save_precision={precision!r}; nearest: bf16")
+        write_tensors(path, saved, about | further | hashes(saved))
     return comfyui
+
+
+def hashes(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Return the SHA-256 of what stands behind the header of a file of these tensors, under the names of others."""
+    content = save({name: value.contiguous() for name, value in tensors.items()})
+    digest = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    return {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
+
+
+def public_facts(name: str, settings: LoRASettings, step: int, side: int) -> dict[str, str]:
+    """Return what a LoRA file says of itself: Stability AI's modelspec 1.0.1, and names of kohya's that UIs read."""
+    facts = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "pt-dit/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": name,
+        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{side}x{side}" if side else "",
+        "modelspec.trigger_phrase": settings.trigger,
+        "ss_output_name": name,
+        "ss_base_model_version": "pt-dit",
+        "ss_sd_model_name": public_name(settings.base),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(settings.rank),
+        "ss_network_alpha": str(settings.rank),  # the scale is part of the weights
+        "ss_steps": str(step),
+        "ss_learning_rate": str(settings.lr),
+        "ss_seed": str(settings.seed),
+    }
+    return {key: value for key, value in facts.items() if value}
 
 
 def public_name(source: str) -> str:
@@ -139,9 +186,12 @@ def in_markdown(text: str) -> str:
 def adapter_config(weights: dict[str, Tensor]) -> dict:
     """Return peft's configuration of the folded weights, for the metadata of diffusers' file: alpha is the rank."""
     layers = sorted({key.rpartition(".lora_")[0] for key in weights})
-    rank = weights[f"{layers[0]}.lora_A.weight"].shape[0]
+    ranks = {layer: weights[f"{layer}.lora_A.weight"].shape[0] for layer in layers}
+    rank = max(ranks.values(), key=list(ranks.values()).count)
+    others = {layer: each for layer, each in ranks.items() if each != rank}
     dora = any(key.endswith("magnitude_vector") for key in weights)
-    return LoraConfig(r=rank, lora_alpha=rank, use_dora=dora, target_modules=layers).to_dict()
+    patterns = {"rank_pattern": others, "alpha_pattern": others}
+    return LoraConfig(r=rank, lora_alpha=rank, use_dora=dora, target_modules=layers, **patterns).to_dict()
 
 
 def comfyui_weights(weights: dict[str, Tensor], base_weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,7 +212,8 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
     layers = sum(key.endswith("lora_A.weight") for key in weights)
     values = sum(value.numel() for value in weights.values())
     base = in_markdown(public_name(settings.base))
-    prompt = (settings.validation_prompts or (settings.trigger or "a picture",))[0]
+    shown = settings.shown
+    prompt = shown[0].text if shown else settings.trigger or "a picture"
     head = [
         "---",
         f"base_model: {base}",
@@ -192,11 +243,8 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
     ]
     if (folder / "sheet.png").is_file():
         lines += ["## Pictures", "", "![steps from left to right, prompts from top to bottom](sheet.png)", ""]
-    if settings.validation_prompts:
-        lines += [
-            f"{i}. {in_markdown(text)} (seed {settings.validation_seed + i})"
-            for i, text in enumerate(settings.validation_prompts)
-        ]
+    if shown:
+        lines += [f"{i}. {in_markdown(each.text)} (seed {each.seed})" for i, each in enumerate(shown)]
         lines += [""]
     rows = [f"| {name} | {value} |" for name, value in shown_settings(settings).items()]
     return "\n".join([*lines, "## Settings", "", "| setting | value |", "| --- | --- |", *rows, ""])
@@ -207,6 +255,7 @@ def shown_settings(settings: TrainingSettings) -> dict[str, object]:
     hidden = ("data", "validation_prompts", "resume", "push_to_hub")
     public = public_settings(settings)
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    defaults |= dict.fromkeys(("optimizer_args", "rank_pattern", "lr_pattern"), {})
     return {
         name: value if isinstance(value, (int, float)) else in_markdown(str(value))
         for name, value in public.items()

@@ -76,7 +76,7 @@ def fill_cache(settings: LoRASettings, base: BaseModel, accelerator: Accelerator
 def choose_samples(settings: LoRASettings, base: BaseModel, device: torch.device, cache: Cache) -> None:
     """Give the cache the samples of this run and everything that it lacks of them."""
     run, data = Path(settings.output_dir) / RUN_SAMPLES, data_settings(settings, base)
-    prompts = ["", *settings.validation_prompts]
+    prompts = settings.shown_texts
     goes_on = settings.resume and run.is_file() and checkpoints(run.parent)
     before = read_samples(run)[0] if goes_on else None
     if settings.data or settings.datasets:

@@ -4,6 +4,7 @@ import torch
 
 from ptdit_diffusers.core.devices import check_compiler, has_float8
 from ptdit_diffusers.training.base_model import choose_dtype
+from ptdit_diffusers.training.optimizers import make_optimizers
 
 from .config import TrainingSettings
 
@@ -15,6 +16,9 @@ def check_device(settings: TrainingSettings, device: torch.device) -> None:
         ValueError: It cannot: a number format, or torch.compile.
     """
     choose_dtype(settings.precision, device)
+    value = {"value": torch.nn.Parameter(torch.zeros(2, 2))}
+    options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "arguments": settings.optimizer_args}
+    make_optimizers(value, settings.optimizer, **options)  # refuses classes and arguments that there are not
     if settings.base_weights == "fp8" and not has_float8(device):
         raise ValueError(f"base_weights='fp8': {device.type} has no float8; nearest: 'none'.")
     if settings.compile:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ptdit_diffusers.training.sheets import step_name, write_sheet
 from ptdit_diffusers.training.task import PartTask, trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
-from .adapter import add_adapter, folded_weights
+from .adapter import add_adapter, folded_weights, rate_factors
 from .batches import CachedBatches, describe_epoch, fixed_batches
 from .cache import Cache
 from .config import LoRASettings, TrainingSettings, check_warmup
@@ -49,9 +49,13 @@ class NetworkTask(PartTask):
     schedule: Callable[[int], float]
 
     def optimizers(self) -> list[Optimizer]:
+        return self.made_optimizers()
+
+    def made_optimizers(self, factors: Mapping[str, float] | None = None) -> list[Optimizer]:
+        """Return the optimizer; `factors` as for `make_optimizers`."""
         settings = self.settings
-        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-        return make_optimizers(trained_parameters(self.model), settings.optimizer, **options)
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "arguments": settings.optimizer_args}
+        return make_optimizers(trained_parameters(self.model), settings.optimizer, factors=factors, **options)
 
     def learning_rate(self, step: int) -> float:
         return self.schedule(step)
@@ -78,7 +82,8 @@ class LoRATask(NetworkTask):
         per_epoch = math.ceil(self.data.plan.per_epoch / settings.accumulation)
         self.steps = settings.epochs * per_epoch or settings.max_steps
         check_warmup(settings.warmup, self.steps)
-        self.schedule = named_schedule(settings.schedule, settings.lr, settings.warmup, self.steps)
+        rates = settings.lr, settings.warmup, self.steps, settings.lr_num_cycles
+        self.schedule = named_schedule(settings.schedule, *rates)
         self.device, self.dtype = accelerator.device, choose_dtype(settings.precision, accelerator.device)
         logger.info("%s on %s, base weights kept in %s", self.dtype, self.device, settings.base_weights)
         self.model = base.load_transformer(self.dtype, settings.base_weights, self.device)
@@ -90,6 +95,10 @@ class LoRATask(NetworkTask):
         if settings.compile:
             self.model.compile_repeated_blocks()
         logger.info("%s; %d steps", describe_epoch(self.data), self.steps)
+
+    def optimizers(self) -> list[Optimizer]:
+        names = trained_parameters(self.model)
+        return self.made_optimizers(rate_factors(names, self.settings) if self.settings.lr_pattern else None)
 
     def batches(self, rank: int) -> CachedBatches:
         return self.data
@@ -145,10 +154,10 @@ class LoRATask(NetworkTask):
     def draw(self, path: Path, step: int) -> None:
         """Generate a picture of each validation prompt, and write the sheet of all of them."""
         settings = self.settings
-        sampling = Sampling(settings.validation_steps, settings.validation_guidance)
-        pictures = generate_validation(self.model, self.base, self.cache, settings, self.device, sampling)
+        sampling = Sampling(settings.validation_steps, settings.validation_guidance, settings.num_frames)
+        found = generate_validation(self.model, self.base, self.cache, settings, self.device, sampling)
         if self.accelerator.is_main_process:
-            save_validation(pictures, path, step, settings, sampling)
+            pictures = save_validation(found, path, step, settings, sampling)
             shown = {f"step {mark}": step_name(mark) for mark in self.sheet_steps(self.steps) if mark <= step}
             write_sheet(path.parent, path.parent.parent / "sheet.png", shown, settings.validation_prompts)
             track_pictures(self.accelerator, "validation", pictures, step)
@@ -167,7 +176,8 @@ class LoRATask(NetworkTask):
         weights = folded_weights(self.model, parameters, self.first)
         base_weights = base_layer_weights(self.model, weights)
         if self.accelerator.is_main_process:
-            logger.info("saved %s", export(target, name, weights, self.settings, step, base_weights))
+            side = self.base.own_resolution
+            logger.info("saved %s", export(target, name, weights, self.settings, step, base_weights, side))
 
 
 def lora_loss(transformer: PTDiTTransformer3DModel, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:

@@ -104,6 +104,7 @@ class TDMTask(SegmentTask):
     def optimizers(self) -> list[Optimizer]:
         settings, all_of = self.settings, trained_parameters(self.model)
         options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (0.0, 0.95)}
+        options["arguments"] = settings.optimizer_args
         found = []
         for adapter, factor in ((NAME, 1.0), (FAKE, settings.fake_lr)):
             mine = {name: each for name, each in all_of.items() if f".{adapter}." in name}

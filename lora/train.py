@@ -40,6 +40,7 @@ from .precompute import RUN_SAMPLES, data_settings, fill_cache, run_sizes
 from .requirements import check_device, run_bytes
 from .samples import write_samples
 from .task import LoRATask
+from .validate import check_prompts
 
 logger = logging.getLogger("lora")
 
@@ -138,6 +139,7 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
     sets = settings.data_sets()
     for each in sets:
         run_sizes(each, base)
+    check_prompts(settings, base)
     token = 8 * base.transformer_config["patch_size"]  # pixels; the longer side of a bucket is at least `resolution`
     smallest = min(each.resolution or base.own_resolution for each in sets)
     check_context(settings.context_parallel, accelerator.num_processes, smallest // token)

@@ -27,11 +27,12 @@ from .export import public_name
 logger = logging.getLogger(__name__)
 
 SHOWN_FRAMES = 5  # of a video
+FRAME_MS = 125  # of a clip
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How validation pictures are generated."""
+    """How validation pictures are generated whose prompt does not say it."""
 
     steps: int
     guidance: float
@@ -46,37 +47,47 @@ def generate_validation(
     settings: TrainingSettings,
     device: torch.device,
     sampling: Sampling,
-) -> list[Image.Image]:
-    """Return one picture per validation prompt; picture i has the seed `validation_seed` + i.
-
-    Of videos it is a strip of SHOWN_FRAMES frames.
-    """
+) -> list[list[Image.Image]]:
+    """Return the frames of each validation prompt: one of a picture, several of a clip."""
     vae = base.load_vae(gpu_dtype(device), device)
     pipe = PTDiTPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=base.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    empty = cache.text("")[None].to(device)
     side = settings.resolution or base.own_resolution
     mode = transformer.proxy_mode
     transformer.set_windows(proxy_mode="mean")
-    pictures = []
-    for index, prompt in enumerate(settings.validation_prompts):
-        text, mask = join_text([cache.text(prompt)[None].to(device)], [None])
+    found = []
+    for prompt in settings.shown:
+        text, mask = join_text([cache.text(prompt.text)[None].to(device)], [None])
+        guidance = sampling.guidance if prompt.guidance is None else prompt.guidance
         made = pipe(
             prompt_embeds=text,
             prompt_attention_mask=mask,
-            negative_prompt_embeds=empty if sampling.guidance > 1 else None,
-            height=side,
-            width=side,
-            num_frames=sampling.num_frames,
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
-            generator=torch.Generator().manual_seed(settings.validation_seed + index),
+            negative_prompt_embeds=cache.text(prompt.negative)[None].to(device) if guidance > 1 else None,
+            height=prompt.height or side,
+            width=prompt.width or side,
+            num_frames=prompt.num_frames or sampling.num_frames,
+            num_inference_steps=prompt.steps or sampling.steps,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(prompt.seed),
         )
-        pictures.append(made.images[0] if made.frames is None else strip(made.frames[0]))
+        found.append([made.images[0]] if made.frames is None else made.frames[0])
     transformer.set_windows(proxy_mode=mode)
     del pipe, vae
     free_memory()
-    return pictures
+    return found
+
+
+def check_prompts(settings: TrainingSettings, base: BaseModel) -> None:
+    """Raise ValueError where a validation prompt asks for a size that the model cannot make."""
+    token = 8 * base.transformer_config["patch_size"]
+    for prompt in settings.shown:
+        for option, value in (("w", prompt.width), ("h", prompt.height)):
+            if value and value % token:
+                low = max(token, value // token * token)
+                raise ValueError(
+                    f"validation_prompts: --{option} {value} is not a multiple of {token} (VAE 8 x patch "
+                    f"{token // 8}); nearest: {low} or {low + token}."
+                )
 
 
 def strip(frames: list[Image.Image]) -> Image.Image:
@@ -91,21 +102,29 @@ def strip(frames: list[Image.Image]) -> Image.Image:
 
 
 def save_validation(
-    pictures: list[Image.Image], path: Path, step: int, settings: TrainingSettings, sampling: Sampling
-) -> None:
-    """Write pictures as `path`-INDEX.png, each with prompt, seed and step in its metadata."""
-    for index, picture in enumerate(pictures):
+    found: list[list[Image.Image]], path: Path, step: int, settings: TrainingSettings, sampling: Sampling
+) -> list[Image.Image]:
+    """Write the pictures as `path`-INDEX.png with their settings in the metadata, and return them.
+
+    Of a clip it is a strip of SHOWN_FRAMES frames, and all of them lie beside it as `path`-INDEX.webp.
+    """
+    pictures = []
+    for index, (frames, prompt) in enumerate(zip(found, settings.shown, strict=True)):
         info = PngImagePlugin.PngInfo()
-        facts = {"prompt": settings.validation_prompts[index], "seed": settings.validation_seed + index, "step": step}
-        facts |= {
-            "base": public_name(settings.base),
-            "steps": sampling.steps,
-            "guidance": sampling.guidance,
-        }
+        facts = {"prompt": prompt.text, "seed": prompt.seed, "step": step, "base": public_name(settings.base)}
+        facts["steps"] = prompt.steps or sampling.steps
+        facts["guidance"] = sampling.guidance if prompt.guidance is None else prompt.guidance
+        facts |= {"negative_prompt": prompt.negative} if prompt.negative else {}
         for name, value in facts.items():
             info.add_text(name, str(value))
+        pictures.append(strip(frames))
         with new_file(path.with_name(f"{path.name}-{index}.png")) as temporary:
-            picture.save(temporary, format="PNG", pnginfo=info)
+            pictures[-1].save(temporary, format="PNG", pnginfo=info)
+        if len(frames) > 1:
+            with new_file(path.with_name(f"{path.name}-{index}.webp")) as temporary:
+                options = {"save_all": True, "append_images": frames[1:], "duration": FRAME_MS, "loop": 0}
+                frames[0].save(temporary, format="WEBP", quality=90, **options)
+    return pictures
 
 
 def quarter_steps(max_steps: int) -> list[int]:

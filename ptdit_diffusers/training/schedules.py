@@ -9,17 +9,19 @@ from collections.abc import Callable
 import torch
 from diffusers.optimization import get_scheduler
 
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 
-def named_schedule(name: str, lr: float, warmup: int, steps: int) -> Callable[[int], float]:
+def named_schedule(name: str, lr: float, warmup: int, steps: int, cycles: int = 1) -> Callable[[int], float]:
     """Return the schedule that diffusers has under this name; `warmup` and `steps` count steps.
+
+    `cycles` are those of "cosine_with_restarts": the rate falls to 0 and begins at its peak again so many times.
 
     Raises:
         ValueError: The polynomial schedule ends at 1e-7, and `lr` is not above that.
     """
     unused = torch.optim.SGD([torch.zeros(1)], lr=lr)  # diffusers returns schedules that are bound to an optimizer
-    options = {"num_warmup_steps": warmup, "num_training_steps": steps}
+    options = {"num_warmup_steps": warmup, "num_training_steps": steps, "num_cycles": cycles}
     (factor,) = get_scheduler(name, unused, **options).lr_lambdas
     return lambda step: lr * factor(step)
 

@@ -22,15 +22,17 @@ def write_sheet(folder: Path, target: Path, columns: Mapping[str, str], prompts:
     if not shown or not prompts:
         return
     pictures = [[Image.open(folder / f"{name}-{row}.png") for name in shown.values()] for row in range(len(prompts))]
-    width, height = pictures[0][0].size
-    sheet = Image.new("RGB", (len(shown) * (width + 4), len(prompts) * (height + 18) + 16), "white")
+    width = max(picture.width for row in pictures for picture in row)
+    heights = [max(picture.height for picture in row) for row in pictures]
+    tops = [16 + sum(heights[:row]) + 18 * row for row in range(len(prompts) + 1)]
+    sheet = Image.new("RGB", (len(shown) * (width + 4), tops[-1]), "white")
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(shown):
         pen.text((column * (width + 4) + 2, 2), title, fill="black")
         for row in range(len(prompts)):
-            sheet.paste(pictures[row][column], (column * (width + 4), 16 + row * (height + 18)))
+            sheet.paste(pictures[row][column], (column * (width + 4), tops[row]))
     for row, prompt in enumerate(prompts):
-        pen.text((2, 16 + row * (height + 18) + height + 2), prompt, fill="black")
+        pen.text((2, tops[row] + heights[row] + 2), prompt, fill="black")
     with new_file(target) as temporary:
         sheet.save(temporary, format="PNG")
 

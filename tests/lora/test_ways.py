@@ -27,6 +27,8 @@ WAYS = {
     "int8": ["--base-weights", "int8", "--dora"],
     "nf4": ["--base-weights", "nf4", "--dora", "--gradient-checkpointing"],
     "adamw8bit": ["--optimizer", "adamw8bit", "--rank", "64"],
+    "lion": ["--optimizer", "lion", "--optimizer-args", "betas=[0.9,0.95]"],
+    "adafactor": ["--optimizer", "torch.optim.Adafactor", "--lr-pattern", "lora_B=4"],
     "prodigy": ["--optimizer", "prodigy", "--lr", "1"],
 }
 
