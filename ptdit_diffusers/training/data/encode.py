@@ -184,7 +184,7 @@ class PictureEncoder:
         self.found: list[Found] = []
         self.skipped: list[tuple[str, str]] = []
         self.waiting: dict[tuple[str, bool], Waiting] = {}  # bucket, whether they are views
-        self.encoded = 0
+        self.encoded = self.without_caption = 0
 
     def encode(self, pictures: Iterator[Picture]) -> None:
         """Encode pictures, and note which were found and which were left out; after Ctrl-C, finished ones are kept.
@@ -236,6 +236,7 @@ class PictureEncoder:
             self.skip(picture.name, str(getattr(error, "strerror", None) or error))
             return
         facts = picture.facts
+        self.without_caption += not picture.has_caption
         texts = (facts.captions, facts.weights, facts.quality)
         self.found.append(found := Found(picture.name, key, *texts, average_hash(frames[0]), {}, facts.licence))
         for resolution, sizes in self.sizes.items():

@@ -23,6 +23,7 @@ class Picture:
     file: Path | TarMember
     facts: Facts = Facts()
     problem: str = ""
+    has_caption: bool = True  # of its own; else it gets the default one
 
     def key(self) -> str:
         """Return the hash of its content.
@@ -140,7 +141,8 @@ class DataSource:
         captions = tuple(with_trigger(text, self.trigger) for text in facts.captions or (self.default_caption,))
         if self.licence_column and not facts.licence and not problem:
             problem = f"has no {self.licence_column!r} (data.licence_column)"
-        return Picture(name, file, replace(facts, captions=captions, weights=facts.weights or (1.0,)), problem)
+        shown = replace(facts, captions=captions, weights=facts.weights or (1.0,))
+        return Picture(name, file, shown, problem, bool(facts.captions))
 
 
 def data_name(source: DataSource, sizes: dict[int, list[tuple[int, int]]], num_frames: int, num_views: int = 0) -> str:

@@ -90,6 +90,13 @@ def encode_part(
         encoder.encoded,
         len(encoder.skipped),
     )
+    if encoder.without_caption:
+        logger.warning(
+            "%d of %d have no caption and get data.default_caption=%r",
+            encoder.without_caption,
+            len(encoder.found),
+            data.default_caption,
+        )
     return encoder
 
 

@@ -101,13 +101,14 @@ def test_a_folder_of_another_kind_of_run_is_refused(config, tmp_path, capsys):
     assert "holds a run of another kind" in capsys.readouterr().err
 
 
-def test_one_picture_is_trained_on_without_held_out_ones(config, drawn, tmp_path, caplog):
+def test_one_picture_without_a_caption_is_trained_on_without_held_out_ones(config, drawn, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     data = tmp_path / "one"
     data.mkdir()
     (data / "a.png").write_bytes((drawn / "0000.png").read_bytes())
     assert run(config(data={"source": str(data)}), "stages=[{resolution: 64, steps: 2, batch: 3, lr: 0.001}]") == 0
     assert "1 samples" in caplog.text and "nothing is held out" in caplog.text
+    assert "1 of 1 have no caption and get data.default_caption=''" in caplog.text
 
 
 @pytest.mark.slow
