@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import LIBRARIES
+from tests.processes import LIBRARIES, ROOT
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: threads slow small tensors and other workers
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; processes would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-multiprocessing.set_forkserver_preload(list(LIBRARIES))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+multiprocessing.set_forkserver_preload(list(LIBRARIES))  # with modules of this tree, wherever the package is installed
 gc.disable()  # until all tests are collected: what the imports make stays
 
 TINY_WORDS = (

@@ -37,6 +37,7 @@ LIBRARIES = (
     "diffusers.modular_pipelines.modular_pipeline",
     "diffusers.pipelines.auto_pipeline",
     "diffusers.training_utils",
+    "tests.warm",
 )
 CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
 

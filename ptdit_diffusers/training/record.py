@@ -51,6 +51,7 @@ def plot_curve(log: Path, picture: Path) -> None:
     if not lines:
         return
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(8, 6))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -58,6 +59,10 @@ def plot_curve(log: Path, picture: Path) -> None:
     steps = [line["step"] for line in lines]
     upper.plot(steps, [line["loss"] for line in lines], linewidth=0.8)
     upper.set(ylabel="loss", yscale="log" if min(line["loss"] for line in lines) > 0 else "linear")
+    if upper.get_yscale() == "log":  # plain numbers; powers of ten are typeset, which takes a second
+        upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        upper.yaxis.set_minor_locator(NullLocator())
+        upper.yaxis.set_major_formatter("{x:g}")
     upper.grid(alpha=0.3)
     lower.plot(steps, [line["lr"] for line in lines])
     lower.set(xlabel="optimizer step", ylabel="learning rate")

@@ -1,6 +1,7 @@
 """A folder of drawn pictures with captions, and a file of settings that trains on it in seconds."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,28 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def config(drawn: Path, tiny_model_folder: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Write settings of a small run: config(output, "run.seed=1", ...) -> file."""
+@pytest.fixture(scope="session")
+def write_config(drawn: Path, tiny_model_folder: Path) -> Callable[..., Path]:
+    """Write settings of a small run in a folder: write_config(folder, output, run={"seed": 1}, ...) -> file."""
 
-    def write(output: str = "out", **sections: Any) -> Path:
+    def write(folder: Path, output: str = "out", **sections: Any) -> Path:
         values: dict[str, Any] = {
-            "data": {"source": str(drawn), "validation": 0.1, "flip": True, "encoded": str(tmp_path / "encoded")},
+            "data": {"source": str(drawn), "validation": 0.1, "flip": True, "encoded": str(folder / "encoded")},
             "start": str(tiny_model_folder),
             "stages": [{"resolution": 64, "steps": 12, "batch": 6, "lr": 1e-3}],
-            "run": {"output": str(tmp_path / output), "log_every": 1, "checkpoint_every": 4, "sheet_every": 0},
+            "run": {"output": str(folder / output), "log_every": 1, "checkpoint_every": 4, "sheet_every": 0},
         }
         values["run"] |= {"sheet": ["a red star"], "steps": 2, "snapshots": 4, "precision": "fp32"}
         for name, section in sections.items():
             values[name] = values[name] | section if isinstance(values.get(name), dict) else section
-        path = tmp_path / f"{output}.yaml"
+        path = folder / f"{output}.yaml"
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
         return path
 
     return write
+
+
+@pytest.fixture
+def config(write_config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Write settings of a small run: config(output, run={"seed": 1}, ...) -> file."""
+    return partial(write_config, tmp_path)

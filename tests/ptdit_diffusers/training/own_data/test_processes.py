@@ -27,6 +27,8 @@ SETTINGS = (
     "run.checkpoint_every=3",
     "run.checkpoint_minutes=0",
 )
+FEW = {"stages": [{"resolution": 64, "steps": 4, "batch": 4, "lr": 1e-3}]}
+SHOWN = ["run.sheet=[a red star, a blue ring, a heart]", "data.validation=0.1", "run.snapshots=2"]
 
 
 def words(config: Path, *overrides: str) -> list[str]:
@@ -37,6 +39,10 @@ def losses(folder: Path) -> dict[int, float]:
     path = folder / "log.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def encoded(alone: Path) -> str:
+    return str(alone.parent / "encoded")
 
 
 def train(config: Path, count: int, *overrides: str) -> None:
@@ -80,56 +86,62 @@ def test_a_killed_run_of_two_processes_goes_on_with_one_two_and_three(config, tm
         assert (folder / "model" / "model_index.json").is_file()
 
 
-def test_four_processes_in_two_groups_learn_what_one_process_learns(config, tmp_path):
-    """HSDP: the groups have copies of the weights; and with bf16 the weights stay in float32."""
-    few = {"stages": [{"resolution": 64, "steps": 3, "batch": 4, "lr": 1e-3}]}
-    done = run(words(config("one", **few)), **VARIABLES)
+@pytest.fixture(scope="module")
+def alone(write_config, tmp_path_factory) -> Path:
+    """The folder of a run of one process with pictures, held-out losses and snapshots; encoded data are beside it."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = run(words(write_config(folder, "run", **FEW), *SHOWN), **VARIABLES)
     assert done.returncode == 0, done.stderr
-    train(config("four", **few, parallel={"shard": 2}), 4)
-    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
-    train(config("half", **few, parallel={"shard": 2}, run={"precision": "bf16"}), 2)
-    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "one"), rel=2e-2)
+    return folder / "run"
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def compare_losses(folder: Path, alone: Path, within: float) -> None:
+    """Losses, gradients and held-out losses of each step are those of the run of one process."""
+    found, expected = lines(folder), lines(alone)
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        for name in {"loss", "gradient_norm", "held_out_loss"} & one.keys():
+            assert other[name] == pytest.approx(one[name], rel=within), (name, one["step"])
+
+
+@pytest.mark.parametrize("shard", [1, 2], ids=["DDP", "FSDP2"])
+def test_all_processes_draw_the_sheet_and_measure_the_held_out_loss(config, alone, tmp_path, shard):
+    """Three prompts for two processes: one has more to do, and nobody waits for ever."""
+    train(config("two", **FEW, data={"encoded": encoded(alone)}, parallel={"shard": shard}), 2, *SHOWN)
+    compare_losses(tmp_path / "two", alone, within=1e-3)
+    means = []
+    for folder in (alone, tmp_path / "two"):
+        paths = sorted((folder / "sheets").glob("*.png"))
+        means.append([np.asarray(Image.open(path), float).mean() for path in paths])
+        assert len(paths) == 6 and (folder / "sheet.png").is_file()
+        assert len(list((folder / "snapshots").iterdir())) == 2
+    assert means[0] == pytest.approx(means[1], rel=1e-3)
+
+
+def test_four_processes_in_two_groups_learn_what_one_process_learns(config, alone, tmp_path):
+    """HSDP: the groups have copies of the weights."""
+    config = partial(config, **FEW, data={"encoded": encoded(alone)})
+    train(config("four", parallel={"shard": 2}), 4, *SHOWN, "run.sheet=[]")
+    compare_losses(tmp_path / "four", alone, within=1e-4)
+
+
+def test_weights_that_processes_share_stay_in_float32_with_bf16(config, alone, tmp_path):
+    config = partial(config, **FEW, data={"encoded": encoded(alone)})
+    train(config("half", parallel={"shard": 2}, run={"precision": "bf16"}), 2, *SHOWN, "run.sheet=[]")
+    assert losses(tmp_path / "half") == pytest.approx(losses(alone), rel=2e-2)
     weights = load_file(tmp_path / "half" / "model/transformer/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("shard", [1, 2], ids=["DDP", "FSDP2"])
-def test_all_processes_draw_the_sheet_and_measure_the_held_out_loss(config, tmp_path, shard):
-    """Three prompts for two processes: one has more to do, and nobody waits for ever."""
-    few = {"stages": [{"resolution": 64, "steps": 2, "batch": 4, "lr": 1e-3}], "parallel": {"shard": shard}}
-    shown = ["run.sheet=[a red star, a blue ring, a heart]", "data.validation=0.1", "run.snapshots=2"]
-    train(config("two", **few), 2, *shown)
-    done = run(words(config("one", **few), *shown), **VARIABLES)
-    assert done.returncode == 0, done.stderr
-    found = []
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        found.append([line["held_out_loss"] for line in map(json.loads, lines) if "held_out_loss" in line])
-        pictures = [np.asarray(Image.open(path), float) for path in sorted((tmp_path / name / "sheets").glob("*.png"))]
-        found[-1] += [picture.mean() for picture in pictures]
-        assert len(pictures) == 6 and (tmp_path / name / "sheet.png").is_file()
-        assert len(list((tmp_path / name / "snapshots").iterdir())) == 2
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
-
-
-@pytest.mark.parametrize("shard", [1, 2], ids=["DDP", "FSDP2"])
-def test_processes_that_share_each_sample_learn_as_one(config, tmp_path, shard):
+def test_processes_that_share_each_sample_learn_as_one(config, alone, tmp_path, shard):
     """With a held-out loss and pictures on the way, for which all processes run the model together."""
-    stages = [{"resolution": 64, "steps": 4, "batch": 4, "lr": 1e-3}]
-    alone = config("alone", stages=stages)
-    shown = ("data.validation=0.1", "run.sheet=[a red star]", "run.checkpoint_every=0")
-    done = run(words(alone, *shown), **VARIABLES)
-    assert done.returncode == 0, done.stderr
-    count = 4 if shard == 1 else 2
-    shared = config("shared", stages=stages, parallel={"context": 2, "shard": shard})
-    train(shared, count, *shown)
-    expected, found = (
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        for name in ("alone", "shared")
-    )
-    assert [line["step"] for line in found] == [line["step"] for line in expected]
-    for one, other in zip(expected, found, strict=True):
-        assert one.keys() == other.keys()
-        for name in {"loss", "gradient_norm", "held_out_loss"} & one.keys():
-            assert other[name] == pytest.approx(one[name], rel=1e-3), (name, one["step"])
+    options = {"data": {"encoded": encoded(alone)}, "parallel": {"context": 2, "shard": shard}}
+    train(config("shared", **FEW, **options), 4 if shard == 1 else 2, *SHOWN, "run.sheet=[a red star]")
+    compare_losses(tmp_path / "shared", alone, within=1e-3)
     assert (tmp_path / "shared" / "model" / "model_index.json").is_file()
