@@ -1,7 +1,7 @@
 """The samples of a synthetic data set as latents, encoded once before training; captions are written anew each time.
 
-This is not the cache of `lora.cache`: the samples are functions of a seed, all of them fit into memory, and captions
-are never cached. So there is nothing to look up by the hash of a file.
+The shards are those of one's own data. A sample is a function of a seed, so its number is its key; all of them fit
+into memory; captions are never stored.
 """
 
 import hashlib
@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from ptdit_diffusers.core.sampling import time_shift
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
-from ptdit_diffusers.training.latents import to_pixels, write_tensors
+from ptdit_diffusers.training.data.shards import ShardWriter, bucket_text
+from ptdit_diffusers.training.latents import to_pixels
 from ptdit_diffusers.training.randomness import HELD_OUT_SEED, numpy_generator
 from scripts.datasets.registry import find_data_set
 from scripts.embedded_models.vae_stage import encode_frames
 
-CHUNK = 256  # samples in a file of latents
+CHUNK = 256  # samples in a shard
 HELD_OUT = 64  # samples for the loss on what training never sees
 
 
@@ -82,21 +83,26 @@ class EncodedPart:
     def encode_all(self) -> Tensor:
         """Return the latents (samples, 4, F, H/8, W/8) of the training set, float16 on the CPU.
 
-        The run's folder keeps them in files of CHUNK samples. Each process renders and encodes its share of the files
-        that are missing; then all processes read all of them.
+        The run's folder keeps them in shards. Each process renders and encodes its share of the samples that are
+        missing, CHUNK at a time; then all processes read all of them.
         """
-        state, samples = PartialState(), self.settings.samples
+        state, keys = PartialState(), [f"{index:08d}" for index in range(self.settings.samples)]
         folder = self.folder / f"latents-{self.fingerprint()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        chunks = [range(start, min(start + CHUNK, samples)) for start in range(0, samples, CHUNK)]
-        files = {chunk: folder / f"samples-{chunk.start:08d}-{chunk.stop:08d}.safetensors" for chunk in chunks}
-        missing = [chunk for chunk in chunks if not files[chunk].exists()]
+        bucket = bucket_text((4 * (self.frames - 1) + 1, self.settings.size, self.settings.size))
+        writer = ShardWriter(folder, f"{state.process_index:05d}-")
+        missing = [index for index, key in enumerate(keys) if not writer.find(bucket, key)]
+        chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
         state.wait_for_everyone()  # all have looked before one writes
-        mine = missing[state.process_index :: state.num_processes]
+        mine = chunks[state.process_index :: state.num_processes]
         for chunk in tqdm(mine, desc=f"encoding {self.settings.world}", unit=f" x {CHUNK}"):
-            write_tensors(files[chunk], {"latents": self.encode([self.sample(index) for index in chunk])})
+            for index, latents in zip(chunk, self.encode([self.sample(index) for index in chunk]), strict=True):
+                writer.add(bucket, keys[index], {"mean": latents})
+            writer.flush()
         state.wait_for_everyone()
-        return torch.cat([load_file(file)["latents"] for file in files.values()])
+        known = ShardWriter(folder).known
+        places = [known[bucket, key] for key in keys]
+        shards = {name: load_file(folder / bucket / f"{name}.safetensors")["mean"] for name, _ in places}
+        return torch.stack([shards[name][row] for name, row in places])
 
     def fingerprint(self) -> str:
         """Return eight digits that change with the VAE's encoder or the samples, so that stale latents are never read.
