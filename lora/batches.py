@@ -119,9 +119,17 @@ class CachedBatches(Dataset):
         }
 
 
-def times_of(settings: LoRASettings, base: BaseModel, bucket: tuple[int, int, int]) -> dict[str, float]:
+def times_of(settings: LoRASettings, base: BaseModel, bucket: tuple[int, int, int]) -> dict[str, Any]:
     """Return the distribution of the times of a bucket, for `sample_times` and `shifted_times`."""
-    return {"mean": settings.time_mean, "std": settings.time_std, "shift": base.time_ratio(bucket)}
+    return {
+        "mean": settings.time_mean,
+        "std": settings.time_std,
+        "shift": base.time_ratio(bucket),
+        "kind": settings.timestep_sampling,
+        "mode_scale": settings.mode_scale,
+        "low": settings.min_timestep / 1000,
+        "high": settings.max_timestep / 1000,
+    }
 
 
 def fixed_batches(cache: Cache, settings: LoRASettings, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:

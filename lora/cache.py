@@ -96,6 +96,8 @@ class Cache:
             self.hashes[state] = file_hash(item.path)[:32]
         key = f"{self.maker['latents']}-{self.hashes[state]}-{item.frames}x{item.height}x{item.width}"
         key += "" if item.crop == EVEN else f"-crop{item.crop[0]}x{item.crop[1]}"
+        key += f"-from{item.begin}" if item.begin else ""
+        key += f"-fps{item.fps:g}" if item.fps else ""
         return key + ("-alpha" if item.masked else "")
 
     def text_key(self, caption: str) -> str:

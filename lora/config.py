@@ -25,6 +25,8 @@ TARGETS = {  # preset -> regular expression that the whole name of a Linear laye
 INITS = ("default", "gaussian", "pissa", "olora")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SAVED = ("fp32", "bf16", "fp16")
+EXTRACTIONS = ("head", "chunk")
+TIMES = ("logit_normal", "uniform", "mode")
 BASES = ("none", "fp8", "int8", "nf4")
 REPORTS = ("none", *TRACKERS)
 SYNONYMS = {  # names that other trainers have -> ours
@@ -61,6 +63,8 @@ SYNONYMS = {  # names that other trainers have -> ours
     "shuffle_tokens": "shuffle_caption",
     "wildcards": "enable_wildcard",
     "caption_prefix": "trigger",
+    "weighting_scheme": "timestep_sampling",
+    "target_fps": "fps",
     "network_weights": "start",
     "network_reg_dims": "rank_pattern",
     "block_dims": "rank_pattern",
@@ -115,7 +119,7 @@ OF_DATA_SET = (  # settings that an entry of `datasets` may have
     "data resolution num_frames default_caption caption_column trigger outside_files bucket_step max_aspect flip "
     "repeats caption_dropout is_reg prior_weight caption_extension shuffle_caption keep_tokens keep_tokens_separator "
     "caption_separator caption_tag_dropout_rate enable_wildcard text_variations skip_image_resolution random_crop "
-    "image_variations alpha_mask"
+    "image_variations alpha_mask fps frame_extraction"
 ).split()
 FREE = (
     "output_dir base max_steps stop_after max_minutes workers log_every checkpoint_every keep validation_every "
@@ -298,6 +302,8 @@ class LoRASettings(TrainingSettings):
     random_crop: bool = setting(False, "cut off what does not fit at random places instead of evenly")
     image_variations: int = setting(4, "random crops of a file that are encoded")
     alpha_mask: bool = setting(False, "transparency is a mask: what is transparent is not trained on")
+    fps: float = setting(0.0, "frames a second that are taken of a video; 0 = all")
+    frame_extraction: str = setting("head", "of a video: head = its first num_frames, chunk = all pieces of them")
     flip: bool = setting(False, "train on mirrored copies, too")
     repeats: int = setting(1, "how often a picture occurs in one epoch")
     caption_dropout: float = setting(0.1, "share of samples trained without their caption, for guidance; 0..1")
@@ -323,6 +329,10 @@ class LoRASettings(TrainingSettings):
     lr_num_cycles: int = setting(1, "of schedule cosine_with_restarts")
     epochs: int = setting(0, "passes over the data instead of max_steps; 0 = off")
     context_parallel: int = setting(1, "processes that share each sample: for videos that do not fit on one GPU")
+    timestep_sampling: str = setting("logit_normal", f"distribution of training times: {', '.join(TIMES)}")
+    mode_scale: float = setting(1.29, "of timestep_sampling mode: above 0 more times in the middle")
+    min_timestep: float = setting(0.0, "training times, after the shift, are scaled to this..max_timestep; 0..1000")
+    max_timestep: float = setting(1000.0, "1000 is noise")
     time_mean: float = setting(0.0, "training times are sigmoids of a normal distribution: its mean")
     time_std: float = setting(1.0, "its standard deviation")
     validation_steps: int = setting(30, "denoising steps of validation pictures")
@@ -335,28 +345,48 @@ class LoRASettings(TrainingSettings):
             at_least(name, getattr(self, name), 1)
         for name in ("text_variations", "image_variations"):
             at_least(name, getattr(self, name), 1)
-        for name in (
-            "alpha",
-            "epochs",
-            "bucket_step",
-            "prior_weight",
-            "export_every",
-            "validation_split",
-            "skip_image_resolution",
-        ):
+        for name in "alpha epochs bucket_step prior_weight export_every validation_split".split():
+            at_least(name, getattr(self, name), 0)
+        for name in ("skip_image_resolution", "fps"):
             at_least(name, getattr(self, name), 0)
         CaptionChoices.of(self)
         check_ending("caption_extension", self.caption_extension, READ)
         self.check_shares(caption_dropout=1, dropout=0.99)
-        if self.time_std <= 0:
-            raise ValueError(f"time_std={self.time_std} must be above 0, for example 1.")
-        for name, allowed in {"save_precision": tuple(SAVED), "init": INITS, "proxy_mode": ("mean", "random")}.items():
+        choices = {"save_precision": SAVED, "frame_extraction": EXTRACTIONS, "timestep_sampling": TIMES}
+        choices |= {"init": INITS, "proxy_mode": ("mean", "random")}
+        for name, allowed in choices.items():
             one_of(name, getattr(self, name), allowed)
+        if not self.epochs:
+            check_warmup(self.warmup, self.max_steps)
+        self.check_times()
+        self.check_adapter()
         if self.data and self.datasets:
             raise ValueError(f"data={self.data!r} and datasets exclude each other; nearest: datasets alone.")
         self.data_sets()
-        if not self.epochs:
-            check_warmup(self.warmup, self.max_steps)
+
+    def check_times(self) -> None:
+        """Raise ValueError where the times, or the frames of clips, are not possible."""
+        if self.time_std <= 0:
+            raise ValueError(f"time_std={self.time_std} must be above 0, for example 1.")
+        if not -1 <= self.mode_scale <= 1.75:
+            near = -1 if self.mode_scale < -1 else 1.75
+            raise ValueError(f"mode_scale={self.mode_scale:g} must be in -1..1.75; nearest: {near}.")
+        if not 0 <= self.min_timestep < self.max_timestep <= 1000:
+            raise ValueError(
+                f"min_timestep={self.min_timestep:g} and max_timestep={self.max_timestep:g} are no range in 0..1000; "
+                f"nearest: {min(max(self.min_timestep, 0), 999):g} and 1000."
+            )
+        if self.timestep_sampling != "logit_normal" and (self.time_mean, self.time_std) != (0, 1):
+            raise ValueError(
+                f"time_mean and time_std are for timestep_sampling='logit_normal', not {self.timestep_sampling!r}; "
+                "nearest: 0 and 1."
+            )
+        if self.num_frames == 1 and (self.fps or self.frame_extraction != "head"):
+            name = "fps" if self.fps else "frame_extraction"
+            raise ValueError(f"{name}={getattr(self, name)} is for clips, but num_frames=1; nearest: num_frames=17.")
+
+    def check_adapter(self) -> None:
+        """Raise ValueError where the kind of the adapter, its start, or ranks and rates by name are not possible."""
         if self.init in ("pissa", "olora") and self.base_weights != "none":
             raise ValueError(
                 f"init={self.init!r} changes the base weights; base_weights={self.base_weights!r} forbids that; "

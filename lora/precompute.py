@@ -48,7 +48,8 @@ RUN_SAMPLES = "samples.json"  # in the folder of a run
 DATA_SETTINGS = ("default_caption", "trigger", "caption_column", "max_aspect", "num_frames", "flip")
 FURTHER = (  # the same, but only named where they are not the default
     "caption_extension shuffle_caption keep_tokens keep_tokens_separator caption_separator caption_tag_dropout_rate "
-    "enable_wildcard text_variations skip_image_resolution random_crop image_variations alpha_mask"
+    "enable_wildcard text_variations skip_image_resolution random_crop image_variations alpha_mask fps "
+    "frame_extraction"
 ).split()
 
 
@@ -217,6 +218,8 @@ def find_data(settings: LoRASettings, base: BaseModel) -> Findings:
         caption_extension=settings.caption_extension.lower(),
         skip_image_resolution=settings.skip_image_resolution,
         alpha_mask=settings.alpha_mask,
+        fps=settings.fps,
+        all_pieces=settings.frame_extraction == "chunk",
     )
 
 

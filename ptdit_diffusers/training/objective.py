@@ -5,6 +5,7 @@ beside it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +45,9 @@ def sample_times(
     std: float = 1.0,
     shift: float = 1.0,
     stratified: bool = False,
+    **others: Any,
 ) -> Tensor:
-    """Sample logit-normal times in 0..1.
+    """Sample times in 0..1, logit-normal ones unless `others` says so.
 
     Args:
         shape: Of the result; one number where `stratified`.
@@ -56,19 +58,42 @@ def sample_times(
             ln r added to `mean`, except for rounding.
         stratified: Take one time from each of as many equal shares of the distribution: less variance than
             independent times.
+        others: `kind`, `mode_scale`, `low` and `high` of `shifted_times`.
     """
     if stratified:
         (count,) = shape
         shares = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-        return shifted_times(shares, mean=mean, std=std, shift=shift)
-    return _times(torch.randn(shape, generator=generator), mean, std, shift)
+        return shifted_times(shares, mean=mean, std=std, shift=shift, **others)
+    return _times(torch.randn(shape, generator=generator), mean, std, shift, **others)
 
 
-def shifted_times(shares: Tensor, *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Tensor:
-    """Return the times below which these shares (0..1) of the distribution of `sample_times` lie."""
-    return _times(torch.special.ndtri(shares), mean, std, shift)
+def shifted_times(shares: Tensor, *, mean: float = 0.0, std: float = 1.0, shift: float = 1.0, **others: Any) -> Tensor:
+    """Return the times below which these shares (0..1) of the distribution of `sample_times` lie.
+
+    Args:
+        shares: Of any shape.
+        mean, std, shift: As for `sample_times`.
+        others: `kind` is "logit_normal", "uniform" or "mode" (Eq. 20 of arXiv 2403.03206, with its scale
+            `mode_scale`); the times, after the shift, are scaled from 0..1 to `low`..`high`.
+    """
+    return _times(torch.special.ndtri(shares), mean, std, shift, **others)
 
 
-def _times(normal: Tensor, mean: float, std: float, shift: float) -> Tensor:
-    time = torch.sigmoid(normal * std + mean)
-    return shift * time / (1 + (shift - 1) * time)
+def _times(
+    normal: Tensor,
+    mean: float,
+    std: float,
+    shift: float,
+    kind: str = "logit_normal",
+    mode_scale: float = 1.29,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Tensor:
+    if kind == "logit_normal":
+        time = torch.sigmoid(normal * std + mean)
+    else:
+        time = torch.special.ndtr(normal)
+    if kind == "mode":
+        time = time - mode_scale * (torch.cos(torch.pi / 2 * (1 - time)) ** 2 - time)
+    time = shift * time / (1 + (shift - 1) * time)
+    return time if (low, high) == (0, 1) else low + (high - low) * time

@@ -1,5 +1,6 @@
 """The loss is the documented one, and times, captions and prior pictures enter it as the settings ask."""
 
+import pytest
 import torch
 
 from lora.batches import CachedBatches
@@ -36,3 +37,44 @@ def test_captions_are_dropped_and_times_follow_the_settings(cache):
         assert all(torch.equal(row[: len(empty)], empty) for row in dropped[number]["text"])
         assert (late[number]["time"] > kept[number]["time"]).all()
     assert any(kept[number]["text"].shape[1] > len(empty) for number in range(6))
+
+
+def test_times_have_the_distribution_and_the_range_asked_for(cache):
+    def times(**options) -> torch.Tensor:
+        settings = LoRASettings(output_dir="x", batch_size=50, caption_dropout=0.0, **options)
+        batches = CachedBatches(cache, settings, 0, 1)
+        return torch.cat([batches[number]["time"] for number in range(4)])
+
+    usual = times()
+    assert torch.equal(times(min_timestep=200.0, max_timestep=600.0), 0.2 + (0.6 - 0.2) * usual)
+    shift = cache.base.time_ratio((1, 64, 64))
+    normal = torch.logit(usual / (shift + usual - shift * usual))
+    expected = torch.special.ndtr(normal)
+    uniform = times(timestep_sampling="uniform")
+    torch.testing.assert_close(uniform, shift * expected / (1 + (shift - 1) * expected), atol=1e-5, rtol=1e-4)
+    mode = times(timestep_sampling="mode")
+    u = 1 - expected  # the paper's u
+    wanted = 1 - u - 1.29 * (torch.cos(torch.pi / 2 * u) ** 2 - 1 + u)
+    torch.testing.assert_close(mode, shift * wanted / (1 + (shift - 1) * wanted), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"min_timestep": 600.0, "max_timestep": 400.0},
+            "min_timestep=600 and max_timestep=400 are no range in 0",
+        ),
+        ({"mode_scale": 3.0}, "mode_scale=3 must be in -1..1.75; nearest: 1.75"),
+        (
+            {"timestep_sampling": "mode", "time_mean": 1.0},
+            "time_mean and time_std are for timestep_sampling='log",
+        ),
+        ({"timestep_sampling": "sigmoid"}, "timestep_sampling='sigmoid' must be one of logit_normal, uniform, mode"),
+        ({"fps": 8.0}, "fps=8.0 is for clips, but num_frames=1; nearest: num_frames=17"),
+        ({"frame_extraction": "slide"}, "frame_extraction='slide' must be one of head, chunk; nearest"),
+    ],
+)
+def test_times_and_frames_that_are_not_possible_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LoRASettings(output_dir="x", **options)

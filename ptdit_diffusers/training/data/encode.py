@@ -62,9 +62,9 @@ def encode_pictures(
             said = time.monotonic()
             logger.info("encoded %d of %d", number, len(sources))
         try:
-            size = item.width, item.height
-            frames = [fit(frame, *size, item.crop) for frame in read_frames(item.path, item.frames)]
-            alpha = [fit(each, *size, item.crop) for each in read_alpha(item.path, item.frames)] if item.masked else []
+            size, which = (item.width, item.height), (item.path, item.frames, item.begin, item.fps)
+            frames = [fit(frame, *size, item.crop) for frame in read_frames(*which)]
+            alpha = [fit(each, *size, item.crop) for each in read_alpha(*which)] if item.masked else []
         except UnreadableError as error:
             raise ValueError(f"{item.path} changed while it was encoded: it {error}.") from error
         posterior = vae.encode(video(frames, mirror)[None].to(device)).latent_dist

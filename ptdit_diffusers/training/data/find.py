@@ -11,10 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
 
+from PIL import Image
+
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash
-from ptdit_diffusers.training.data.listing import CAPTIONS, Listing, list_data
-from ptdit_diffusers.training.data.media import EVEN, UnreadableError, is_clip, is_views, read_alpha, read_frames
+from ptdit_diffusers.training.data.listing import CAPTIONS, Entry, Listing, list_data
+from ptdit_diffusers.training.data.media import (
+    EVEN,
+    UnreadableError,
+    count_frames,
+    is_clip,
+    is_views,
+    read_alpha,
+    read_frames,
+)
 from ptdit_diffusers.training.randomness import Stream, numpy_generator
 
 logger = logging.getLogger(__name__)
@@ -38,6 +48,8 @@ class Item:
     crop: tuple[int, int] = EVEN  # as for `fit`
     more_crops: tuple[tuple[int, int], ...] = ()
     loose: tuple[bool, bool] = (False, False)  # whether a crop may be moved sideways, and up and down
+    begin: int = 0  # first frame
+    fps: float = 0.0  # frames a second that are taken; 0 = all
     masked: bool = False  # what is transparent is not trained on
     hashes: tuple[int, int, int] = (0, 0, 0)  # of the first frame, for near-duplicates
 
@@ -85,6 +97,8 @@ def find_items(
     caption_extension: str = CAPTIONS,
     skip_image_resolution: int = 0,
     alpha_mask: bool = False,
+    fps: float = 0.0,
+    all_pieces: bool = False,
 ) -> Findings:
     """Read every file of a data set and choose its bucket.
 
@@ -100,6 +114,8 @@ def find_items(
         caption_extension: Ending of the files of captions.
         skip_image_resolution: Files of this number squared pixels or fewer are left out.
         alpha_mask: What is transparent is not trained on.
+        fps: Take so many frames a second of each video; 0 = all.
+        all_pieces: Take every piece of `num_frames` of a video, not only the first.
 
     Raises:
         ValueError: There is no such folder, a metadata file is broken, or nothing is left to train on.
@@ -113,13 +129,10 @@ def find_items(
             said = time.monotonic()
             logger.info("looked through %d of %d files", number, len(listing.entries))
         try:
-            if entry.problem:
-                raise UnreadableError(entry.problem)
-            if is_views(entry.path):
-                raise UnreadableError("is a folder of views, which only ptdit train reads")
-            clip = is_clip(entry.path)
-            frames = num_frames if clip else 1
-            first = read_frames(entry.path, frames)[0]
+            clip = _moves(entry)
+            frames, rate = (num_frames, fps) if clip else (1, 0.0)
+            first = read_frames(entry.path, frames, fps=rate)[0]
+            pieces = count_frames(entry.path, rate) // frames if clip and all_pieces else 1
             if first.width * first.height <= skip_image_resolution**2:
                 raise UnreadableError(f"has {first.width} x {first.height} pixels ({skip_image_resolution=})")
             if alpha_mask and not read_alpha(entry.path, 1)[0].getbbox():
@@ -134,10 +147,10 @@ def find_items(
         found.enlarged += first.height < best[0] or first.width < best[1]
         caption = with_trigger(entry.caption or default_caption, trigger)
         name = entry.path.relative_to(top).as_posix() if entry.path.is_relative_to(top) else str(entry.path)
-        scale = max(best[0] / first.height, best[1] / first.width)
-        loose = first.width * scale - best[1] >= 1, first.height * scale - best[0] >= 1
-        facts = {"name": name, "hashes": average_hash(first), "loose": loose, "masked": alpha_mask}
-        found.items.append(Item(entry.path, caption, frames, *best, **facts))
+        facts = {"hashes": average_hash(first), "loose": loose_sides(first, best), "masked": alpha_mask, "fps": rate}
+        for begin in range(0, pieces * frames, frames):
+            part = f"{name} from frame {begin}" if begin else name
+            found.items.append(Item(entry.path, caption, frames, *best, name=part, begin=begin, **facts))
     if several:
         found.notes.append(f"{several} files have several captions; the first is taken")
     if not found.items:
@@ -147,6 +160,26 @@ def find_items(
             f"{'; '.join(filter(None, [reasons or 'it holds no pictures or videos', *found.notes]))}."
         )
     return found
+
+
+def _moves(entry: Entry) -> bool:
+    """Return whether a file is a clip.
+
+    Raises:
+        UnreadableError: It is not trained on.
+    """
+    if entry.problem:
+        raise UnreadableError(entry.problem)
+    if is_views(entry.path):
+        raise UnreadableError("is a folder of views, which only ptdit train reads")
+    return is_clip(entry.path)
+
+
+def loose_sides(picture: Image.Image, size: tuple[int, int]) -> tuple[bool, bool]:
+    """Return whether a crop of a size (height, width) may be moved sideways, and up and down."""
+    height, width = size
+    scale = max(height / picture.height, width / picture.width)
+    return picture.width * scale - width >= 1, picture.height * scale - height >= 1
 
 
 def _notes(listing: Listing, top: Path) -> list[str]:

@@ -3,8 +3,9 @@
 Owns orientation, transparency, palettes, 16-bit and CMYK files, and counting frames by decoding them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -24,6 +25,7 @@ NOT_READ = {  # pictures and videos of other kinds -> what to save them as
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 ANIMATED = ("PNG", "WEBP", "GIF")  # the pages of other files are no frames of a clip
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")  # modes of Pillow
+USUAL_MS = 100  # that a frame is shown where the file does not say it
 VIDEO_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi", "protocol_whitelist": "file"}
 
 
@@ -58,20 +60,56 @@ def picture_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_frames(path: Path | Member, num_frames: int) -> list[Image.Image]:
-    """Return the first `num_frames` frames of a clip, or for 1 the one of a picture; of a folder of views the first.
+def read_frames(path: Path | Member, num_frames: int, begin: int = 0, fps: float = 0.0) -> list[Image.Image]:
+    """Return frames of a clip, or for 1 the one of a picture; of a folder of views the first.
+
+    Args:
+        path: Of the file or folder.
+        num_frames: How many.
+        begin: Number of the first one, of those that `fps` leaves.
+        fps: Take so many a second; 0 = all.
 
     Raises:
         UnreadableError: The file is damaged, of an unknown kind, or has too few frames; says which.
     """
     if is_views(path):
-        frames = (frame for file in view_files(path) for frame in _opened(file))
+        frames = (frame for file in view_files(path) for _, frame in _opened(file, picture_to_rgb))
     else:
-        frames = _decoded(path) if path.suffix.lower() in CONTAINERS else _opened(path)
-    found = [frame for _, frame in zip(range(num_frames), frames, strict=False)]
+        frames = _at_rate(_frames(path, picture_to_rgb), fps)
+    found = list(islice(frames, begin, begin + num_frames))
     if len(found) < num_frames:
         raise UnreadableError(f"has {len(found)} frames, num_frames={num_frames} were asked for")
     return found
+
+
+def count_frames(path: Path | Member, fps: float = 0.0) -> int:
+    """Return how many frames a clip has, of those that `fps` leaves, by decoding all of it.
+
+    Raises:
+        UnreadableError: As `read_frames`.
+    """
+    return sum(1 for _ in _at_rate(_frames(path, lambda frame: frame), fps))
+
+
+def _at_rate(frames: Iterable[tuple[float, Image.Image]], fps: float) -> Iterator[Image.Image]:
+    """Yield the frame that is shown at each multiple of 1 / fps seconds; all where fps is 0.
+
+    Raises:
+        UnreadableError: One would be taken twice.
+    """
+    if not fps:
+        yield from (frame for _, frame in frames)
+        return
+    shown, seconds, wanted, early = None, 0.0, 0, min(0.25 / fps, 0.01)
+    for seconds, frame in frames:
+        if shown is not None and seconds > wanted / fps + early:
+            yield shown
+            wanted += 1
+            if seconds > wanted / fps + early:
+                raise UnreadableError(f"has fewer than {fps:g} frames a second (fps)")
+        shown = frame
+    if shown is not None and seconds >= wanted / fps - early:
+        yield shown
 
 
 def is_clip(path: Path | Member) -> bool:
@@ -143,22 +181,19 @@ def fit(image: Image.Image, width: int, height: int, crop: tuple[int, int] = EVE
     )
 
 
-def read_alpha(path: Path, num_frames: int) -> list[Image.Image]:
-    """Return how opaque the pixels of the first frames are, 8 bits each; wholly where a file does not say it.
+def read_alpha(path: Path, num_frames: int, begin: int = 0, fps: float = 0.0) -> list[Image.Image]:
+    """Return how opaque the pixels of the frames are that `read_frames` returns, 8 bits each.
 
     Raises:
         UnreadableError: As `read_frames`.
     """
-    if path.suffix.lower() in CONTAINERS:
-        return [Image.new("L", frame.size, 255) for frame in read_frames(path, num_frames)]
-    found = []
-    with _problems_named(), Image.open(path, formats=FORMATS) as image:
-        for index in range(min(num_frames, getattr(image, "n_frames", 1))):
-            image.seek(index)
-            frame = ImageOps.exif_transpose(image)
-            has_alpha = frame.mode in TRANSPARENT or "transparency" in frame.info
-            found.append(frame.convert("RGBA").getchannel("A") if has_alpha else Image.new("L", frame.size, 255))
-    return found
+    return list(islice(_at_rate(_frames(path, _alpha), fps), begin, begin + num_frames))
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    transparent = image.mode in TRANSPARENT or "transparency" in image.info
+    return image.convert("RGBA").getchannel("A") if transparent else Image.new("L", image.size, 255)
 
 
 @contextmanager
@@ -184,14 +219,23 @@ def _content(path: Path | Member) -> Path | BinaryIO:
     return path if isinstance(path, Path) else path.open()
 
 
-def _opened(path: Path | Member) -> Iterator[Image.Image]:
+def _frames(path: Path | Member, convert: Callable[[Image.Image], Image.Image]) -> Iterator[tuple[float, Image.Image]]:
+    """Yield the second at which each frame begins, and the frame, converted."""
+    return _decoded(path, convert) if path.suffix.lower() in CONTAINERS else _opened(path, convert)
+
+
+def _opened(path: Path | Member, convert: Callable[[Image.Image], Image.Image]) -> Iterator[tuple[float, Image.Image]]:
     with _problems_named(), Image.open(_content(path), formats=FORMATS) as image:
+        seconds = 0.0
         for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)
-            yield picture_to_rgb(image.copy())
+            yield seconds, convert(image.copy())
+            seconds += (image.info.get("duration") or USUAL_MS) / 1000
 
 
-def _decoded(path: Path | Member) -> Iterator[Image.Image]:
+def _decoded(
+    path: Path | Member, convert: Callable[[Image.Image], Image.Image]
+) -> Iterator[tuple[float, Image.Image]]:
     try:
         import av
     except ImportError:
@@ -202,6 +246,8 @@ def _decoded(path: Path | Member) -> Iterator[Image.Image]:
     ):
         if not container.streams.video:
             raise UnreadableError("has no video in it")
-        for frame in container.decode(video=0):
+        rate = float(container.streams.video[0].average_rate or 25)
+        for number, frame in enumerate(container.decode(video=0)):
             turn = 90 * round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; phones film sideways
-            yield frame.to_image().rotate(turn, expand=True)
+            seconds = number / rate if frame.time is None else float(frame.time)
+            yield seconds, convert(frame.to_image().rotate(turn, expand=True))
