@@ -4,6 +4,7 @@ The second kind holds pictures of the icon sets: it is for looking at, on the us
 the duties of the licenses, which a line below it names.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,20 @@ def grid(
     cells: Sequence[Sequence[np.ndarray]], texts: Sequence[str], columns: int, lines: Sequence[str] = ()
 ) -> Image.Image:
     """Return cells of pictures side by side, with a text under each and lines below all."""
-    font, gap, text = ImageFont.load_default(), 8, 14
+    font, gap, line = ImageFont.load_default(), 8, 12
     side = cells[0][0].shape[0]
-    width, height = len(cells[0]) * side + gap, side + text + gap
+    width = len(cells[0]) * side + gap
+    wrapped = [textwrap.wrap(text, (width - gap) // 6) for text in texts]
+    height = side + gap + line * max(map(len, wrapped))
     rows = -(-len(cells) // columns)
-    canvas = Image.new("RGB", (columns * width, rows * height + len(lines) * text), "white")
+    canvas = Image.new("RGB", (columns * width, rows * height + len(lines) * line), "white")
     pen = ImageDraw.Draw(canvas)
-    for number, (pictures, words) in enumerate(zip(cells, texts, strict=True)):
+    for number, (pictures, words) in enumerate(zip(cells, wrapped, strict=True)):
         left, top = number % columns * width, number // columns * height
         for place, pixels in enumerate(pictures):
             canvas.paste(Image.fromarray(pixels), (left + place * side, top))
-        pen.text((left, top + side), words[: (width - gap) // 6], fill="black", font=font)
-    for number, line in enumerate(lines):
-        pen.text((0, rows * height + number * text), line, fill="black", font=font)
+        for row, text in enumerate(words):
+            pen.text((left, top + side + row * line), text, fill="black", font=font)
+    for number, text in enumerate(lines):
+        pen.text((0, rows * height + number * line), text, fill="black", font=font)
     return canvas

@@ -17,7 +17,7 @@ from scripts.datasets.emoji.pictures import Picture, load
 from scripts.datasets.emoji.split import Split, place
 
 GROUNDS_EACH = 4  # of a picture; it is on white as often as on all of them
-VISIBLE = 0.05  # RMS contrast, 0 to 1, under which a picture is not shown on a ground
+VISIBLE = 0.1  # RMS contrast, 0 to 1, under which a picture is not shown on a ground
 TAR_SAMPLES = 4096
 
 

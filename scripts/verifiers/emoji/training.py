@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scripts.verifiers.emoji.networks import ConceptNetwork, StyleNetwork
 
-BATCH = 64
+BATCH = 16  # small: with the same number of samples, many steps learn far more than large batches
 WARMUP = 100  # steps
 
 
@@ -124,7 +124,7 @@ def train(
             group["lr"] = rate * min(1, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.step()
         right += (share - right) * max(0.02, 1 / (step + 1))
-        if step % 200 == 199 or step == steps - 1:
+        if step % 500 == 499 or step == steps - 1:
             say(f"step {step + 1} of {steps}: {100 * right:.1f} % right on disturbed pictures")
     network.eval()
 
