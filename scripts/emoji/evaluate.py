@@ -73,7 +73,7 @@ def ground_requests(folder: Path, selected: Sequence[Picture], split: Split, num
     for style, ground in sorted(split.grounds):
         members = [each for each in selected if each.style == style and not split.kind(each) and not each.emoji.tone]
         members = sorted(members, key=lambda each: place(f"evaluate {ground}", each.file))
-        visible = (each for each in members if visibility(load(folder, each), COLORS[ground]) >= 2 * VISIBLE)
+        visible = (each for each in members if visibility(load(folder, each), COLORS[ground]) >= VISIBLE)
         found += [Request("grounds", each, ground) for each, _ in zip(visible, range(share), strict=False)]
     return found
 

@@ -55,17 +55,21 @@ def shares(
 
 
 def small(pictures: np.ndarray) -> np.ndarray:
-    """Return pictures, bytes (N, S, S, 3), as rows of few pixels, 0 to 1: (N, SMALL * SMALL * 3)."""
+    """Return pictures, bytes (N, S, S, 3), as rows of few pixels (N, SMALL * SMALL * 3).
+
+    They are scaled so that the distance of two rows is the root mean square of their differences, colors being 0 to 1.
+    """
     count, side = len(pictures), pictures.shape[1]
     blocks = pictures.reshape(count, SMALL, side // SMALL, SMALL, side // SMALL, 3)
-    return (blocks.mean((2, 4), dtype=np.float32) / 255).reshape(count, -1)
+    rows = (blocks.mean((2, 4), dtype=np.float32) / 255).reshape(count, -1)
+    return rows / rows.shape[1] ** 0.5
 
 
 def nearest(rows: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return number and root-mean-square distance of the nearest of M known rows to each row (N, D)."""
+    """Return number and distance of the nearest of M known rows to each row (N, D)."""
     squares = (rows**2).sum(1)[:, None] + (known**2).sum(1) - 2 * rows @ known.T
     best = squares.argmin(1)
-    return best, np.sqrt(np.maximum(squares[np.arange(len(rows)), best], 0) / rows.shape[1])
+    return best, np.sqrt(np.maximum(squares[np.arange(len(rows)), best], 0))
 
 
 def kernel_distance(one: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple[float, float]:
