@@ -438,6 +438,11 @@ class LoRASettings(TrainingSettings):
         return build(LoRASettings, common | {"prior_prompts": ""} | entry, where)
 
     @property
+    def trigger_words(self) -> str:
+        """The trigger words of all data sets but those of pictures to keep, with commas between them."""
+        return ", ".join(dict.fromkeys(each.trigger for each in self.data_sets() if each.trigger and not each.is_reg))
+
+    @property
     def has_sheets(self) -> bool:
         """Whether there is something to show or to measure between the steps."""
         return bool(self.validation_prompts or self.validation_split)

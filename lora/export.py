@@ -149,7 +149,7 @@ def public_facts(name: str, settings: LoRASettings, step: int, side: int) -> dic
         "modelspec.title": name,
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "modelspec.resolution": f"{side}x{side}" if side else "",
-        "modelspec.trigger_phrase": settings.trigger,
+        "modelspec.trigger_phrase": settings.trigger_words,
         "ss_output_name": name,
         "ss_base_model_version": "pt-dit",
         "ss_sd_model_name": public_name(settings.base),
@@ -213,7 +213,7 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
     values = sum(value.numel() for value in weights.values())
     base = in_markdown(public_name(settings.base))
     shown = settings.shown
-    prompt = shown[0].text if shown else settings.trigger or "a picture"
+    prompt = shown[0].text if shown else settings.trigger_words or "a picture"
     head = [
         "---",
         f"base_model: {base}",
@@ -227,7 +227,7 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
         f"# LoRA for PT-DiT ({base})",
         "",
         f"{step} steps, rank {settings.rank} on {layers} layers, {values} values."
-        + (f" Trigger word: `{in_markdown(settings.trigger)}`." if settings.trigger else ""),
+        + (f" Trigger word: `{in_markdown(settings.trigger_words)}`." if settings.trigger_words else ""),
         "",
         "```python",
         "from ptdit_diffusers import PTDiTPipeline",

@@ -63,6 +63,7 @@ def test_data_sets_have_repeats_resolution_and_captions_of_their_own(train, pict
     settings = read_settings(make_parser("test").parse_args(["--output-dir", "x", "--datasets", *sets[:1]]))
     plan = Plan(samples, settings_of(pictures), 1)
     assert sum(map(len, plan.buckets.values())) == 2 * 5 + 5 + 5 and settings.data_sets()[0].repeats == 2
+    assert "Trigger word: `two`." in (tmp_path / "out" / "lora" / "README.md").read_text()
     assert "{'data': 'pictures" in (tmp_path / "out" / "lora" / "README.md").read_text()  # no folder of this machine
 
 

@@ -121,7 +121,8 @@ def say_what_is_lost(tokenizer: Any, texts: Any) -> None:
     for caption, name in texts:
         (prompt,) = prepare_prompts([caption], clean=True)
         for word in dict.fromkeys(unknown_words(tokenizer, prompt)):
-            unknown.setdefault(word, []).append(name or "a prompt")
+            names = unknown.setdefault(word, [])
+            names += [name or "a prompt"] if (name or "a prompt") not in names[-1:] else []  # forms of one caption
         cut += [name or "a prompt"] if lost_part(tokenizer, prompt, TEXT_TOKENS)[1] else []
     if unknown:
         most = sorted(unknown.items(), key=lambda each: -len(each[1]))
