@@ -190,7 +190,9 @@ class Run:
             began = time.monotonic()
             batch = send_to_device(next(batches), accelerator.device, non_blocking=ahead)
             self.waited += time.monotonic() - began
+            began = time.monotonic()
             self.work.update(self.task.work_of(batch))
+            self.logged_at += time.monotonic() - began  # counting, the first time of a size, is no training
             index = self.step * settings.accumulation + micro
             torch.manual_seed(mix(settings.seed, *self.task.stream, self.data_rank, index))
             with accelerator.accumulate(self.wrapped), self.task.kernels():

@@ -158,7 +158,7 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
         name = f"{name}_" if keyword.iskeyword(str(name)) else name
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0)
-            raise ValueError(f"{where}.{name} is not a setting; nearest: {', '.join(near)}.")
+            raise ValueError(f"{where}.{name} is not a setting; nearest: {near[0].rstrip('_')}.")
         arguments[name] = _convert(hints[name], value, f"{where}.{name}")
     missing = [
         name

@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step_and_is_never_saved(c
 
 def test_the_share_of_the_peak_follows_from_operations_and_time(config, tmp_path):
     """The operations against the formulas of `core/cost.py`: a multiply-add is two, and the backward twice more."""
-    path = config(run={"peak_tflops": 0.002})
+    path = config(run={"peak_tflops": 0.002}, stages=[STAGE | {"buckets": 1.0}])
     assert run(path, "run.sheet=[]", "run.ema=[]", "data.validation=0", "run.stop_after=2") == 0
     settings = read_settings(path)
     model = outline(settings, make_base(settings))
@@ -284,6 +284,7 @@ def test_small_memory_weights_and_optimizer_go_on_bit_for_bit(config, tmp_path):
 def test_bad_settings_are_refused_in_one_line_before_anything_is_written(config, tmp_path, capsys):
     for override, message in {
         "run.sead=1": "run.sead is not a setting; nearest: seed",
+        "run.asinc=true": "run.asinc is not a setting; nearest: async.",
         "stages=[{resolution: 60, steps: 1, batch: 1, lr: 1}]": "resolution=60 is not a multiple of 32",
         "data.source=/nowhere": "is neither a folder nor a file",
         "start=nothing": "'nothing' is neither a folder nor a model",
