@@ -196,7 +196,7 @@ def draw_windows(rows: dict[str, tuple[Tensor, list[float]]], path: Path) -> Non
         image.imshow(shown, aspect="auto", cmap="magma", interpolation="nearest")
         image.set(title=f"{name}: {WINDOW**2} queries of one window", xlabel="key, in raster order", ylabel="query")
         curve.plot(range(len(spread)), spread, marker="o")
-        curve.set(xlabel="tokens from the window", ylabel="std / mean", ylim=(0, None))
+        curve.set(xlabel="tokens from the window", ylabel="std / mean", ylim=(0, 1.1 * max(spread)))
     save(figure, path)
 
 

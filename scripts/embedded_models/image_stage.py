@@ -11,7 +11,7 @@ from torch import Tensor
 from ptdit_diffusers.models.unet_diffit import DiffiTUNet2DModel
 from ptdit_diffusers.pipelines.pipeline_diffit_image import DiffiTImagePipeline
 from ptdit_diffusers.training.latents import to_pixels
-from ptdit_diffusers.training.objective_edm import edm_matching, sample_sigmas
+from ptdit_diffusers.training.objective_edm import MEAN, STD, edm_matching, sample_sigmas
 from ptdit_diffusers.training.processes import attention_kernels
 from ptdit_diffusers.training.randomness import HELD_OUT_SEED, Stream, numpy_generator, torch_generator
 from ptdit_diffusers.training.settings import LoopSettings
@@ -40,8 +40,10 @@ class ImageModelSettings:
 
 @dataclass(kw_only=True)
 class ImageDataSettings:
-    """The sheets of samples; training pictures are drawn anew at every step."""
+    """Noise levels of training, and the sheets of samples; training pictures are drawn anew at every step."""
 
+    noise_mean: float = MEAN  # of ln sigma
+    noise_std: float = STD  # of ln sigma
     steps: int = 18  # of the sample sheets, by Heun's method
     guidance: float = 1.5  # of the sample sheets
 
@@ -83,8 +85,8 @@ class ImageStage(Task):
 
     def noise_batch(self, pictures: Tensor, labels: Tensor, seeds: tuple[int, ...]) -> dict[str, Tensor]:
         """Return pictures (B, 3, H, W), labels (B,), noise and noise levels (B,)."""
-        generator = torch_generator(*seeds)
-        sigma = sample_sigmas(len(pictures), generator)
+        generator, data = torch_generator(*seeds), self.settings.data
+        sigma = sample_sigmas(len(pictures), generator, data.noise_mean, data.noise_std)
         return {
             "pictures": pictures,
             "labels": labels,

@@ -54,10 +54,11 @@ def test_the_command_refuses_bad_input_with_exit_code_2(arguments: list[str]) ->
     [
         ["pictures", "--check-truth", "8"],
         ["figures", "--check-truth", "8"],
+        ["figures", "--check-truth", "8", "--size", "32"],
         ["clips", "--check-truth", "1", "--size", "64", "--length", "5"],
         ["views", "--check-truth", "1", "--size", "64", "--length", "4"],
     ],
-    ids=lambda arguments: arguments[0],
+    ids=" ".join,
 )
 def test_the_command_checks_the_verifiers_on_true_samples(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     assert main(arguments) == 0

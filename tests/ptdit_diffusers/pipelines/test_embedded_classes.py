@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 NAMES = [
     name for name in embedded_model_names() if read_index(embedded_model_path(name))["_class_name"] in CLASS_PIPELINES
 ]
-MOST_BYTES = {"dit-128": 15e6, "diffit-128": 12e6, "diffit-64": 12e6}  # of the network
+MOST_BYTES = {"dit-128": 15e6, "diffit-128": 12e6, "diffit-32": 12e6}  # of the network
 
 
 @pytest.mark.parametrize("name", NAMES)
