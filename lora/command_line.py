@@ -6,8 +6,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.training.record import require_matplotlib
 from ptdit_diffusers.training.settings import build, parse_yaml, read_yaml
@@ -65,7 +63,7 @@ def mapping(text: str) -> dict[str, Any]:
     """Return a mapping in YAML, for example "{data: a, repeats: 2}"."""
     try:
         value = parse_yaml(text)
-    except yaml.YAMLError:
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no mapping such as '{{data: a, repeats: 2}}'")

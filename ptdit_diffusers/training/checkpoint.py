@@ -101,7 +101,12 @@ def is_shared(tensor: Any) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """Return a CPU copy of a tensor, gathered first where processes share it; all of them must call this."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if is_shared(tensor) else tensor).to("cpu", copy=True)
+    tensor = tensor.full_tensor() if is_shared(tensor) else tensor
+    if hasattr(tensor, "__tensor_flatten__"):  # made of other tensors, as 8-bit moments are; its .to() may not copy
+        names, facts = tensor.__tensor_flatten__()
+        parts = {name: whole(getattr(tensor, name)) for name in names}
+        return type(tensor).__tensor_unflatten__(parts, facts, tensor.size(), tensor.stride())
+    return tensor.to("cpu", copy=True)
 
 
 def gathered(state: Any, copy: bool = False) -> Any:

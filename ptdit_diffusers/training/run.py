@@ -301,13 +301,14 @@ class Run:
 
     def sheet(self) -> None:
         """Plot the loss curve, and let the task show the averaged weights."""
+        began = time.monotonic()
         if self.accelerator.is_main_process or self.shared or self.task.all_draw or self.context > 1:
             folder = self.folder / self.task.sheet_folder
             folder.mkdir(parents=True, exist_ok=True)
             self.plot()
             if numbers := self.with_average(partial(self.task.sheet, folder / f"step-{self.step:08d}", self.step)):
                 self.write(numbers)
-        self.logged_at = time.monotonic()  # the sheet's time is not the training's
+        self.logged_at += time.monotonic() - began  # the sheet's time is not the training's
 
     def plot(self) -> None:
         """Plot the loss curve unless it is that of this step."""
@@ -343,7 +344,7 @@ class Run:
             **self.task.notes(),
         }
         if background or (self.shared and not self.in_parts):
-            state = gathered(state, copy=background)
+            state = gathered(state, copy=background and self.accelerator.is_main_process)
         write = partial(self.write_checkpoint, state, temporary, parts)
         if background:
             self.saving = self.writer.submit(write)
@@ -370,8 +371,9 @@ class Run:
 
     def export_step(self) -> None:
         """Let the task write what the averaged weights of a step on the way give."""
+        began = time.monotonic()
         self.let_write(partial(self.task.export_step, self.folder / EXPORTS / step_name(self.step), self.step))
-        self.logged_at = time.monotonic()  # its time is not the training's
+        self.logged_at += time.monotonic() - began  # its time is not the training's
 
     def let_write(self, write: Callable[[], None]) -> None:
         """Call `write`, which exports the averaged weights, on the processes that it needs."""

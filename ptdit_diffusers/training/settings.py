@@ -25,7 +25,7 @@ class SettingsLoader(yaml.SafeLoader):
     }
 
 
-SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false", re.I), list("tTfF"))
+SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:true|false)$", re.I), list("tTfF"))
 
 
 @dataclass(kw_only=True)
@@ -126,16 +126,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a mapping of settings, not {values!r}.")
     return values
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what YAML text says."""
-    return yaml.load(text, SettingsLoader)
+    """Return what YAML text says.
+
+    Raises:
+        ValueError: It is no YAML.
+    """
+    try:
+        return yaml.load(text, SettingsLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def build(kind: type[S], values: dict[str, Any], where: str) -> S:
@@ -154,11 +161,11 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     arguments = {}
-    for name, value in values.items():
-        name = f"{name}_" if keyword.iskeyword(str(name)) else name
+    for given, value in values.items():
+        name = f"{given}_" if keyword.iskeyword(str(given)) else given
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0)
-            raise ValueError(f"{where}.{name} is not a setting; nearest: {near[0].rstrip('_')}.")
+            raise ValueError(f"{where}.{given} is not a setting; nearest: {near[0].rstrip('_')}.")
         arguments[name] = _convert(hints[name], value, f"{where}.{name}")
     missing = [
         name
@@ -196,7 +203,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         except ValueError:
             pass
-    if hint is bool and value in WORDS:
+    if hint is bool and isinstance(value, str) and value in WORDS:
         return WORDS[value]
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -14,11 +14,11 @@ def write_sheet(folder: Path, target: Path, columns: Mapping[str, str], prompts:
     Args:
         folder: Of the pictures.
         target: The sheet.
-        columns: What stands above a column -> beginning of the names of its pictures, `NAME-ROW.png`; columns without
-            pictures are left out.
+        columns: What stands above a column -> beginning of the names of its pictures, `NAME-ROW.png`; columns that
+            lack one, or whose pictures say in their metadata that they are of other prompts, are left out.
         prompts: One for each row.
     """
-    shown = {title: name for title, name in columns.items() if (folder / f"{name}-0.png").is_file()}
+    shown = {title: name for title, name in columns.items() if _is_of(folder, name, prompts)}
     if not shown or not prompts:
         return
     pictures = [[Image.open(folder / f"{name}-{row}.png") for name in shown.values()] for row in range(len(prompts))]
@@ -35,6 +35,17 @@ def write_sheet(folder: Path, target: Path, columns: Mapping[str, str], prompts:
         pen.text((2, tops[row] + heights[row] + 2), prompt, fill="black")
     with new_file(target) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+def _is_of(folder: Path, name: str, prompts: Sequence[str]) -> bool:
+    for row, prompt in enumerate(prompts):
+        file = folder / f"{name}-{row}.png"
+        if not file.is_file():
+            return False
+        with Image.open(file) as picture:
+            if not prompt.startswith(picture.info.get("prompt", "")):  # options may stand behind its text
+                return False
+    return True
 
 
 def step_name(step: int) -> str:

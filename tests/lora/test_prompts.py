@@ -58,5 +58,9 @@ def test_pictures_and_clips_are_drawn_as_their_prompts_say(tiny_model_folder, tm
     assert pictures[0].size == (5 * 96, 32)  # a strip
     write_sheet(tmp_path, tmp_path / "sheet.png", {"step 3": "step"}, lines)
     assert Image.open(tmp_path / "sheet.png").size == (5 * 96 + 4, 16 + 32 + 64 + 64 + 64 + 4 * 18)
+    (tmp_path / "sheet.png").unlink()
+    for others in ([*lines, "a fifth"], ["something else", *lines[1:]]):
+        write_sheet(tmp_path, tmp_path / "sheet.png", {"step 3": "step"}, others)
+        assert not (tmp_path / "sheet.png").exists()  # no column is of these prompts
     with pytest.raises(ValueError, match="--w 100 is not a multiple of 16 .VAE 8 x patch 2.; nearest: 96 or 112"):
         check_prompts(LoRASettings(output_dir="x", validation_prompts=("a --w 100",)), base)

@@ -1,10 +1,12 @@
 """The model of a run: its windows and buckets at every stage, the transformer that is trained, and the result."""
 
 import copy
+import filecmp
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +156,8 @@ def export_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as made:
         for part in ("vae", "text_encoder", "tokenizer"):
-            earlier = sorted(folder.parent.glob(f"step-*/{part}"))  # of exports on the way: the files are the same
-            copy_file = link if earlier else shutil.copy2
-            shutil.copytree(earlier[0] if earlier else base.part(part), made / part, copy_function=copy_file)
+            earlier = sorted(folder.parent.glob(f"step-*/{part}"))  # of exports on the way
+            shutil.copytree(base.part(part), made / part, copy_function=partial(link_or_copy, earlier[:1]))
         base.scheduler.save_pretrained(made / "scheduler")
         if settings.train == "lora":
             layers = {name: value.contiguous() for name, value in get_peft_model_state_dict(transformer).items()}
@@ -171,12 +172,16 @@ def export_model(
         (made / "README.md").write_text(card, encoding="utf-8")
 
 
-def link(source: str, target: str) -> None:
-    """Give a file a second name, or copy it where the file system cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def link_or_copy(earlier: Sequence[Path], source: str, target: str) -> None:
+    """Copy a file, or give that of an earlier export a second name where it has the same content."""
+    for folder in earlier:
+        twin = folder / Path(source).name
+        if twin.is_file() and filecmp.cmp(source, twin, shallow=False):
+            try:
+                return os.link(twin, target)
+            except OSError:  # the file system cannot
+                break
+    shutil.copy2(source, target)
 
 
 def complete_index(source: Path, folder: Path) -> None:

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptdit_diffusers.training.checkpoint import checkpoints, load_checkpoint, remove_unfinished, save_checkpoint
+from ptdit_diffusers.training.checkpoint import (
+    checkpoints,
+    gathered,
+    load_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
 
 
 def test_only_the_newest_checkpoints_are_kept_and_unfinished_ones_are_ignored(tmp_path: Path) -> None:
@@ -63,3 +69,33 @@ def test_a_checkpoint_of_the_lora_training_from_before_the_common_loop_is_read(t
     assert state.keys() == {"model", "optimizers", "ema", "schedule", "step"}
     assert torch.equal(state["model"]["a"], adapter["a"]) and torch.equal(state["ema"][0], average[0])
     assert state["optimizers"] == [{"state": {}}]
+
+
+class Coded(torch.Tensor):
+    """A tensor made of another, as 8-bit moments are; its .to() does not copy."""
+
+    @staticmethod
+    def __new__(cls, codes):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape)
+
+    def __init__(self, codes):
+        self.codes = codes
+
+    def __tensor_flatten__(self):
+        return ["codes"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts, facts, size, stride):
+        return cls(parts["codes"])
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, arguments=(), options=None):
+        return cls(arguments[0].codes)
+
+
+def test_a_copy_for_a_background_write_does_not_change_with_the_next_step() -> None:
+    plain, coded = torch.zeros(3), Coded(torch.zeros(3))
+    kept = gathered({"plain": plain, "moments": [coded]}, copy=True)
+    plain.fill_(1)
+    coded.codes.fill_(1)
+    assert not kept["plain"].any() and not kept["moments"][0].codes.any()

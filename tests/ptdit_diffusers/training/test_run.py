@@ -190,6 +190,7 @@ def test_export_only_writes_the_components_of_the_newest_checkpoint(
         ("decay=cosin", "nearest: 'cosine'"),
         ("mixed_precision=fp16", "must be one of no, bf16"),
         ("lr", "must be NAME=VALUE"),
+        ("betas=[0.9", "while parsing a flow sequence"),
     ],
 )
 def test_a_bad_setting_is_one_clear_line_and_exit_code_2(
@@ -210,6 +211,12 @@ def test_no_is_a_word_and_yes_is_true() -> None:
     assert build(LoopSettings, values, "here").mixed_precision == "no"
     assert build(Switch, parse_yaml("on_air: yes"), "here") == Switch(on_air=True)
     assert build(Switch, parse_yaml("on_air: False"), "here") == Switch(on_air=False)
+    assert parse_yaml("[true love, falsetto, trueblood]") == ["true love", "falsetto", "trueblood"]
+    for wrong in ("on_air: [true]", "on_air: maybe"):
+        with pytest.raises(ValueError, match="here.on_air=.* must be of type bool"):
+            build(Switch, parse_yaml(wrong), "here")
+    with pytest.raises(ValueError, match="here.lambda is not a setting"):
+        build(Switch, {"lambda": 1}, "here")
 
 
 @dataclass
