@@ -100,11 +100,17 @@ def grounds_right(pictures: np.ndarray, found: Sequence[Request]) -> np.ndarray:
     return np.array([names[best] for best in distances.argmin(1)]) == np.array([each.ground for each in found])
 
 
-def table(found: Sequence[Request], pictures: np.ndarray, reading: Reading, codes: Sequence[str]) -> dict:
-    """Return the shares that are right, kind by kind."""
-    twins = {each.picture.emoji.base: each.picture.twins for each in found}
+def twin_groups(pictures: Sequence[Picture], codes: Sequence[str]) -> np.ndarray:
+    """Return the group of near-duplicates of each concept (K,), as the number of one of them."""
+    twins = {each.emoji.base: each.twins for each in pictures if each.everywhere}
     number = {code: index for index, code in enumerate(codes)}
-    groups = np.array([number.get(twins.get(code, code), index) for index, code in enumerate(codes)])
+    return np.array([number[twins[code]] for code in codes])
+
+
+def table(
+    found: Sequence[Request], pictures: np.ndarray, reading: Reading, codes: Sequence[str], groups: np.ndarray
+) -> dict:
+    """Return the shares that are right, kind by kind; groups are those of all concepts, asked for or not."""
     asked, right, rows = asked_of(found, codes), grounds_right(pictures, found), {}
     for kind in KINDS:
         mine = np.array([index for index, each in enumerate(found) if each.kind == kind], int)
@@ -156,7 +162,9 @@ def copying(found: Sequence[Request], pictures: np.ndarray, reading: Reading, tr
     return numbers
 
 
-def baselines(found: Sequence[Request], judge: Judge, trained: Trained, codes: Sequence[str]) -> dict:
+def baselines(
+    found: Sequence[Request], judge: Judge, trained: Trained, codes: Sequence[str], groups: np.ndarray
+) -> dict:
     """Return what copying gives for held-out pairs: the nearest other style of the concept, and the right style of a
     random concept.
     """
@@ -178,7 +186,7 @@ def baselines(found: Sequence[Request], judge: Judge, trained: Trained, codes: S
     result = {}
     for name, numbers in (("another style of the concept", copies), ("a random concept in the style", randoms)):
         pixels = trained.pixels[numbers]
-        result[name] = table(asked, pixels, judge.read(pixels), codes)["pairs"]
+        result[name] = table(asked, pixels, judge.read(pixels), codes, groups)["pairs"]
     return result
 
 
@@ -206,7 +214,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     made = make_pictures(found, args) if args.model else true
     trained = trained_pictures(args.data, pictures, split, judge)
     reading, true_reading = judge.read(made), judge.read(true)
-    rows, truth = table(found, made, reading, codes), table(found, true, true_reading, codes)
+    groups = twin_groups(pictures, codes)
+    rows, truth = table(found, made, reading, codes, groups), table(found, true, true_reading, codes, groups)
     half = np.random.default_rng(0).permutation(len(true))
     first, second = true_reading.features[half[::2]], true_reading.features[half[1::2]]
     names = ("model", "shape", "number", "steps", "guidance", "seed")
@@ -218,7 +227,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         "kinds": KINDS,
         "table": rounded(rows),
         "true_pictures": rounded(truth),
-        "baselines_for_pairs": rounded(baselines(found, judge, trained, codes)),
+        "baselines_for_pairs": rounded(baselines(found, judge, trained, codes, groups)),
         "copying_of_pairs": copying(found, made, reading, trained),
         "copying_of_true_pairs": copying(found, true, true_reading, trained),
         "kernel_distance": dict(

@@ -3,10 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scripts.datasets.emoji import packages, split
+from scripts.datasets.emoji.icons import Emoji
+from scripts.datasets.emoji.pictures import Picture
 from scripts.emoji.__main__ import main
+from scripts.emoji.evaluate import Request, table, twin_groups
+from scripts.verifiers.emoji.judge import Reading
 from tests.scripts.datasets.emoji_packages import write_packages
 
 HELD_OUT = {"unseen": [], "genders": [], "tones": [], "pairs": {"dog face": "twemoji"}, "grounds": [["noto", "red"]]}
@@ -50,3 +55,16 @@ def test_a_judge_is_trained_and_true_pictures_are_evaluated(data, tmp_path, caps
         "samples-trained.png", "samples-pairs.png", "samples-grounds.png", "neighbors.png"
     }  # fmt: skip
     assert "concept" in (output / "table.txt").read_text(encoding="utf-8")
+
+
+def test_near_duplicates_count_half_whether_they_were_asked_for_or_not():
+    codes = ["a", "b", "c"]
+    emoji = {code: Emoji(code, code, (), 0, "objects", "", code) for code in codes}
+    pictures = [Picture("noto", emoji[code], True, twins) for code, twins in (("a", "a"), ("b", "a"), ("c", "c"))]
+    groups = twin_groups(pictures, codes)
+    assert groups.tolist() == [0, 0, 2]
+    white = np.full((1, 128, 128, 3), 255, np.uint8)
+    for asked, read, credit in ((0, 1, 0.5), (1, 0, 0.5), (0, 2, 0), (1, 1, 1)):
+        reading = Reading(np.full((1, 5), read), *np.zeros((4, 1), int))
+        rows = table([Request("pairs", pictures[asked], "white")], white, reading, codes, groups)
+        assert rows["pairs"]["concept"] == credit
