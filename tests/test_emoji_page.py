@@ -4,12 +4,15 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 import yaml
 
 from ptdit_diffusers.cli import build_parser
 from ptdit_diffusers.training.own_data.settings import read_settings
+from scripts.datasets.emoji.shards import GROUNDS_EACH
 from scripts.emoji.__main__ import parse
 
+PICTURES = 5263  # of training, each in twice GROUNDS_EACH samples
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "emoji.md").read_text(encoding="utf-8")
 
@@ -38,3 +41,15 @@ def test_the_files_of_settings_train_a_model_of_the_size_that_the_page_names():
     assert settings.vae.hidden_size == 24 and settings.data.licence_column == "licence"
     decoder = yaml.safe_load((ROOT / "scripts" / "configs" / "emoji-decoder.yaml").read_text(encoding="utf-8"))
     assert decoder["start"] == f"{settings.run.output}/model"
+
+
+@pytest.mark.parametrize("name", ["docs/emoji.md", "scripts/emoji/card.md", "scripts/configs/emoji.yaml"])
+def test_passes_are_counted_in_samples_and_pictures_of_training(name):
+    settings, text = read_settings(ROOT / "scripts" / "configs" / "emoji.yaml"), (ROOT / name).read_text("utf-8")
+    (batch,) = {stage.batch for stage in settings.stages}
+    samples = 2 * GROUNDS_EACH * PICTURES
+    assert f"{PICTURES}" in text and f"in {PICTURES / batch:.0f} steps" in text
+    if "card" not in name:
+        assert f"{samples * (1 - settings.data.validation) / batch:.0f} steps" in text
+    if "emoji.yaml" not in name:
+        assert f"{samples:,} samples" in text
