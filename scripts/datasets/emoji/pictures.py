@@ -1,7 +1,7 @@
 """The drawn pictures on disk: pictures/SET/CODE.png with alpha, and index.jsonl with a line about each."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -159,12 +159,3 @@ def near_pairs(pictures: np.ndarray) -> Iterable[tuple[int, int]]:
     for one, other in zip(*np.nonzero(errors < ALIKE**2), strict=True):
         if one < other:
             yield int(one), int(other)
-
-
-def sheet(pictures: Sequence[np.ndarray], columns: int) -> Image.Image:
-    """Return RGB pictures of one size as one, row by row."""
-    height, width, _ = pictures[0].shape
-    canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for number, pixels in enumerate(pictures):
-        canvas.paste(Image.fromarray(pixels), (number % columns * width, number // columns * height))
-    return canvas

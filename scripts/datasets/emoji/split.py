@@ -23,7 +23,6 @@ HIDDEN_TONES = (2, 4)  # medium-light and medium-dark
 SHARES = {"unseen": 0.05, "pairs": 0.10}  # of the selected concepts
 ROLES_HELD_OUT = 12  # concepts each for tones and for genders
 GROUNDS_HELD_OUT = 2  # for each set
-KINDS = ("unseen", "genders", "tones", "pairs")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Split:
     grounds: frozenset[tuple[str, str]]
 
     def kind(self, picture: Picture) -> str:
-        """Return why training never sees a picture, one of KINDS; "" = it does."""
+        """Return why training never sees a picture, as a name of the file; "" = it does."""
         label = picture.emoji.label
         if label in self.unseen:
             return "unseen"
