@@ -46,13 +46,17 @@ def draw_pictures(args: argparse.Namespace) -> None:
 
 
 def write_shards(args: argparse.Namespace) -> None:
-    """Write the shards of the transformer and of the VAE."""
+    """Write the shards of the transformer and of the VAE, where they are not there."""
     from scripts.datasets.emoji.split import read_split
 
     pictures, split = read_index(args.data), read_split()
     for name, make in (("train", samples), ("vae", vae_samples)):
-        count = write_tars(args.data / name, make(args.data, pictures, split))
-        say(f"{args.data / name}: {count} samples")
+        folder = args.data / name
+        if (folder / "000000.tar").is_file():  # a folder has its name only once all of it is written
+            say(f"{folder} is there; to write it anew, remove it")
+            continue
+        count = write_tars(folder, make(args.data, pictures, split))
+        say(f"{folder}: {count} samples")
 
 
 def write_a_folder(args: argparse.Namespace) -> None:

@@ -81,8 +81,13 @@ PACKAGES = {
 }
 
 
-def check(package: Package, path: Path) -> None:
+def check(package: Package, path: Path, source: str = "") -> None:
     """Raise ValueError unless a file is the package that is meant.
+
+    Args:
+        package: What is meant.
+        path: Of the file.
+        source: Where a file has just come from that is not kept if it is wrong; "" = the file stays where it is.
 
     Raises:
         ValueError: It has another checksum.
@@ -90,9 +95,10 @@ def check(package: Package, path: Path) -> None:
     """
     found = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if found != package.sha512:
+        action = "it was not kept; give another registry with --registry" if source else "remove it and fetch it again"
         raise ValueError(
-            f"{path} is not {package.name} {package.version}: its sha512 is {found[:12]}..., expected "
-            f"{package.sha512[:12]}...; remove the file and fetch it again."
+            f"{source or path} is not {package.name} {package.version}: its sha512 is {found[:12]}..., expected "
+            f"{package.sha512[:12]}...; {action}."
         )
 
 
@@ -118,10 +124,12 @@ def fetch(package: Package, folder: Path, registry: str = "") -> bool:
     try:
         made = part / package.file
         if registry:
-            _download(f"{registry.rstrip('/')}/{package.path}", made)
+            source = f"{registry.rstrip('/')}/{package.path}"
+            _download(source, made)
         else:
+            source = "what npm pack brought"
             _npm_pack(package, part)
-        check(package, made)
+        check(package, made, source)
         made.replace(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +84,25 @@ def make_sample(picture: Picture, content: bytes, ground: str, number: int) -> S
     return Sample(key, content, texts, PACKAGES[picture.style].licence)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder that gets its name at the end. What an error or a killed call leaves of it is removed.
+
+    Raises:
+        ValueError: The folder exists.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists; remove it, or give another folder.")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def write_tars(folder: Path, found: Iterable[Sample]) -> int:
     """Write samples into 000000.tar and so on, KEY.png beside KEY.json, and return how many there are.
 
@@ -92,28 +113,30 @@ def write_tars(folder: Path, found: Iterable[Sample]) -> int:
     Raises:
         ValueError: The folder exists.
     """
-    if folder.exists():
-        raise ValueError(f"{folder} exists; remove it, or give another folder.")
-    part, count, tar = folder.with_name(f"{folder.name}.part"), 0, None
-    part.mkdir(parents=True, exist_ok=True)
-    try:
-        for sample in found:
-            if count % TAR_SAMPLES == 0:
-                if tar:
-                    tar.close()
-                tar = tarfile.open(part / f"{count // TAR_SAMPLES:06d}.tar", "w")  # noqa: SIM115 (closed below)
-            texts, weights = zip(*sample.captions, strict=True)
-            facts = {"caption": texts, "weights": weights, "licence": sample.licence}
-            for ending, content in (("png", sample.content), ("json", json.dumps(facts, ensure_ascii=False).encode())):
-                info = tarfile.TarInfo(f"{sample.key}.{ending}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-            count += 1
-    finally:
-        if tar:
-            tar.close()
-    part.rename(folder)
+    count, tar = 0, None
+    with new_folder(folder) as part:
+        try:
+            for sample in found:
+                if count % TAR_SAMPLES == 0:
+                    if tar:
+                        tar.close()
+                    tar = tarfile.open(part / f"{count // TAR_SAMPLES:06d}.tar", "w")  # noqa: SIM115 (closed below)
+                add_sample(tar, sample)
+                count += 1
+        finally:
+            if tar:
+                tar.close()
     return count
+
+
+def add_sample(tar: tarfile.TarFile, sample: Sample) -> None:
+    """Add a sample to a tar."""
+    texts, weights = zip(*sample.captions, strict=True)
+    facts = {"caption": texts, "weights": weights, "licence": sample.licence}
+    for ending, content in (("png", sample.content), ("json", json.dumps(facts, ensure_ascii=False).encode())):
+        info = tarfile.TarInfo(f"{sample.key}.{ending}")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
 
 
 def write_folder(folder: Path, found: Iterable[Sample]) -> int:
@@ -126,17 +149,13 @@ def write_folder(folder: Path, found: Iterable[Sample]) -> int:
     Raises:
         ValueError: The folder exists.
     """
-    if folder.exists():
-        raise ValueError(f"{folder} exists; remove it, or give another folder.")
-    part = folder.with_name(f"{folder.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
     lines = []
-    for sample in found:
-        (part / f"{sample.key}.png").write_bytes(sample.content)
-        facts = {"file_name": f"{sample.key}.png", "text": sample.captions[0][0], "licence": sample.licence}
-        lines.append(json.dumps(facts, ensure_ascii=False))
-    (part / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part.rename(folder)
+    with new_folder(folder) as part:
+        for sample in found:
+            (part / f"{sample.key}.png").write_bytes(sample.content)
+            facts = {"file_name": f"{sample.key}.png", "text": sample.captions[0][0], "licence": sample.licence}
+            lines.append(json.dumps(facts, ensure_ascii=False))
+        (part / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)
 
 

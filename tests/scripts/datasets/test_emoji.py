@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from scripts.datasets.emoji.captions import captions, main_caption
 from scripts.datasets.emoji.drawing import GROUNDS, draw, on_ground, smaller, visibility
 from scripts.datasets.emoji.icons import STYLES, Emoji, svg_text, with_inherited_transforms
 from scripts.datasets.emoji.pictures import Picture, near_duplicates, read_index
+from scripts.datasets.emoji.shards import Sample, write_folder, write_tars
 from scripts.datasets.emoji.split import FILE, HIDDEN_TONES, choose, read_split
 from scripts.emoji.__main__ import main
 from tests.scripts.datasets.emoji_packages import write_packages
@@ -56,8 +58,31 @@ def test_the_commands_make_shards_and_a_folder_that_the_trainer_reads(data, tmp_
     assert len(facts["caption"]) == len(facts["weights"]) and facts["weights"][0] == max(facts["weights"])
     assert main(["folder", str(data), "--output", str(tmp_path / "cats"), "--number", "5"]) == 0
     assert DataSource(str(tmp_path / "cats")).count() == 5
-    assert main(["shards", str(data)]) == 2
+    assert main(["folder", str(data), "--output", str(tmp_path / "cats")]) == 2
     assert "exists" in capsys.readouterr().err
+    (data / "vae").rename(tmp_path / "vae")
+    train = (data / "train" / "000000.tar").stat()
+    assert main(["shards", str(data)]) == 0  # goes on after a stop
+    assert f"{data / 'train'} is there" in capsys.readouterr().out
+    assert (data / "train" / "000000.tar").stat() == train
+    assert (data / "vae" / "000000.tar").read_bytes() == (tmp_path / "vae" / "000000.tar").read_bytes()
+
+
+@pytest.mark.parametrize("write", [write_folder, write_tars])
+def test_what_a_stopped_call_wrote_is_not_kept(tmp_path, write):
+    one, other = (Sample(key, b"", [(key, 1.0)], "MIT") for key in "ab")
+
+    def stopped() -> Iterator[Sample]:
+        yield one
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "new", stopped())
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".new.part").mkdir()
+    (tmp_path / ".new.part" / "a.png").touch()  # of a killed call
+    assert write(tmp_path / "new", [other]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["new"] and not (tmp_path / "new" / "a.png").exists()
 
 
 def test_a_package_with_another_checksum_is_refused(data, capsys):
@@ -82,6 +107,18 @@ def test_a_registry_may_be_a_folder_of_files(data, tmp_path):
         shutil.copy(data / "packages" / package.file, place)
     assert main(["fetch", str(tmp_path / "new"), "--registry", (tmp_path / "registry").as_uri()]) == 0
     assert len(list((tmp_path / "new" / "packages").glob("*.tgz"))) == 5
+
+
+def test_a_wrong_download_is_named_by_its_address_and_not_kept(data, tmp_path, capsys):
+    place = tmp_path / "registry" / packages.PACKAGES["noto"].path
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"something else")
+    assert main(["fetch", str(tmp_path / "new"), "--registry", (tmp_path / "registry").as_uri()]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"{place.as_uri().replace('%40', '@')} is not" in error and "was not kept" in error and "remove" not in error
+    )
+    assert not list((tmp_path / "new" / "packages").iterdir())
 
 
 def test_missing_steps_and_resvg_are_named(data, capsys, monkeypatch):
