@@ -110,7 +110,7 @@ def plan_data(
             logger.info("data set %d: %s%s", number + 1, each.data, " (pictures to keep)" if each.is_reg else "")
         logger.info("%s", table(findings, each.repeats, settings.prior_repeats))
         found = [varied(item, each) for item in findings.items]
-        if several := sum(bool(item.variations) for item in found):
+        if several := sum(len({item.caption, *item.variations}) > 1 for item in found):
             logger.info("%d captions are read in several forms, up to %d", several, each.text_variations)
         items += found
         samples += cache.plan(found, each.flip, number)
@@ -215,7 +215,7 @@ def find_data(settings: LoRASettings, base: BaseModel) -> Findings:
         settings.outside_files and not downloaded,
         settings.caption_column,
         (Path(settings.output_dir), settings.cache_folder),
-        caption_extension=settings.caption_extension.lower(),
+        caption_extension=settings.caption_extension,
         skip_image_resolution=settings.skip_image_resolution,
         alpha_mask=settings.alpha_mask,
         fps=settings.fps,

@@ -78,16 +78,18 @@ def test_pictures_to_keep_have_their_weight(cache, pictures):
     assert {float(batches[number]["weight"]) for number in range(3)} == {1.0, 0.25}
 
 
-def test_a_caption_is_read_in_several_forms_and_each_sample_takes_one(pictures, tiny_model_folder, tmp_path):
+def test_a_caption_is_read_in_several_forms_and_each_sample_takes_one(pictures, tiny_model_folder, tmp_path, caplog):
     shutil.copytree(pictures, tmp_path / "data")
     (tmp_path / "data" / "0.txt").write_text("a star, red, large, {blue|green}")
     options = {"shuffle_caption": True, "keep_tokens": 1, "enable_wildcard": True, "caption_dropout": 0.0}
     settings = LoRASettings(output_dir=str(tmp_path), data=str(tmp_path / "data"), trigger="two", **options)
     base = BaseModel(str(tiny_model_folder))
     cache = Cache(tmp_path / "cache", base)
+    caplog.set_level("INFO")
     items, samples = plan_data(settings, base, "cpu", cache)
-    assert all(form.startswith("two, a star, ") for form in items[0].variations) and len(items[0].variations) > 3
-    assert not items[1].variations and len(samples[0].more_texts) == len(items[0].variations)
+    assert "\n1 captions are read in several forms, up to 8" in "\n".join(caplog.messages)
+    assert all(form.startswith("two, a star, ") for form in items[0].variations) and len(set(items[0].variations)) > 3
+    assert set(items[1].variations) == {items[1].caption} and len(samples[0].more_texts) == len(items[0].variations)
     cache.add_captions({text: "" for item in items for text in (item.caption, *item.variations)}, torch.device("cpu"))
     cache.write("latents", ((s.latents, {"mean": torch.zeros(1), "std": torch.zeros(1)}) for s in samples))
     cache.samples = samples[:1]

@@ -64,6 +64,8 @@ class CaptionChoices:
 
     def draw(self, caption: str, choice: np.random.Generator) -> str:
         """Return a caption with everything chosen."""
+        if self.trigger and caption == self.trigger:
+            return caption
         front = f"{self.trigger}, "
         if self.trigger and caption.startswith(front):
             return front + self.draw(caption.removeprefix(front), choice)
@@ -95,12 +97,16 @@ class CaptionChoices:
         return [tag.strip() for tag in text.split(self.caption_separator) if tag.strip()]
 
     def variations(self, caption: str, count: int, seed: int) -> list[str]:
-        """Return at most `count` different forms of a caption, which depend on nothing but the arguments."""
+        """Return `count` draws of a caption, or the caption alone where nothing is chosen in it.
+
+        They depend on nothing but the arguments. Forms that are drawn several times stay, so that each keeps its share
+        where one of them is taken at random.
+        """
         drawn = [
             self.draw(caption, numpy_generator(seed, Stream.CAPTION, crc32(caption.encode()), number))
             for number in range(count)
         ]
-        return list(dict.fromkeys(drawn)) if self else [caption]
+        return drawn if self else [caption]
 
 
 def check_ending(name: str, ending: str, media: Sequence[str]) -> None:
@@ -108,5 +114,5 @@ def check_ending(name: str, ending: str, media: Sequence[str]) -> None:
     if not ENDING.fullmatch(ending):
         near = f".{ending.strip('.* ') or 'txt'}"
         raise ValueError(f"{name}={ending!r} is no ending of files; nearest: {near!r}.")
-    if ending.lower() in media:
+    if ending.lower().endswith(tuple(media)):
         raise ValueError(f"{name}={ending!r} is that of pictures or videos; nearest: '.txt'.")

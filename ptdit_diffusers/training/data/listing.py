@@ -56,7 +56,7 @@ def list_data(
         caption_column: As for `read_table`.
         own: Folders that this run writes to; what lies in them is no data.
         licence_column: As for `read_table`.
-        caption_extension: Ending of the files of captions beside the pictures.
+        caption_extension: Ending of the files of captions beside the pictures; may have several dots.
 
     Raises:
         ValueError: There is no such folder, or a table is not right.
@@ -71,7 +71,9 @@ def list_data(
         os.scandir(place).close()
         listing, home = Listing(), place
         files = list(_walk(place, None if outside_files else place, {path.resolve() for path in own}, listing))
-        texts = {(path.parent, path.stem): path for path in sorted(files) if path.suffix.lower() == caption_extension}
+        ending = caption_extension.lower()
+        found = [path for path in sorted(files) if path.name.lower().endswith(ending)]
+        texts = {(path.parent, path.name[: -len(ending)]): path for path in found}
         _read_captions(place, sorted(files), texts, columns, None if outside_files else place, listing)
     else:
         raise ValueError(f"data {source!r} is neither a folder nor a file.")

@@ -22,6 +22,10 @@ def test_tags_move_and_those_to_be_kept_and_the_trigger_stay():
     assert drawn("a; b", shuffle_caption=True, caption_separator=";") == {"a; b", "b; a"}
 
 
+def test_a_trigger_that_is_the_whole_caption_stays():
+    assert drawn("new", caption_tag_dropout_rate=0.9, trigger="new") == {"new"}
+
+
 def test_tags_are_left_out_in_their_share():
     found = drawn("a, b, c", 1000, caption_tag_dropout_rate=0.5, keep_tokens=1)
     assert found == {"a", "a, b", "a, c", "a, b, c"}  # in their order
@@ -37,12 +41,15 @@ def test_a_wildcard_is_one_of_its_words_and_of_several_lines_one_is_taken():
     assert drawn("a } star {", enable_wildcard=True) == {"a } star {"}
 
 
-def test_variations_depend_on_caption_and_seed_alone_and_are_different():
+def test_variations_depend_on_caption_and_seed_alone_and_have_the_shares_of_draws():
     choices = CaptionChoices(shuffle_caption=True)
     first = choices.variations("a, b, c, d", 8, 0)
-    assert first == choices.variations("a, b, c, d", 8, 0) and len(set(first)) == len(first) > 3
+    assert first == choices.variations("a, b, c, d", 8, 0) and len(first) == 8 and len(set(first)) > 3
     assert first != choices.variations("a, b, c, d", 8, 1)
-    assert choices.variations("a b", 8, 0) == ["a b"]
+    assert choices.variations("a b", 3, 0) == ["a b"] * 3
+    blue = CaptionChoices(enable_wildcard=True).variations("{red|red|red|blue}", 1000, 0).count("blue")
+    left = CaptionChoices(caption_tag_dropout_rate=0.1).variations("a, b", 1000, 0)
+    assert blue == pytest.approx(250, abs=50) and sum("a" in form for form in left) == pytest.approx(900, abs=35)
     assert CaptionChoices().variations("a, {b|c}", 8, 0) == ["a, {b|c}"] and not CaptionChoices()
 
 
@@ -69,8 +76,16 @@ def test_captions_may_have_another_ending(tmp_path):
         ("b.png", ""),
     ]
     assert [path.name for path in listing.lonely] == ["c.caption"] and listing.others == {".txt": 1}
-    for ending, near in (("txt", ".txt"), ("*.cap", ".cap"), ("", ".txt"), (".png", ".txt")):
+    for ending, near in (("txt", ".txt"), ("*.cap", ".cap"), ("", ".txt"), (".png", ".txt"), (".a.PNG", ".txt")):
         with pytest.raises(
             ValueError, match=f"caption_extension='{ending}' is .+; nearest: '{near}'".replace("*", "[*]")
         ):
             check_ending("caption_extension", ending, READ)
+
+
+def test_the_ending_of_captions_may_have_two_dots(tmp_path):
+    for name in ("a.png", "a.WD14.txt", "a.txt", "b.c.png", "b.c.wd14.txt", "c.wd14.txt"):
+        (tmp_path / name).write_text(f"of {name}")
+    listing = list_data(str(tmp_path), caption_extension=".wd14.TXT")
+    assert [entry.caption for entry in listing.entries] == ["of a.WD14.txt", "of b.c.wd14.txt"]
+    assert [path.name for path in listing.lonely] == ["c.wd14.txt"] and listing.others == {".txt": 1}
