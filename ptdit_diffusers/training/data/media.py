@@ -92,7 +92,7 @@ def count_frames(path: Path | Member, fps: float = 0.0) -> int:
 
 
 def _at_rate(frames: Iterable[tuple[float, Image.Image]], fps: float) -> Iterator[Image.Image]:
-    """Yield the frame that is shown at each multiple of 1 / fps seconds; all where fps is 0.
+    """Yield the frame that is shown at each multiple of 1 / fps seconds from the first frame on; all where fps is 0.
 
     Raises:
         UnreadableError: One would be taken twice.
@@ -100,8 +100,10 @@ def _at_rate(frames: Iterable[tuple[float, Image.Image]], fps: float) -> Iterato
     if not fps:
         yield from (frame for _, frame in frames)
         return
-    shown, seconds, wanted, early = None, 0.0, 0, min(0.25 / fps, 0.01)
-    for seconds, frame in frames:
+    shown, start, seconds, wanted, early = None, 0.0, 0.0, 0, min(0.25 / fps, 0.01)
+    for time, frame in frames:
+        start = time if shown is None else start  # that of a clip that was cut out of another is seldom 0
+        seconds = time - start
         if shown is not None and seconds > wanted / fps + early:
             yield shown
             wanted += 1

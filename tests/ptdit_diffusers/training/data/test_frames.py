@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from ptdit_diffusers.training.data import media
 from ptdit_diffusers.training.data.find import find_items
 from ptdit_diffusers.training.data.media import UnreadableError, count_frames, read_alpha, read_frames
 
@@ -44,3 +45,11 @@ def test_a_file_gives_several_pieces_and_pictures_stay_pictures(clip):
     assert len(find_items(*options).items) == 2
     slow = find_items(*options, fps=10.0, all_pieces=True).items
     assert [(item.name, item.fps) for item in slow] == [("clip.png", 10.0), ("still.jpg", 0.0)]
+
+
+@pytest.mark.parametrize("start", [-0.04, 2.5])
+def test_a_clip_that_does_not_begin_at_second_0_gives_the_same_frames(clip, start, monkeypatch):
+    opened = media._opened
+    expected = brightness(read_frames(clip, 7, fps=10))
+    monkeypatch.setattr(media, "_opened", lambda *each: ((start + time, frame) for time, frame in opened(*each)))
+    assert brightness(read_frames(clip, 7, fps=10)) == expected and count_frames(clip, 5) == 4
