@@ -18,6 +18,8 @@ def average_hash(picture: Image.Image) -> tuple[int, int, int]:
 def grouped(hashes: np.ndarray) -> np.ndarray:
     """Return the group (N,) uint64 of each picture; near-duplicates, and what lies between them, share one.
 
+    The number of a group is made of the smallest hash in it, so that it stays when other pictures come or go.
+
     Args:
         hashes: (N, 3) uint64, from `average_hash`.
     """
@@ -31,7 +33,18 @@ def grouped(hashes: np.ndarray) -> np.ndarray:
                 a, b = _root(parent, number), _root(parent, int(other))
                 parent[max(a, b)] = min(a, b)
         group = np.array([_root(parent, number) for number in range(len(kinds))])[group]
-    return first[group].astype(np.uint64)
+    numbers = np.zeros(len(kinds), np.uint64)
+    for channel in kinds.T:
+        numbers = scrambled(numbers ^ channel)
+    return numbers[group]
+
+
+def scrambled(values: np.ndarray) -> np.ndarray:
+    """Return 64-bit numbers mixed so that their order says nothing (splitmix64's finalizer)."""
+    values = values.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(31))
 
 
 def distances(one: np.ndarray, others: np.ndarray) -> np.ndarray:

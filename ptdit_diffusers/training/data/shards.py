@@ -11,6 +11,7 @@ A shard counts when its .json is there, which is written last.
 
 import hashlib
 import json
+import logging
 import re
 import uuid
 import zlib
@@ -28,8 +29,10 @@ from torch import Tensor
 from ptdit_diffusers.core.documents import read_mapping
 from ptdit_diffusers.core.files import new_file, replace_json
 from ptdit_diffusers.core.folder_files import new_folder
-from ptdit_diffusers.training.data.duplicates import grouped
+from ptdit_diffusers.training.data.duplicates import grouped, scrambled
 from ptdit_diffusers.training.latents import write_tensors
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1  # changes when the same file gives other shards
 SHARD = 4096  # rows of a shard at most
@@ -360,6 +363,8 @@ def members_by_bucket(index: np.ndarray, chosen: np.ndarray) -> dict[int, np.nda
 def held_out(groups: np.ndarray, wanted: float, seed: int) -> np.ndarray:
     """Return a mask of samples that training never sees: whole groups of near-duplicates, chosen by the seed.
 
+    A single group may be more than what is wanted; more than twice as many are said in the log.
+
     Args:
         groups: (N,) the group of each sample.
         wanted: Below 1 a share of the samples, else their number.
@@ -373,15 +378,11 @@ def held_out(groups: np.ndarray, wanted: float, seed: int) -> np.ndarray:
     chosen = scores <= last
     if chosen.sum() > count and (scores < last).any():
         chosen = scores < last
-    return chosen if not chosen.all() else np.zeros(len(groups), bool)
-
-
-def scrambled(values: np.ndarray) -> np.ndarray:
-    """Return 64-bit numbers mixed so that their order says nothing (splitmix64's finalizer)."""
-    values = values.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
-    return values ^ (values >> np.uint64(31))
+    if chosen.all():
+        return np.zeros(len(groups), bool)
+    if (number := chosen.sum()) > 2 * count:
+        logger.warning("%d samples are held out instead of %d: they are one group of near-duplicates", number, count)
+    return chosen
 
 
 CONDITION = re.compile(r"\s*quality\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?)\s*")

@@ -217,6 +217,19 @@ def test_near_duplicates_share_a_group_and_are_held_out_together():
     assert not held_out(groups, 0, 0).any() and not held_out(np.zeros(3, np.uint64), 0.5, 0).any()
 
 
+def test_what_is_held_out_stays_where_pictures_are_added_in_front():
+    hashes = np.random.default_rng(0).integers(0, 2**63, (40, 3), dtype=np.uint64)
+    hidden = held_out(grouped(hashes), 8, 3)
+    more = held_out(grouped(np.concatenate([hashes[:1] ^ np.uint64(1), hashes[:1] + np.uint64(99), hashes])), 8, 3)[2:]
+    assert hidden.sum() == 8 and (hidden & more).sum() >= 6
+
+
+def test_a_group_larger_than_what_is_to_be_held_out_is_said(caplog):
+    groups = np.array([5] * 7 + list(range(3)), np.uint64)
+    sizes = {int(held_out(groups, 3, seed).sum()) for seed in range(20)}
+    assert sizes == {1, 2, 3, 7} and "7 samples are held out instead of 3: they are one group" in caplog.text
+
+
 def test_members_are_sorted_as_they_are_stored():
     from ptdit_diffusers.training.data.shards import INDEX
 
