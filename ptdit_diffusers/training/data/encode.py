@@ -109,12 +109,13 @@ def encode_captions(
             yield key, {"embeds": pipe.encode_prompt(caption, do_classifier_free_guidance=False)[0][0].cpu()}
 
 
-def say_what_is_lost(tokenizer: Any, texts: Any) -> None:
+def say_what_is_lost(tokenizer: Any, texts: Any, tokens: int = TEXT_TOKENS) -> None:
     """Log a line about the words that the text encoder does not know, and one about captions that it cuts.
 
     Args:
         tokenizer: Of the text encoder.
         texts: Pairs of a caption and the name of a file that has it.
+        tokens: Longest caption.
     """
     unknown: dict[str, list[str]] = {}
     cut = []
@@ -123,7 +124,7 @@ def say_what_is_lost(tokenizer: Any, texts: Any) -> None:
         for word in dict.fromkeys(unknown_words(tokenizer, prompt)):
             names = unknown.setdefault(word, [])
             names += [name or "a prompt"] if (name or "a prompt") not in names[-1:] else []  # forms of one caption
-        cut += [name or "a prompt"] if lost_part(tokenizer, prompt, TEXT_TOKENS)[1] else []
+        cut += [name or "a prompt"] if lost_part(tokenizer, prompt, tokens)[1] else []
     if unknown:
         most = sorted(unknown.items(), key=lambda each: -len(each[1]))
         words = ", ".join(f"{word!r} ({len(names)}: {_some(names)})" for word, names in most[:WORDS_SHOWN])
@@ -132,7 +133,7 @@ def say_what_is_lost(tokenizer: Any, texts: Any) -> None:
             "the text encoder does not know %d words, and reads them all alike: %s%s", len(most), words, more
         )
     if cut:
-        logger.warning("%d captions are longer than %d tokens and are cut: %s", len(cut), TEXT_TOKENS, _some(cut))
+        logger.warning("%d captions are longer than %d tokens and are cut: %s", len(cut), tokens, _some(cut))
 
 
 def _some(names: list[str]) -> str:

@@ -78,7 +78,7 @@ def inspect_source(settings: OwnDataSettings, tars: int) -> Iterator[str]:
             f"data {settings.data.source!r} has nothing to train on: {reasons or 'no pictures or clips'}."
         )
     yield from about_files(settings, looked, tars)
-    yield from about_captions(base, looked)
+    yield from about_captions(base, looked, settings.text.tokens)
     seconds, lines = about_vae(base, looked, device)
     yield from lines
     yield from about_cost(settings, base, looked, seconds, device)
@@ -138,7 +138,7 @@ def about_files(settings: OwnDataSettings, looked: Looked, tars: int) -> Iterato
         yield f"{count} pictures are few for train: all, which learns them by heart; train: lora is the safe choice"
 
 
-def about_captions(base: BaseModel, looked: Looked) -> Iterator[str]:
+def about_captions(base: BaseModel, looked: Looked, tokens: int) -> Iterator[str]:
     """Yield lines about words that the text encoder does not know, and captions that it cuts."""
     captions = [caption for caption in looked.captions if caption]
     words = [len(caption.split()) for caption in captions] or [0]
@@ -154,9 +154,9 @@ def about_captions(base: BaseModel, looked: Looked) -> Iterator[str]:
         )
         if unknown:
             yield f"the text encoder does not know {len(unknown)} words: {report(unknown)}"
-    cut = sum(bool(lost_part(tokenizer, text, 200)[1]) for text in prepare_prompts(captions, clean=True))
+    cut = sum(bool(lost_part(tokenizer, text, tokens)[1]) for text in prepare_prompts(captions, clean=True))
     if cut:
-        yield f"{cut} captions are longer than 200 tokens and are cut"
+        yield f"{cut} captions are longer than {tokens} tokens and are cut"
 
 
 def about_vae(base: BaseModel, looked: Looked, device: torch.device) -> tuple[float, list[str]]:

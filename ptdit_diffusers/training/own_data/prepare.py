@@ -331,7 +331,7 @@ def captions_of(
     different = {encoded.version: encoded for encoded in stages}
     if accelerator.is_main_process:
         for encoded in different.values():
-            say_unknown(base, encoded, settings.run.sheet)
+            say_unknown(base, encoded, settings.run.sheet, settings.text.tokens)
     if encodes_online(settings, base):
         return [OnlineText(base, settings.text.tokens, accelerator.device)] * len(stages)
 
@@ -344,11 +344,11 @@ def captions_of(
     return [made[encoded.version] for encoded in stages]
 
 
-def say_unknown(base: BaseModel, encoded: Encoded, prompts: Sequence[str]) -> None:
-    """Log which words the text encoder does not know, and which captions it cuts."""
+def say_unknown(base: BaseModel, encoded: Encoded, prompts: Sequence[str], tokens: int) -> None:
+    """Log which words the text encoder does not know, and which captions it cuts after so many tokens."""
     tokenizer = AutoTokenizer.from_pretrained(base.part("tokenizer"))
     pairs = [(caption, "") for caption in prompts]
     for number in range(0, len(encoded.index), max(1, len(encoded.index) // WORDS_SHOWN)):
         line = encoded.caption_lines(number)
         pairs += [(caption, line["name"]) for caption in line["captions"]]
-    say_what_is_lost(tokenizer, pairs)
+    say_what_is_lost(tokenizer, pairs, tokens)

@@ -20,6 +20,7 @@ from ptdit_diffusers.core.captions import prepare_prompts
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.pipelines.ptdit_text import join_text
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
+from ptdit_diffusers.training.data.encode import TEXT_TOKENS
 from ptdit_diffusers.training.data.shards import Encoded
 from ptdit_diffusers.training.latents import write_tensors
 
@@ -117,9 +118,10 @@ def is_small(base: BaseModel) -> bool:
     return config["vocab_size"] * config["d_model"] + config["num_layers"] * block <= SMALL
 
 
-def text_folder(encoded: Encoded, base: BaseModel) -> Path:
-    """Return where the embeddings of the captions of a version lie."""
-    return encoded.version / f"text-{base.fingerprint('text_encoder', 'tokenizer')}"
+def text_folder(encoded: Encoded, base: BaseModel, tokens: int) -> Path:
+    """Return where the embeddings of the captions of a version, cut to so many tokens, lie."""
+    limit = "" if tokens == TEXT_TOKENS else f"-{tokens}"
+    return encoded.version / f"text-{base.fingerprint('text_encoder', 'tokenizer')}{limit}"
 
 
 @torch.no_grad()
@@ -129,7 +131,7 @@ def cache_text(base: BaseModel, encoded: Encoded, prompts: Sequence[str], tokens
     Raises:
         OSError: The disk is full.
     """
-    folder, count = text_folder(encoded, base), encoded.manifest["texts"]
+    folder, count = text_folder(encoded, base, tokens), encoded.manifest["texts"]
     folder.mkdir(exist_ok=True)
     missing = [chunk for chunk in range(-(-count // CHUNK)) if not (folder / f"{chunk:05d}.safetensors").is_file()]
     texts = [text for text in dict.fromkeys(["", *prompts]) if not (folder / prompt_name(text)).is_file()]

@@ -43,6 +43,14 @@ def run(config: Path, *overrides: str) -> int:
     return train.main(["--config", str(config), *(word for item in overrides for word in ("--set", item))])
 
 
+def some_of(drawn: Path, folder: Path) -> Path:
+    """Copy four drawn pictures with their captions."""
+    folder.mkdir()
+    for path in sorted(drawn.iterdir())[:8]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
 def test_a_run_ends_in_a_model_folder_a_sheet_and_a_log_with_held_out_losses(config, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     assert run(config(run={"export_every": 5})) == 0
@@ -149,6 +157,19 @@ def test_a_stage_has_data_of_its_own_with_several_captions_and_a_quality(config,
     batches = OwnBatches(settings, make_base(settings), stage_data(settings, versions), texts, 0, 1)
     seen = Counter(caption for step in range(2, 22) for caption in batches[step]["captions"])
     assert seen.keys() == {"a red star", "a ring", ""} and 0.65 < seen["a ring"] / (seen.total() - seen[""]) < 0.85
+
+
+def test_captions_that_are_cut_at_another_length_are_read_from_another_place_and_counted(
+    config, drawn, tmp_path, caplog
+):
+    data = {"source": str(some_of(drawn, tmp_path / "few")), "validation": 0, "flip": False}
+    for tokens in (200, 3):
+        path = config(f"tokens-{tokens}", data=data, text={"mode": "cached", "tokens": tokens})
+        assert run(path, "run.sheet=[]", "run.ema=[]", "run.stop_after=1") == 0
+    assert losses(tmp_path / "tokens-3") != losses(tmp_path / "tokens-200")
+    names = sorted(folder.name for folder in (tmp_path / "encoded").rglob("text-*"))
+    assert len(names) == 2 and names[1] == f"{names[0]}-3"
+    assert "captions are longer than 3 tokens and are cut" in caplog.text and "than 200" not in caplog.text
 
 
 def test_a_licence_that_is_missing_where_one_is_needed_is_refused_before_anything_is_written(config, tmp_path, capsys):
