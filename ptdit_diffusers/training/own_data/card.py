@@ -1,6 +1,7 @@
 """Which encoded data a run is trained on, and the card of its model, which says so."""
 
 from pathlib import Path
+from typing import Any
 
 from ptdit_diffusers.core.documents import read_mapping
 from ptdit_diffusers.training.own_data.settings import NEW, OwnDataSettings, by_source
@@ -27,6 +28,11 @@ def noted_version(settings: OwnDataSettings, note: Path) -> Path:
     return version
 
 
+def vae_note(settings: OwnDataSettings) -> Path:
+    """Return the file that counts the pictures of its own that the VAE was trained on."""
+    return settings.folder / "vae" / "pictures.json"
+
+
 def card(settings: OwnDataSettings, name: str, step: int, average: str) -> str:
     """Return the text of a model's README.md.
 
@@ -51,7 +57,16 @@ def card(settings: OwnDataSettings, name: str, step: int, average: str) -> str:
         except (ValueError, OSError):
             lines.append("- Data that are not here any more.")
             continue
-        licences = {licence: count for licence, count in manifest.get("licences", {}).items() if licence}
-        known = ", ".join(f"{licence} ({count})" for licence, count in licences.items())
-        lines.append(f"- {manifest['count']} pictures or clips. Licences: {known or 'not given'}.")
+        lines.append(f"- {manifest['count']} pictures or clips. {licences_text(manifest)}")
+    if settings.vae.source or vae_note(settings).is_file():
+        facts = read_mapping(vae_note(settings)) if vae_note(settings).is_file() else {}
+        count = facts.get("count", "not counted")
+        lines.append(f"- Other pictures, which the VAE was trained on: {count}. {licences_text(facts)}")
     return "\n".join([*lines, ""])
+
+
+def licences_text(facts: dict[str, Any]) -> str:
+    """Return which licences were counted."""
+    licences = {licence: count for licence, count in facts.get("licences", {}).items() if licence}
+    known = ", ".join(f"{licence} ({count})" for licence, count in licences.items())
+    return f"Licences: {known or 'not given'}."

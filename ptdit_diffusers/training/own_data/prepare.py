@@ -1,8 +1,11 @@
 """What a run does before its transformer is trained: VAE, words, encoding of pictures and captions. All of it once."""
 
 import logging
+import math
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,9 +21,9 @@ from ptdit_diffusers.training.data.media import UnreadableError, read_frames
 from ptdit_diffusers.training.data.shards import FORMAT, Encoded, ShardWriter, merge, part_path, write_part
 from ptdit_diffusers.training.data.sources import DataSource, Picture, data_name
 from ptdit_diffusers.training.data.space import require_space
-from ptdit_diffusers.training.own_data.card import data_notes, noted_version
+from ptdit_diffusers.training.own_data.card import data_notes, noted_version, vae_note
 from ptdit_diffusers.training.own_data.model import make_base, stage_sizes
-from ptdit_diffusers.training.own_data.settings import OwnDataSettings, by_source
+from ptdit_diffusers.training.own_data.settings import OwnDataSettings, RunSettings, by_source
 from ptdit_diffusers.training.own_data.text import CachedText, OnlineText, cache_text, is_small
 from ptdit_diffusers.training.own_data.vae import OwnVAESettings, OwnVAETask
 from ptdit_diffusers.training.own_data.words import (
@@ -183,21 +186,83 @@ def say_changes(settings: OwnDataSettings, version: Path) -> None:
 # --- other parts of the model ----------------------------------------------------------------------------------------
 
 
-def prepare_parts(settings: OwnDataSettings, accelerator: Accelerator) -> dict[str, Path]:
+@dataclass
+class Limits:
+    """What is left of `run.max_minutes` and `run.stop_after` in one call, all of its stages together."""
+
+    ends: float  # time.monotonic(), seconds
+    steps: float
+
+    @classmethod
+    def of(cls, run: RunSettings) -> "Limits":
+        """Return the limits of a call that begins now."""
+        ends = time.monotonic() + run.max_minutes * 60 if run.max_minutes else math.inf
+        return cls(ends, run.stop_after or math.inf)
+
+    def left(self) -> dict[str, float]:
+        """Return what the settings of the loop say of them, where 0 is no limit."""
+        minutes = max(1e-9, (self.ends - time.monotonic()) / 60)
+        return {
+            "max_minutes": 0.0 if self.ends == math.inf else minutes,
+            "stop_after": 0 if self.steps == math.inf else int(self.steps),
+        }
+
+    def finish(self, run: Run) -> None:
+        """Train a stage before the transformer to its end.
+
+        Raises:
+            StoppedEarlyError: A signal came, or nothing is left of a limit.
+        """
+        if not run.train() or run.must_stop({"now": False}):
+            raise StoppedEarlyError
+        self.steps -= run.step - run.first_step
+        run.accelerator.free_memory()
+        free_memory()
+
+
+class StoppedEarlyError(Exception):
+    """A stop signal or a limit came before the transformer."""
+
+
+def prepare_parts(
+    settings: OwnDataSettings, accelerator: Accelerator, limits: Limits | None = None
+) -> dict[str, Path]:
     """Return the folders of the parts of the model that the run makes for itself; trains them where they are missing.
+
+    Args:
+        settings: Of the run.
+        accelerator: Of the run.
+        limits: Of this call; None = a call that begins now.
 
     Raises:
         ValueError: The text encoder has no list of words that could grow.
+        StoppedEarlyError: A signal came, or nothing is left of a limit.
     """
+    limits = limits or Limits.of(settings.run)
     base, parts = make_base(settings), {}
     if settings.vae.train != "no":
-        parts["vae"] = trained_vae(settings, base, accelerator) / "vae"
+        parts["vae"] = trained_vae(settings, base, accelerator, limits) / "vae"
     if settings.text.grow and not has_word_list(base.part("tokenizer")):
         raise ValueError("text.grow is for text encoders with a list of words; this one reads any word: leave it out.")
     if settings.text.grow or needs_mark(base.part("tokenizer")):
-        folder = grown_text(settings, base, accelerator)
+        folder = grown_text(settings, base, accelerator, limits)
         parts |= {name: folder / name for name in ("tokenizer", "text_encoder")}
     return parts
+
+
+def check_vae_source(settings: OwnDataSettings) -> None:
+    """Look for the pictures of its own that the VAE will be trained on.
+
+    Raises:
+        ValueError: There is none, a table is not right, or files have no licence where they need one.
+    """
+    if not (own := settings.vae.source) or (settings.folder / "vae" / "export").is_dir():
+        return
+    try:
+        replace(source_of(settings), source=own).count()
+    except ValueError as error:
+        raise ValueError(f"vae.source={own!r}: {error}") from error
+    pictures_of(settings, 1)
 
 
 def pictures_of(settings: OwnDataSettings, most: int) -> list[Picture]:
@@ -206,18 +271,21 @@ def pictures_of(settings: OwnDataSettings, most: int) -> list[Picture]:
     Raises:
         ValueError: There is none.
     """
-    found, own = [], settings.vae.source
+    found, problems, own = [], [], settings.vae.source
     pictures = replace(source_of(settings), source=own).pictures(tars=8) if own else all_pictures(settings, tars=8)
     for picture in pictures:
         if len(found) == most:
             break
         try:
-            if not picture.problem and read_frames(picture.file, 1):
-                found.append(picture)
-        except UnreadableError:
-            continue  # the encoding names it
+            if picture.problem:
+                raise UnreadableError(picture.problem)
+            read_frames(picture.file, 1)
+            found.append(picture)
+        except UnreadableError as error:  # the encoding names those of the data
+            problems.append(f"{picture.name} {error}")
     if not found:
-        raise ValueError(f"data {own or settings.data.source!r} holds no picture that can be read.")
+        where, reasons = f"vae.source={own!r}" if own else f"data {settings.data.source!r}", "; ".join(problems[:3])
+        raise ValueError(f"{where} holds no picture that can be read{reasons and f': {reasons}'}.")
     return found
 
 
@@ -227,7 +295,7 @@ def all_pictures(settings: OwnDataSettings, tars: int) -> Iterator[Picture]:
         yield from source_of(each).pictures(tars=tars)
 
 
-def loop_settings(settings: OwnDataSettings, name: str, **values: object) -> dict[str, object]:
+def loop_settings(settings: OwnDataSettings, name: str, limits: Limits, **values: object) -> dict[str, object]:
     """Return the settings of the loop for a stage before the transformer."""
     folder, run = settings.folder / name, settings.run
     return {
@@ -239,11 +307,12 @@ def loop_settings(settings: OwnDataSettings, name: str, **values: object) -> dic
         "checkpoint_every": 0,
         "checkpoint_minutes": run.checkpoint_minutes,
         "log_every": run.log_every * 10,
+        **limits.left(),
         **values,
     }
 
 
-def trained_vae(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator) -> Path:
+def trained_vae(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator, limits: Limits) -> Path:
     """Train the VAE, or only its decoder, and return the folder that holds it."""
     export = settings.folder / "vae" / "export"
     if not export.is_dir():
@@ -259,13 +328,18 @@ def trained_vae(settings: OwnDataSettings, base: BaseModel, accelerator: Acceler
             "crop": vae.crop,
             "hidden_size": vae.hidden_size,
         }
-        own = OwnVAESettings(**loop_settings(settings, "vae", **values))
-        logger.info("training the VAE (%s) on these pictures, %d steps", vae.train, vae.steps)
-        finish(Run(OwnVAETask(own, pictures_of(settings, 100_000), accelerator.device), own, accelerator))
+        pictures = pictures_of(settings, 100_000)
+        if vae.source and accelerator.is_main_process:
+            note, licences = vae_note(settings), Counter(each.facts.licence for each in pictures)
+            note.parent.mkdir(parents=True, exist_ok=True)
+            replace_json(note, {"count": len(pictures), "licences": dict(licences.most_common())})
+        own = OwnVAESettings(**loop_settings(settings, "vae", limits, **values))
+        logger.info("training the VAE (%s) on %d pictures, %d steps", vae.train, len(pictures), vae.steps)
+        limits.finish(Run(OwnVAETask(own, pictures, accelerator.device), own, accelerator))
     return export
 
 
-def grown_text(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator) -> Path:
+def grown_text(settings: OwnDataSettings, base: BaseModel, accelerator: Accelerator, limits: Limits) -> Path:
     """Teach the text encoder the words that it does not know, and return the folder that holds it."""
     folder = settings.folder / "text"
     export, start = folder / "export", folder / "start"
@@ -287,25 +361,9 @@ def grown_text(settings: OwnDataSettings, base: BaseModel, accelerator: Accelera
         known = base.config("text_encoder")["vocab_size"]
         values = {"steps": steps, "batch_size": 32, "lr": 3e-3, "warmup": min(50, steps // 10), "ema_decay": 0.99}
         values |= {"folder": str(start), "known": known}
-        own = WordSettings(**loop_settings(settings, "text", **values))
-        finish(Run(WordTask(own, captions, accelerator.device), own, accelerator))
+        own = WordSettings(**loop_settings(settings, "text", limits, **values))
+        limits.finish(Run(WordTask(own, captions, accelerator.device), own, accelerator))
     return export
-
-
-class StoppedEarlyError(Exception):
-    """A stop signal came in a stage before the transformer."""
-
-
-def finish(run: Run) -> None:
-    """Train a stage to its end.
-
-    Raises:
-        StoppedEarlyError: A signal came.
-    """
-    if not run.train():
-        raise StoppedEarlyError
-    run.accelerator.free_memory()
-    free_memory()
 
 
 def encodes_online(settings: OwnDataSettings, base: BaseModel) -> bool:

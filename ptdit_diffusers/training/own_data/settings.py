@@ -24,7 +24,8 @@ FREE = {
     "run": "output peak_tflops max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep "
     "async_ export_every sheet sheet_kind sheet_every report_to steps guidance accumulation".split(),
     "data": ["source", "encoded", "max_skips", "outside_files"],
-    "stages": ["data"],
+    "stages": ["data"],  # may move; which stages share a source stays
+    "vae": ["source"],
     "parallel": ["recompute", "compile", "shard", "context"],
 }
 
@@ -111,6 +112,8 @@ class VAESettings:
         at_least("vae.hidden_size", self.hidden_size, 0)
         if self.hidden_size and self.train != "new":
             raise ValueError(f"vae.hidden_size={self.hidden_size} is for vae.train='new', not {self.train!r}.")
+        if self.source and self.train == "no":
+            raise ValueError(f"vae.source={self.source!r} is for vae.train='decoder' or 'new', not 'no'.")
         if self.crop % 16 or self.crop < 16:
             raise ValueError(
                 f"vae.crop={self.crop} is not a multiple of 16; nearest: {max(16, self.crop // 16 * 16)}."
@@ -409,7 +412,24 @@ def for_inspection(
 
 def changed(saved: dict[str, Any], settings: OwnDataSettings) -> list[str]:
     """Return in words which settings that decide the outcome differ from those of a checkpoint."""
-    return _differences(saved, dataclasses.asdict(settings), "")
+    now = dataclasses.asdict(settings)
+    return _differences(saved, now, "") + _regrouped(saved, now)
+
+
+def _regrouped(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return which sources differ, where stages that shared one have different ones now, or the other way round."""
+    if len(saved["stages"]) != len(now["stages"]) or _groups(saved) == _groups(now):
+        return []
+    names = [("data.source", saved["data"]["source"], now["data"]["source"])]
+    pairs = enumerate(zip(saved["stages"], now["stages"], strict=True))
+    names += [(f"stages[{i}].data", old.get("data", ""), new["data"]) for i, (old, new) in pairs]
+    return [f"{name} was {old!r}, is {new!r}" for name, old, new in names if old != new]
+
+
+def _groups(values: dict[str, Any]) -> list[int]:
+    """Return the number of the source of each stage, in the order of first use."""
+    sources = [stage.get("data") or values["data"]["source"] for stage in values["stages"]]
+    return [list(dict.fromkeys(sources)).index(source) for source in sources]
 
 
 def _differences(saved: Any, now: Any, where: str) -> list[str]:

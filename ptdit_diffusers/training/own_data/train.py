@@ -9,6 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,10 @@ from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.own_data.batches import StageData, stage_data
 from ptdit_diffusers.training.own_data.model import make_base, outline, stage_sizes
 from ptdit_diffusers.training.own_data.prepare import (
+    Limits,
     StoppedEarlyError,
     captions_of,
+    check_vae_source,
     encoded_versions,
     encodes_online,
     prepare_parts,
@@ -101,7 +104,7 @@ def train(settings: OwnDataSettings) -> int:
     Raises:
         ValueError, OSError: Something is not right; training has not begun.
     """
-    accelerator = make_accelerator(settings)
+    limits, accelerator = Limits.of(settings.run), make_accelerator(settings)
     torch.set_float32_matmul_precision("high")
     begin_log(logging.INFO if accelerator.is_main_process else logging.ERROR)
     check_processes(accelerator)
@@ -110,7 +113,7 @@ def train(settings: OwnDataSettings) -> int:
         take = partial(lock_folder, settings.folder, "run.output")
         main_process_checks(accelerator, lambda: held.callback(take().release))
         try:
-            base = make_base(settings, prepare_parts(settings, accelerator))
+            base = make_base(settings, prepare_parts(settings, accelerator, limits))
         except StoppedEarlyError:
             logger.info("the same command goes on")
             return 0
@@ -119,7 +122,7 @@ def train(settings: OwnDataSettings) -> int:
         if accelerator.is_main_process:
             say_data(settings, stages)
         task = OwnDataTask(settings, base, stages, texts, accelerator)
-        run = Run(task, settings.loop_settings(), accelerator)
+        run = Run(task, replace(settings.loop_settings(), **limits.left()), accelerator)
         begin_tracking(accelerator, settings.folder, "ptdit")
         return finish(settings, run)
 
@@ -149,6 +152,7 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
             raise ValueError(f"run.output={folder} is the folder of the data; give another one, it may lie in it.")
         if not checkpoints(folder):
             source_of(each).count()  # refuses what is no folder, and tables that are not right
+    check_vae_source(settings)
     if not checkpoints(folder):
         values = sum(p.numel() for p in trained_parameters(outline(settings, base)).values())
         copies = (3 + len(settings.run.ema)) * (settings.run.keep + 1) + 2

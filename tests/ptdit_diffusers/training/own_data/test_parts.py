@@ -13,6 +13,7 @@ from ptdit_diffusers.core.vocabulary import OWN_CAPTIONS, data_set_of, refusal
 from ptdit_diffusers.models.autoencoder_ptdit import AutoencoderKLOpenSoraPlan
 from ptdit_diffusers.training.data.encode import video
 from ptdit_diffusers.training.data.media import read_frames
+from ptdit_diffusers.training.own_data.card import card
 from ptdit_diffusers.training.own_data.model import make_base
 from ptdit_diffusers.training.own_data.prepare import prepare_parts
 from ptdit_diffusers.training.own_data.settings import read_settings
@@ -100,10 +101,15 @@ def test_a_new_vae_learns_pictures_of_its_own_and_measures_its_scale(config, dra
     for number in range(8):
         (pictures / f"{number}.png").write_bytes((drawn / f"{number:04d}.png").read_bytes())
     vae = {"train": "new", "steps": 80, "batch": 2, "crop": 32, "lr": 5e-3, "hidden_size": 12, "source": str(pictures)}
-    settings = read_settings(config(vae=vae, start="new", base=str(tiny_model_folder), data={"source": "nowhere"}))
+    lines = [{"file_name": f"{i}.png", "text": "", "licence": "CC0" if i else "MIT"} for i in range(8)]
+    (pictures / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    data = {"source": "nowhere", "licence_column": "licence"}
+    settings = read_settings(config(vae=vae, start="new", base=str(tiny_model_folder), data=data))
     parts = prepare_parts(settings, Accelerator(cpu=True))
     log = [json.loads(line) for line in (tmp_path / "out/vae/log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     base, before = make_base(settings, parts), make_base(settings)
     assert base.scaling_factor != before.scaling_factor
     assert base.fingerprint("vae") != before.fingerprint("vae") and base.config("vae")["hidden_size"] == 12
+    text = card(settings, "cats", 12, "as they are")
+    assert "- Other pictures, which the VAE was trained on: 8. Licences: CC0 (7), MIT (1)." in text

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from ptdit_diffusers.training.own_data import average, encode, train
 from ptdit_diffusers.training.own_data.batches import OwnBatches, stage_data
 from ptdit_diffusers.training.own_data.card import card, data_notes, noted_version
 from ptdit_diffusers.training.own_data.model import make_base, outline
-from ptdit_diffusers.training.own_data.settings import read_settings
+from ptdit_diffusers.training.own_data.settings import OwnDataSettings, changed, read_settings
 from ptdit_diffusers.training.own_data.task import sample_flops
 from ptdit_diffusers.training.run import Run
 
@@ -172,6 +173,28 @@ def test_captions_that_are_cut_at_another_length_are_read_from_another_place_and
     assert "captions are longer than 3 tokens and are cut" in caplog.text and "than 200" not in caplog.text
 
 
+def test_the_pictures_of_the_vae_are_looked_at_before_long_work(config, drawn, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
+    path = config(vae={"train": "decoder", "source": str(tmp_path / "pictures")})
+    assert run(path) == 2
+    error = capsys.readouterr().err
+    assert f"vae.source={str(tmp_path / 'pictures')!r}" in error and "a.png" in error
+    assert run(config(vae={"train": "decoder", "source": str(drawn)}), "data.licence_column=licence") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_limits_of_a_call_hold_for_the_vae_and_the_transformer_together(config, drawn, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    data = {"source": str(some_of(drawn, tmp_path / "few")), "validation": 0, "flip": False}
+    vae = {"train": "decoder", "steps": 2, "batch": 1, "crop": 16}
+    path = config(vae=vae, run={"sheet": [], "ema": []}, data=data)
+    assert run(path, "run.max_minutes=1e-9") == 0 and "stopped at step 0 of 2" in caplog.text
+    assert run(path, "run.stop_after=1") == 0 and "stopped at step 1 of 2" in caplog.text
+    assert not (tmp_path / "out" / "data.json").exists()
+    assert run(path, "run.stop_after=2", "run.max_minutes=60") == 0 and "stopped at step 1 of 12" in caplog.text
+
+
 def test_a_licence_that_is_missing_where_one_is_needed_is_refused_before_anything_is_written(config, tmp_path, capsys):
     assert run(config(), "data.licence_column=licence") == 2
     error = capsys.readouterr().err
@@ -316,6 +339,8 @@ def test_bad_settings_are_refused_in_one_line_before_anything_is_written(config,
         "optimizer={weights: bf16-stochastic}": "trains bf16 weights; nearest: run.precision: bf16",
         "stages=[{resolution: 64, steps: 1, batch: 1, lr: 1, wher: x}]": "wher is not a setting; nearest: where",
         "vae={train: new}": "gives other latents than those that the transformer knows",
+        "vae={source: x}": "vae.source='x' is for vae.train='decoder' or 'new', not 'no'",
+        "vae={train: decoder, source: /nowhere}": "vae.source='/nowhere': ",
     }.items():
         assert run(config(), *override.split("\n")) == 2
         error = capsys.readouterr().err
@@ -329,6 +354,17 @@ def test_a_resume_with_other_settings_is_refused_and_free_ones_may_change(config
     assert run(path, "optimizer={betas: [0.9, 0.95]}", "run.stop_after=1") == 2
     assert "optimizer.betas[1] was 0.99, is 0.95" in capsys.readouterr().err
     assert run(path, "run.sheet=[a star]", "run.stop_after=1", "run.accumulation=2") == 0
+
+
+def test_sources_may_move_while_the_stages_that_share_one_stay_the_same(config):
+    def settings(source: str, second: str, vae: str = "x") -> OwnDataSettings:
+        stages = [STAGE, STAGE | {"data": second}]
+        return read_settings(config(data={"source": source}, stages=stages, vae={"train": "decoder", "source": vae}))
+
+    saved = asdict(settings("a", "b"))
+    assert changed(saved, settings("moved/a", "moved/b", "moved/x")) == []
+    assert changed(saved, settings("a", "")) == ["stages[1].data was 'b', is ''"]
+    assert changed(saved, settings("b", "b")) == ["data.source was 'a', is 'b'"]
 
 
 def test_a_folder_that_changed_is_said_and_the_run_keeps_its_data(config, drawn, tmp_path, caplog):
