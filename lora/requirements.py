@@ -13,12 +13,18 @@ def check_device(settings: TrainingSettings, device: torch.device) -> None:
     """Check that a device can do what the settings ask of it.
 
     Raises:
-        ValueError: It cannot: a number format, or torch.compile.
+        ValueError: It cannot: a number format, or torch.compile; or there is no such optimizer.
     """
     choose_dtype(settings.precision, device)
     value = {"value": torch.nn.Parameter(torch.zeros(2, 2))}
     options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "arguments": settings.optimizer_args}
-    make_optimizers(value, settings.optimizer, **options)  # refuses classes and arguments that there are not
+    try:
+        make_optimizers(value, settings.optimizer, **options)  # refuses classes and arguments that there are not
+    except TypeError as error:
+        raise ValueError(
+            f"optimizer={settings.optimizer!r} does not take weight_decay and "
+            f"optimizer_args={settings.optimizer_args!r} ({error}); nearest: 'adamw'."
+        ) from error
     if settings.base_weights == "fp8" and not has_float8(device):
         raise ValueError(f"base_weights='fp8': {device.type} has no float8; nearest: 'none'.")
     if settings.compile:

@@ -112,7 +112,9 @@ def optimizer_class(name: str, round_bf16: bool | None = None) -> tuple[type[Opt
 
 
 def check_arguments(kind: type[Optimizer], name: str, arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError where an optimizer has no such argument."""
+    """Raise ValueError where an optimizer has no such argument, or where it is the learning rate."""
+    if "lr" in arguments:
+        raise ValueError(f"optimizer_args: set lr={arguments['lr']!r} outside of it; the schedule changes that one.")
     known = [each for each in inspect.signature(kind).parameters if each not in ("params", "lr")]
     for argument in arguments:
         if argument not in known:

@@ -17,7 +17,7 @@ WORDS = {"yes": True, "on": True, "no": False, "off": False}  # booleans of YAML
 
 
 class SettingsLoader(yaml.SafeLoader):
-    """YAML whose only booleans are true and false, as in YAML 1.2: `mixed_precision: no` is a word."""
+    """YAML with booleans and numbers as in YAML 1.2: `mixed_precision: no` is a word, and 1e-8 is a number."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
@@ -26,6 +26,9 @@ class SettingsLoader(yaml.SafeLoader):
 
 
 SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:true|false)$", re.I), list("tTfF"))
+SettingsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 @dataclass(kw_only=True)
@@ -180,7 +183,7 @@ def build(kind: type[S], values: dict[str, Any], where: str) -> S:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Return a YAML value in the annotated type; PyYAML reads 1e-3 as text and tuples as lists."""
+    """Return a YAML value in the annotated type; YAML has lists for tuples."""
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
@@ -198,11 +201,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {
             _convert(parts[0], key, where): _convert(parts[1], item, f"{where}.{key}") for key, item in value.items()
         }
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
     if hint is bool and isinstance(value, str) and value in WORDS:
         return WORDS[value]
     if hint is int and isinstance(value, int) and not isinstance(value, bool):

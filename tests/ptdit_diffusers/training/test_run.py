@@ -212,6 +212,8 @@ def test_no_is_a_word_and_yes_is_true() -> None:
     assert build(Switch, parse_yaml("on_air: yes"), "here") == Switch(on_air=True)
     assert build(Switch, parse_yaml("on_air: False"), "here") == Switch(on_air=False)
     assert parse_yaml("[true love, falsetto, trueblood]") == ["true love", "falsetto", "trueblood"]
+    numbers = parse_yaml("[1e-8, -2.5E+3, .5e2, 1e, e-8, 1e-8x, 3]")
+    assert numbers == [1e-8, -2500.0, 50.0, "1e", "e-8", "1e-8x", 3]
     for wrong in ("on_air: [true]", "on_air: maybe"):
         with pytest.raises(ValueError, match="here.on_air=.* must be of type bool"):
             build(Switch, parse_yaml(wrong), "here")
@@ -226,8 +228,10 @@ class Switch:
     on_air: bool
 
 
-def test_numbers_that_yaml_reads_as_text_become_floats(tiny: Path) -> None:
-    assert load_settings(tiny, "text", text_stage.TextStageSettings, {"lr": "1e-3", "betas": [0.9, 1]}).lr == 1e-3
+def test_whole_numbers_and_those_with_an_exponent_alone_become_floats(tiny: Path) -> None:
+    given = parse_yaml("{lr: 1e-3, betas: [0.9, 1]}")
+    settings = load_settings(tiny, "text", text_stage.TextStageSettings, given)
+    assert settings.lr == 1e-3 and settings.betas == (0.9, 1.0)
 
 
 def test_every_section_of_the_committed_config_is_valid() -> None:
