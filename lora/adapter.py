@@ -1,9 +1,10 @@
 """The LoRA itself: which layers get one, its first values, and its weights with the scale folded in."""
 
 import difflib
+import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ptdit_diffusers.core.few_steps import LORA_FILE
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.task import trained_parameters
@@ -110,32 +112,54 @@ def rate_factors(names: Iterable[str], settings: LoRASettings) -> dict[str, floa
     return factors
 
 
+def adapter_shapes(layers: Mapping[str, nn.Linear], settings: LoRASettings) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights of a LoRA on these layers, under the names of `folded_weights`.
+
+    Raises:
+        ValueError: As `layer_ranks`.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, rank in layer_ranks(layers, settings).items():
+        shapes[f"{name}.lora_A.weight"] = (rank, layers[name].in_features)
+        shapes[f"{name}.lora_B.weight"] = (layers[name].out_features, rank)
+        if settings.dora:
+            shapes[f"{name}.lora_magnitude_vector"] = (layers[name].out_features,)
+    return shapes
+
+
+def ranks_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return the rank of each layer of a LoRA whose weights have these shapes."""
+    end = ".lora_A.weight"
+    return {key.removesuffix(end): shape[0] for key, shape in shapes.items() if key.endswith(end)}
+
+
+def parameter_name(key: str) -> str:
+    """Return the name that a weight of a LoRA has in the model."""
+    return f"{key.removesuffix('.weight')}.{NAME}.weight"
+
+
 def adapter_values(config: dict, settings: LoRASettings) -> int:
     """Return how many values are trained, without loading weights.
 
     Raises:
         ValueError: As `target_layers`, `layer_ranks` and `rate_factors`; or `start` does not fit.
     """
-    layers = adapter_layers(config, settings)
-    ranks = layer_ranks(layers, settings)
-    rate_factors([f"{layer}.lora_{side}.{NAME}.weight" for layer in ranks for side in "AB"], settings)
+    shapes = adapter_shapes(adapter_layers(config, settings), settings)
+    rate_factors(map(parameter_name, shapes), settings)
     if settings.start:
-        start_weights(settings, ranks)
-    return sum(
-        rank * (layers[name].in_features + layers[name].out_features) + settings.dora * layers[name].out_features
-        for name, rank in ranks.items()
-    )
+        start_weights(settings, shapes)
+    return sum(map(math.prod, shapes.values()))
 
 
-def start_weights(settings: LoRASettings, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+def start_weights(settings: LoRASettings, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return the weights of the LoRA that a training starts from, `<layer>.lora_A.weight` and so on, without scale.
 
     Args:
-        settings: Of the run; `start` is a file or folder in any form that the pipeline reads.
-        ranks: Of the layers that are trained.
+        settings: Of the run; `start` is a file or folder in any form that the pipeline reads, but for ComfyUI's DoRA.
+        shapes: From `adapter_shapes`.
 
     Raises:
-        ValueError: There is none, or it is on other layers, of other ranks or of another kind.
+        ValueError: There is none, or it is on other layers, of other ranks or widths or of another kind.
     """
     start = f"start {settings.start!r}"
     if not Path(settings.start).exists():
@@ -145,7 +169,7 @@ def start_weights(settings: LoRASettings, ranks: Mapping[str, int]) -> dict[str,
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{start} holds no LoRA: {error}") from error
     weights = {key.removeprefix("transformer."): value.float() for key, value in weights.items()}
-    found = {key.removesuffix(".lora_A.weight"): len(w) for key, w in weights.items() if key.endswith("lora_A.weight")}
+    ranks, found = ranks_of(shapes), ranks_of({key: value.shape for key, value in weights.items()})
     if found.keys() != ranks.keys():
         other = sorted(found.keys() ^ ranks.keys())[0]
         raise ValueError(
@@ -155,8 +179,20 @@ def start_weights(settings: LoRASettings, ranks: Mapping[str, int]) -> dict[str,
     if different := [layer for layer, rank in ranks.items() if found[layer] != rank]:
         layer = different[0]
         raise ValueError(f"{start} has rank {found[layer]} in {layer}, not {ranks[layer]}; nearest: {found[layer]}.")
-    if any(key.endswith("magnitude_vector") or key.endswith("dora_scale") for key in weights) != settings.dora:
+    if any(key.endswith("magnitude_vector") for key in weights) != settings.dora:
         raise ValueError(f"{start} is {'no' if settings.dora else 'a'} DoRA; nearest: dora={not settings.dora}.")
+    if settings.dora and any(value.ndim > 1 for key, value in weights.items() if key.endswith("magnitude_vector")):
+        raise ValueError(f"{start} has the sizes of a DoRA in ComfyUI's form; nearest: {LORA_FILE} of its folder.")
+    if weights.keys() != shapes.keys():
+        key = sorted(weights.keys() ^ shapes.keys())[0]
+        raise ValueError(
+            f"{start} {'lacks' if key in shapes else 'also has'} {key!r}; nearest: one with lora_A and lora_B alone."
+        )
+    for key, shape in shapes.items():
+        if weights[key].shape != shape:
+            raise ValueError(
+                f"{start}: {key} has the shape {tuple(weights[key].shape)}, not {shape}; nearest: a LoRA of this base."
+            )
     facts = {name.removeprefix("transformer."): value for name, value in (facts or {}).items()}
     for layer, rank in ranks.items():
         alpha = (facts.get("alpha_pattern") or {}).get(layer, facts.get("lora_alpha", rank))
@@ -170,7 +206,8 @@ def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) ->
     Returns:
         Its first values, for the initializations that take them out of the base weights; else nothing.
     """
-    ranks = layer_ranks(target_layers(transformer, settings.targets), settings)
+    layers = {name: transformer.get_submodule(name) for name in target_layers(transformer, settings.targets)}
+    ranks, shapes = layer_ranks(layers, settings), adapter_shapes(layers, settings)
     others = {layer: rank for layer, rank in ranks.items() if rank != settings.rank}
     config = LoraConfig(
         r=settings.rank,
@@ -190,7 +227,7 @@ def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) ->
     for parameter in trained_parameters(transformer).values():
         parameter.data = parameter.data.float()
     if settings.start:
-        take_start(transformer, start_weights(settings, ranks))
+        take_start(transformer, start_weights(settings, shapes))
     changed_base = settings.init in ("pissa", "olora")
     return (
         {name: p.detach().cpu().clone() for name, p in trained_parameters(transformer).items()} if changed_base else {}
@@ -203,9 +240,8 @@ def take_start(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
     parameters = trained_parameters(transformer)
     for key, value in weights.items():
         layer, _, kind = key.rpartition(".lora_")
-        kind = kind.removesuffix(".weight")
-        scale = transformer.get_submodule(layer).scaling[NAME] if kind == "B" else 1.0
-        parameters[f"{layer}.lora_{kind}.{NAME}.weight"].copy_(value / scale)
+        scale = transformer.get_submodule(layer).scaling[NAME] if kind == "B.weight" else 1.0
+        parameters[parameter_name(key)].copy_(value / scale)
 
 
 def folded_weights(

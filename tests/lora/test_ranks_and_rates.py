@@ -6,12 +6,13 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora.adapter import adapter_values, add_adapter, folded_weights, layer_ranks, rate_factors
 from lora.command_line import make_parser, read_settings
 from lora.config import LoRASettings
 from lora.export import base_layer_weights, write_lora
+from lora.requirements import check_device
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.schedules import named_schedule
@@ -102,8 +103,39 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
         settings = LoRASettings(**{"output_dir": "x", "start": str(tmp_path), **options})
         with pytest.raises(ValueError, match=message):
             adapter_values(config_of(model), settings)
+    first = "transformer_blocks.0.attn1.to_k.lora_"
+    wide, bias = torch.zeros(4, 9), torch.zeros(24)
+    for name, change, message in (
+        (
+            "wide",
+            {f"{first}A.weight": wide},
+            r"to_k.lora_A.weight has the shape \(4, 9\), not \(4, 48\); nearest: a LoRA",
+        ),
+        (
+            "bias",
+            {f"{first}B.bias": bias},
+            "also has '.*to_k.lora_B.bias'; nearest: one with lora_A and lora_B alone",
+        ),
+        ("half", {f"{first}B.weight": None}, "lacks '.*to_k.lora_B.weight'"),
+    ):
+        changed = {f"transformer.{k}": v for k, v in {**weights, **change}.items() if v is not None}
+        save_file(changed, tmp_path / f"{name}.safetensors")
+        settings = LoRASettings(output_dir="x", rank=4, start=str(tmp_path / f"{name}.safetensors"))
+        with pytest.raises(ValueError, match=message):
+            adapter_values(config_of(model), settings)
     with pytest.raises(ValueError, match="init='pissa': start='a' has the first values; nearest: 'default'"):
         LoRASettings(output_dir="x", start="a", init="pissa")
+
+
+def test_a_dora_for_comfyui_is_refused_as_a_start_and_rates_of_sizes_may_differ(tmp_path):
+    options = {"output_dir": "x", "rank": 4, "dora": True}
+    model, weights = trained(LoRASettings(**options))
+    write_lora(tmp_path, "mine", weights, base_layer_weights(model, weights), "base")
+    settings = LoRASettings(**options, start=str(tmp_path / "comfyui" / "mine.safetensors"))
+    with pytest.raises(ValueError, match=f"has the sizes of a DoRA in ComfyUI's form; nearest: {FILE} of its folder"):
+        adapter_values(config_of(model), settings)
+    settings = LoRASettings(**options, start=str(tmp_path), lr_pattern={"magnitude": 2.0})
+    assert adapter_values(config_of(model), settings) == sum(value.numel() for value in weights.values())
 
 
 def test_optimizers_take_arguments_and_classes_may_be_named():
@@ -116,16 +148,25 @@ def test_optimizers_take_arguments_and_classes_may_be_named():
     assert type(found) is torch.optim.Adafactor and found.param_groups[0]["d"] == 2.0
     for name, arguments, message in (
         ("adamw", {"beta": 1}, "optimizer_args: 'beta' is no argument of adamw; nearest: 'betas'"),
+        ("adamw", {"lr": 1}, "optimizer_args: set lr=1 outside of it"),
         ("torch.optim.Adamw", {}, "optimizer='torch.optim.Adamw' cannot be imported"),
         ("torch.nn.Linear", {}, "optimizer='torch.nn.Linear' is no optimizer of torch; nearest: 'adamw'"),
     ):
         with pytest.raises(ValueError, match=message):
             make_optimizers(parameters, name, lr=1.0, weight_decay=0.1, arguments=arguments)
-    flags = ["--output-dir", "x", "--data", "y", "--optimizer-args", "betas=[0.9, 0.95]", "amsgrad=true"]
+    flags = ["--output-dir", "x", "--data", "y", "--optimizer-args", "betas=[0.9, 0.95]", "amsgrad=true", "eps=1e-8"]
     settings = read_settings(make_parser("test").parse_args(flags))
-    assert settings.optimizer_args == {"betas": [0.9, 0.95], "amsgrad": True}
+    assert settings.optimizer_args == {"betas": [0.9, 0.95], "amsgrad": True, "eps": 1e-8}
     with pytest.raises(ValueError, match="argument --rank-pattern: 'attn' is not of the form NAME=VALUE"):
         make_parser("test").parse_args(["--rank-pattern", "attn"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "torch.optim.Rprop"}, {"optimizer_args": {"betas": 0.9}}], ids=["Rprop", "betas"]
+)
+def test_an_optimizer_that_does_not_take_its_arguments_is_refused_before_training(options):
+    with pytest.raises(ValueError, match=r"does not take weight_decay and optimizer_args=.*; nearest: 'adamw'"):
+        check_device(LoRASettings(output_dir="x", **options), torch.device("cpu"))
 
 
 def test_the_rate_begins_again_in_each_cycle():
