@@ -93,7 +93,8 @@ class CachedBatches(Dataset):
         return {**batch, "text": text, "mask": mask, "seeds": seeds}
 
     def _row(self, sample: Sample, number: int, place: int) -> dict[str, Tensor]:
-        settings, seeds = self.sets[sample.data_set], (self.settings.seed, Stream.LORA_SAMPLE, number, place)
+        settings = self.settings if sample.prior else self.sets[sample.data_set]
+        seeds = self.settings.seed, Stream.LORA_SAMPLE, number, place
         choice, generator = numpy_generator(*seeds), torch_generator(*seeds)
         mirrored = sample.mirrored and choice.random() < 0.5
         dropped = choice.random() < settings.caption_dropout
@@ -105,10 +106,7 @@ class CachedBatches(Dataset):
         mean, std = self.cache.get(key, "mean"), self.cache.get(key, "std")
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling
         time = sample_times((), generator, **times_of(settings, self.cache.base, sample.bucket))
-        area = {}
-        if self.masked:
-            masked = settings.alpha_mask and not sample.prior
-            area = {"area": self.cache.get(key, "area") if masked else torch.ones_like(mean[:1])}
+        area = {"area": area_of(self.cache, sample, key, settings)} if self.masked else {}
         return {
             "latents": latents,
             "noise": torch.randn(mean.shape, generator=generator),
@@ -117,6 +115,13 @@ class CachedBatches(Dataset):
             "weight": torch.tensor((settings.prior_weight if sample.prior or settings.is_reg else 1.0) * self.share),
             **area,
         }
+
+
+def area_of(cache: Cache, sample: Sample, key: str, settings: LoRASettings) -> Tensor:
+    """Return the weight (1, F, H, W) of each place of a sample: its opacity where that is a mask, else 1."""
+    if settings.alpha_mask and not sample.prior:
+        return cache.get(key, "area")
+    return torch.ones_like(cache.get(key, "mean")[:1])
 
 
 def times_of(settings: LoRASettings, base: BaseModel, bucket: tuple[int, int, int]) -> dict[str, Any]:
@@ -138,6 +143,8 @@ def fixed_batches(cache: Cache, settings: LoRASettings, numbers: Sequence[int]) 
     Latents are the means; batches are of one bucket, with the entries of `CachedBatches` but for weights.
     """
     by_bucket: dict[tuple[int, int, int], list[int]] = {}
+    sets = settings.data_sets()
+    masked = any(each.alpha_mask for each in sets)
     for place, number in enumerate(numbers):
         by_bucket.setdefault(cache.samples[number].bucket, []).append(place)
     for bucket, places_in in sorted(by_bucket.items()):
@@ -149,6 +156,7 @@ def fixed_batches(cache: Cache, settings: LoRASettings, numbers: Sequence[int]) 
             noise = [torch.randn(means[0].shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
             shares = torch.tensor([(place + 0.5) / len(numbers) for place in part])
             text, mask = join_text([cache.get(sample.text, "embeds")[None] for sample in samples], [None] * len(part))
+            areas = [area_of(cache, sample, sample.latents, sets[sample.data_set]) for sample in samples if masked]
             yield {
                 "latents": torch.stack(means) * cache.base.scaling_factor,
                 "noise": torch.stack(noise),
@@ -156,6 +164,7 @@ def fixed_batches(cache: Cache, settings: LoRASettings, numbers: Sequence[int]) 
                 "text": text,
                 "mask": mask,
                 "seeds": seeds,
+                **({"area": torch.stack(areas)} if masked else {}),
             }
 
 

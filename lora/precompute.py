@@ -113,7 +113,8 @@ def plan_data(
         if several := sum(len({item.caption, *item.variations}) > 1 for item in found):
             logger.info("%d captions are read in several forms, up to %d", several, each.text_variations)
         items += found
-        samples += cache.plan(found, each.flip, number)
+        for prior, flip in ((False, each.flip), (True, settings.flip)):  # those of the base model are the last
+            samples += cache.plan([item for item in found if item.prior == prior], flip, number)
     return items, hold_out(settings, items, samples)
 
 

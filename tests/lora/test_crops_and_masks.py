@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lora.batches import CachedBatches
+from lora.batches import CachedBatches, fixed_batches
 from lora.cache import Cache
 from lora.config import LoRASettings
 from lora.precompute import plan_data
@@ -61,6 +61,8 @@ def test_what_is_transparent_has_no_loss(data, base):
     area = cache.get(half.latents, "area")  # cropped evenly: columns 16 to 80, of which 32 are transparent
     assert area.shape == (1, 1, 8, 8) and area[..., :4].eq(0).all() and area[..., 4:].eq(1).all()
     assert torch.equal(cache.get(half.mirrored, "area"), area.flip(-1))
+    (held_out,) = fixed_batches(cache, settings, [0, 1])
+    assert torch.equal(held_out["area"], torch.stack([area, torch.ones_like(area)]))
     batch = CachedBatches(cache, settings, 0, 1)[0]
     transformer = base.load_transformer(torch.float32, "none", CPU).eval()
     with torch.no_grad():

@@ -13,6 +13,7 @@ from lora.config import LoRASettings
 from lora.precompute import plan_data
 from lora.samples import Sample, from_json, read_samples, to_json
 from ptdit_diffusers.training.base_model import BaseModel
+from ptdit_diffusers.training.data.find import Item
 
 
 def log_of(folder):
@@ -76,6 +77,22 @@ def test_pictures_to_keep_have_their_weight(cache, pictures):
     cache.samples = [Sample(**{**vars(cache.samples[0]), "data_set": number}) for number in (0, 2)]
     batches = CachedBatches(cache, settings_of(pictures), 0, 1)
     assert {float(batches[number]["weight"]) for number in range(3)} == {1.0, 0.25}
+
+
+def test_pictures_of_the_base_model_have_the_settings_outside_of_the_data_sets(
+    cache, pictures, tiny_model_folder, tmp_path, monkeypatch
+):
+    options = {"flip": True, "caption_dropout": 1.0, "prior_weight": 5.0}
+    sets = ({"data": str(pictures), **options}, {"data": str(pictures), "is_reg": True})
+    settings = LoRASettings(output_dir=str(tmp_path), datasets=sets, caption_dropout=0.0, prior_weight=0.25)
+    prior = Item(pictures / "0.png", "a star", 1, 64, 64, prior=True, name="prior picture 0")
+    monkeypatch.setattr("lora.precompute.prior_items", lambda *_: [prior])
+    base = BaseModel(str(tiny_model_folder))
+    _, samples = plan_data(settings, base, "cpu", Cache(tmp_path / "cache", base))
+    assert [bool(sample.mirrored) for sample in samples] == [True] * 5 + [False] * 6 and samples[5].prior
+    cache.samples = [Sample(**{**vars(cache.samples[0]), "prior": True})]
+    batch = CachedBatches(cache, settings, 0, 1)[0]
+    assert batch["weight"] == 0.25 and torch.equal(batch["text"][0], cache.get(cache.samples[0].text, "embeds"))
 
 
 def test_a_caption_is_read_in_several_forms_and_each_sample_takes_one(pictures, tiny_model_folder, tmp_path, caplog):
