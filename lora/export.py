@@ -68,7 +68,8 @@ def export(
         resolution: The base model's own, for settings that name none; 0 = not known.
     """
     with finished_folder(target) as temporary:
-        facts = public_facts(name, settings, step, settings.resolution or resolution)
+        rank = adapter_config(weights)["r"]
+        facts = public_facts(name, settings, step, settings.resolution or resolution, rank)
         comfyui = write_lora(
             temporary, name, weights, base_weights, public_name(settings.base), facts, settings.save_precision
         )
@@ -140,7 +141,7 @@ def hashes(tensors: dict[str, Tensor]) -> dict[str, str]:
     return {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
 
 
-def public_facts(name: str, settings: LoRASettings, step: int, side: int) -> dict[str, str]:
+def public_facts(name: str, settings: LoRASettings, step: int, side: int, rank: int) -> dict[str, str]:
     """Return what a LoRA file says of itself: Stability AI's modelspec 1.0.1, and names of kohya's that UIs read."""
     facts = {
         "modelspec.sai_model_spec": "1.0.1",
@@ -154,8 +155,8 @@ def public_facts(name: str, settings: LoRASettings, step: int, side: int) -> dic
         "ss_base_model_version": "pt-dit",
         "ss_sd_model_name": public_name(settings.base),
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(settings.rank),
-        "ss_network_alpha": str(settings.rank),  # the scale is part of the weights
+        "ss_network_dim": str(rank),  # of the file: PiSSA and OLoRA are written with twice that of the settings
+        "ss_network_alpha": str(rank),  # the scale is part of the weights
         "ss_steps": str(step),
         "ss_learning_rate": str(settings.lr),
         "ss_seed": str(settings.seed),

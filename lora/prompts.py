@@ -14,6 +14,7 @@ OPTIONS = {  # name in the text -> what it sets
     "l": "guidance",
     "f": "num_frames",
 }
+LARGEST_SEED = 2**63 - 1  # of 64 bits with a sign
 WORDS = ", ".join(f"--{name} {meaning}" for name, meaning in OPTIONS.items())
 
 
@@ -66,6 +67,10 @@ def parse_prompt(line: str) -> Prompt:
         if kind is not str and not number >= least:
             raise ValueError(
                 f"validation_prompts: --{name} {value} in {line!r} must be at least {least}; nearest: {least}."
+            )
+        if meaning == "seed" and number > LARGEST_SEED:
+            raise ValueError(
+                f"validation_prompts: --{name} {value} in {line!r} must be at most 2**63 - 1; nearest: {LARGEST_SEED}."
             )
     if (frames := values.get("num_frames", 1)) % 4 != 1:
         low = max(0, frames - 1) // 4 * 4 + 1

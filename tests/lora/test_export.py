@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from lora.config import LoRASettings
 from lora.export import export, in_markdown, public_name
@@ -18,6 +19,13 @@ def test_no_folder_of_this_machine_is_in_any_file(tmp_path):
     for path in files:
         for secret in (str(tmp_path), "clients"):
             assert secret.encode() not in path.read_bytes(), path
+
+
+def test_the_rank_in_the_metadata_is_that_of_the_file(tmp_path):
+    export(tmp_path / "lora", "run", WEIGHTS, LoRASettings(output_dir="x", rank=1, init="pissa"), 1, {})
+    for path in (tmp_path / "lora").rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert file.metadata()["ss_network_dim"] == file.metadata()["ss_network_alpha"] == "2"
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_options_in_the_text_of_a_prompt_are_read():
         ("a --width 5", "--width in 'a --width 5' is no option; nearest: --[hwd] .of --n negative, --w width"),
         ("a --w wide", "--w wide in 'a --w wide' must be a number; nearest: --w 1"),
         ("a --d -1", "--d -1 in 'a --d -1' must be at least 0; nearest: 0"),
+        (f"a --d {2**63}", f"--d {2**63} in 'a --d {2**63}' must be at most 2..63 - 1; nearest: {2**63 - 1}"),
         ("a --f 16", "--f 16 in 'a --f 16' is not of the form 4n . 1; nearest: 13 or 17"),
     ],
 )
