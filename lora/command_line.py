@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,11 +136,11 @@ def check_packages(settings: TrainingSettings) -> None:
 
 def refuse_other_settings(saved: dict[str, Any], settings: TrainingSettings) -> None:
     """Raise ValueError where a checkpoint was made with settings that decide the outcome and differ now."""
-    now = dataclasses.asdict(settings)
+    now, before = dataclasses.asdict(settings), dataclasses.asdict(type(settings)()) | saved
     changed = [
-        f"{name} was {saved[name]!r}, is {now[name]!r}"
+        f"{name} was {before[name]!r}, is {now[name]!r}"
         for name in now
-        if name not in settings.free and name in saved and _plain(saved[name]) != _plain(now[name])
+        if name not in settings.free and _fixed(before[name], settings.free) != _fixed(now[name], settings.free)
     ]
     if changed:
         raise ValueError(
@@ -148,5 +149,10 @@ def refuse_other_settings(saved: dict[str, Any], settings: TrainingSettings) -> 
         )
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _fixed(value: Any, free: Sequence[str]) -> Any:
+    """Return a value as it is compared: tuples as lists, entries of `datasets` without what is free."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [
+        {name: each[name] for name in each if name not in free} if isinstance(each, dict) else each for each in value
+    ]

@@ -114,13 +114,13 @@ SYNONYMS = {  # names that other trainers have -> ours
     "hub_model_id": "push_to_hub",
 }
 PRODIGY_LEAST = 0.1  # learning rate: a factor of the rate that prodigy finds
-# May change when a run is resumed; everything else decides what comes out.
 OF_DATA_SET = (  # settings that an entry of `datasets` may have
     "data resolution num_frames default_caption caption_column trigger outside_files bucket_step max_aspect flip "
     "repeats caption_dropout is_reg prior_weight caption_extension shuffle_caption keep_tokens keep_tokens_separator "
     "caption_separator caption_tag_dropout_rate enable_wildcard text_variations skip_image_resolution random_crop "
     "image_variations alpha_mask fps frame_extraction"
 ).split()
+# May change when a run is resumed; everything else decides what comes out.
 FREE = (
     "output_dir base max_steps stop_after max_minutes workers log_every checkpoint_every keep validation_every "
     "validation_prompts validation_seed report_to push_to_hub resume accept_changes compile"
@@ -265,7 +265,7 @@ class LoRASettings(TrainingSettings):
     free: ClassVar[list[str]] = [
         *FREE,
         *"data outside_files caption_column cache_dir rebuild_cache export_every save_precision".split(),
-        *"validation_steps validation_guidance".split(),
+        *"validation_steps validation_guidance start".split(),
     ]
 
     # records
@@ -312,7 +312,7 @@ class LoRASettings(TrainingSettings):
     prior_weight: float = setting(1.0, "weight of the loss on those pictures")
     prior_repeats: int = setting(1, "how often one of those pictures occurs in one epoch")
     # adapter
-    start: str = setting("", "LoRA (file or folder) that the training starts from")
+    start: str = setting("", "LoRA (file or folder) that the training starts from; a resumed run does not read it")
     rank_pattern: dict[str, int] = setting(
         {}, "other ranks: REGEX=RANK, found in the names of layers; the last counts, 0 leaves layers out"
     )
@@ -360,12 +360,10 @@ class LoRASettings(TrainingSettings):
             check_warmup(self.warmup, self.max_steps)
         self.check_times()
         self.check_adapter()
-        if self.data and self.datasets:
-            raise ValueError(f"data={self.data!r} and datasets exclude each other; nearest: datasets alone.")
-        self.data_sets()
+        self.check_data()
 
     def check_times(self) -> None:
-        """Raise ValueError where the times, or the frames of clips, are not possible."""
+        """Raise ValueError where the distribution of times is not possible."""
         if self.time_std <= 0:
             raise ValueError(f"time_std={self.time_std} must be above 0, for example 1.")
         if not -1 <= self.mode_scale <= 1.75:
@@ -381,7 +379,26 @@ class LoRASettings(TrainingSettings):
                 f"time_mean and time_std are for timestep_sampling='logit_normal', not {self.timestep_sampling!r}; "
                 "nearest: 0 and 1."
             )
-        if self.num_frames == 1 and (self.fps or self.frame_extraction != "head"):
+        default = LoRASettings.mode_scale
+        if self.timestep_sampling != "mode" and self.mode_scale != default:
+            raise ValueError(
+                f"mode_scale={self.mode_scale:g} is for timestep_sampling='mode', not {self.timestep_sampling!r}; "
+                f"nearest: {default}."
+            )
+
+    def check_data(self) -> None:
+        """Raise ValueError where the data sets, or what is held out of them, are not possible."""
+        split = self.validation_split
+        if split > 1 and split != int(split):
+            raise ValueError(
+                f"validation_split={split:g} is neither a share below 1 nor a whole number; nearest: {round(split)}."
+            )
+        if self.data and self.datasets:
+            raise ValueError(f"data={self.data!r} and datasets exclude each other; nearest: datasets alone.")
+        if self.is_reg and not isinstance(self, OneDataSet):
+            raise ValueError("is_reg is for an entry of `datasets`, not for all data; nearest: is_reg=False.")
+        longest = max(each.num_frames for each in self.data_sets())
+        if longest == 1 and (self.fps or self.frame_extraction != "head"):
             name = "fps" if self.fps else "frame_extraction"
             raise ValueError(f"{name}={getattr(self, name)} is for clips, but num_frames=1; nearest: num_frames=17.")
 
@@ -434,8 +451,13 @@ class LoRASettings(TrainingSettings):
             if name not in OF_DATA_SET:
                 near = SYNONYMS.get(name) or difflib.get_close_matches(str(name), OF_DATA_SET, n=1, cutoff=0)[0]
                 raise ValueError(f"{where}.{name} is not a setting; nearest: {near}.")
-        common = {name: getattr(self, name) for name in fields if name != "datasets"}
-        return build(LoRASettings, common | {"prior_prompts": ""} | entry, where)
+        common = {name: getattr(self, name) for name in fields if name != "datasets"} | {"prior_prompts": ""}
+        if entry.get("num_frames", self.num_frames) == 1:
+            common |= {"fps": 0.0, "frame_extraction": "head"}  # those outside are for the clips of other entries
+        try:
+            return build(OneDataSet, common | entry, where)
+        except ValueError as error:
+            raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
 
     @property
     def trigger_words(self) -> str:
@@ -461,6 +483,10 @@ class LoRASettings(TrainingSettings):
     def scale_alpha(self) -> float:
         """Alpha with its default filled in."""
         return self.alpha or float(self.rank)
+
+
+class OneDataSet(LoRASettings):
+    """The settings of one entry of `datasets`."""
 
 
 def check_warmup(warmup: int, steps: int) -> None:

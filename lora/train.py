@@ -10,6 +10,7 @@ run equals an uninterrupted one.
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def train(settings: LoRASettings) -> int:
     Raises:
         ValueError, OSError: Something is not right; training has not begun.
     """
-    folder = Path(settings.output_dir)
+    folder, settings = Path(settings.output_dir), without_start(settings)
     accelerator = Accelerator(
         mixed_precision={"fp16": "fp16", "bf16": "bf16", "fp32": "no", "auto": None}[settings.precision],
         gradient_accumulation_steps=settings.accumulation,
@@ -94,6 +95,12 @@ def train(settings: LoRASettings) -> int:
         run = Run(task, settings.loop_settings(task.steps), accelerator)
         begin_tracking(accelerator, folder)
         return finish(settings, run, accelerator)
+
+
+def without_start(settings: LoRASettings) -> LoRASettings:
+    """Return the settings with no `start` where the run goes on from a checkpoint, which has the weights."""
+    goes_on = settings.resume and checkpoints(Path(settings.output_dir))
+    return replace(settings, start="") if goes_on else settings
 
 
 def note_samples(settings: LoRASettings, base: BaseModel, cache: Cache) -> None:

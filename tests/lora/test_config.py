@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lora.command_line import check_packages, make_parser, read_settings
+from lora.command_line import check_packages, make_parser, read_settings, refuse_other_settings
 from lora.config import SYNONYMS, LoRASettings
 
 
@@ -29,6 +29,10 @@ def test_a_flag_goes_before_the_file_and_the_file_before_the_default(tmp_path):
         (["--num-frames", "4"], "num_frames=4 is not of the form 4n \\+ 1; nearest: 1 or 5"),
         (["--init", "pissa", "--base-weights", "fp8"], "init='pissa' changes the base weights"),
         (["--lr", "0"], "lr=0.0 must be above 0"),
+        (["--validation-split", "2.5"], "validation_split=2.5 is neither a share below 1 .* number; nearest: 2"),
+        (["--mode-scale", "1"], "mode_scale=1 is for timestep_sampling='mode', not 'logit_normal'; nearest: 1.29"),
+        (["--is-reg"], "is_reg is for an entry of `datasets`, not for all data; nearest: is_reg=False"),
+        (["--fps", "8"], "fps=8.0 is for clips, but num_frames=1; nearest: num_frames=17"),
     ],
 )
 def test_an_illegal_value_is_refused_with_the_nearest_legal_one(flags, message):
@@ -64,6 +68,19 @@ def test_every_preset_can_be_read_by_path_and_by_name(name, tmp_path, monkeypatc
 def test_a_config_that_is_neither_a_file_nor_a_preset_is_refused():
     with pytest.raises(ValueError, match="config '48gb' is neither a file nor a preset; presets: 12gb, 24gb"):
         read("--config", "48gb")
+
+
+def test_on_resume_data_may_move_and_what_a_checkpoint_does_not_name_had_its_default():
+    saved = dataclasses.asdict(LoRASettings(output_dir="a", datasets=({"data": "a", "repeats": 2},), start="b"))
+    del saved["alpha_mask"]
+    moved = LoRASettings(output_dir="b", datasets=({"data": "c", "repeats": 2, "outside_files": True},))
+    refuse_other_settings(saved, moved)
+    for change, message in (
+        ({"datasets": ({"data": "a", "repeats": 3},)}, "datasets was .*'repeats': 2.*'repeats': 3"),
+        ({"alpha_mask": True}, "alpha_mask was False, is True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refuse_other_settings(saved, dataclasses.replace(moved, **change))
 
 
 def test_a_missing_extra_is_named(monkeypatch):

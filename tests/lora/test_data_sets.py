@@ -124,7 +124,8 @@ def test_a_caption_is_read_in_several_forms_and_each_sample_takes_one(pictures, 
         ({"data": "a", "repeets": 2}, r"datasets\[0\].repeets is not a setting; nearest: repeats"),
         ({"data": "a", "num_repeats": 2}, r"datasets\[0\].num_repeats is not a setting; nearest: repeats"),
         ({"data": "a", "rank": 2}, r"datasets\[0\].rank is the same for all data sets; set rank outside"),
-        ({"data": "a", "repeats": 0}, "repeats=0 must be at least 1; nearest: 1"),
+        ({"data": "a", "repeats": 0}, r"datasets\[0\]: repeats=0 must be at least 1; nearest: 1"),
+        ({"data": "a", "fps": 8}, r"datasets\[0\]: fps=8.0 is for clips, but num_frames=1"),
         ({"data": "a", "flip": "often"}, r"datasets\[0\].flip='often' must be of type bool"),
     ],
 )
@@ -133,3 +134,10 @@ def test_a_wrong_entry_of_a_data_set_is_named(entry, message):
         LoRASettings(output_dir="x", datasets=(entry,))
     with pytest.raises(ValueError, match="data='b' and datasets exclude each other; nearest: datasets alone"):
         LoRASettings(output_dir="x", data="b", datasets=({"data": "a"},))
+
+
+def test_the_fps_outside_of_the_data_sets_are_those_of_the_sets_of_clips():
+    sets = ({"data": "a", "num_frames": 1}, {"data": "b", "num_frames": 17})
+    for frames in (1, 5):
+        found = LoRASettings(output_dir="x", fps=8, num_frames=frames, datasets=sets).data_sets()
+        assert [each.fps for each in found] == [0, 8]

@@ -376,6 +376,8 @@ def test_a_used_folder_needs_resume_and_resume_the_same_settings(train, capsys):
     assert "holds an earlier run; go on with --resume" in capsys.readouterr().err
     assert train("out", "--resume", "--rank", "3") == 2
     assert "made with other settings: rank was 2, is 3" in capsys.readouterr().err
+    assert train("out", "--resume", "--start", "moved-away", "--dropout", "0.1") == 2
+    assert "made with other settings: dropout was 0.0, is 0.1. Give" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("broken", ["loss", "weights"])
