@@ -83,9 +83,8 @@ def finished_folder(target: Path) -> Iterator[Path]:
     """Give a folder to write a LoRA into; at the end it takes the place of `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and first_foreign(target, lambda name: bool(OUR_FILES.fullmatch(name))) is not None:
-        move(
-            target, target.with_name(f"{target.name}-kept-{uuid.uuid4().hex[:8]}")
-        )  # somebody put files of their own into it
+        # Somebody put files of their own into it.
+        move(target, target.with_name(f"{target.name}-kept-{uuid.uuid4().hex[:8]}"))
     with new_folder(target) as temporary:
         yield temporary
 

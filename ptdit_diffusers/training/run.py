@@ -11,6 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,8 @@ class Run:
         batches = iter(batch_loader(data, numbers, settings.workers, self.accelerator.device))
         sheet_steps = set(self.task.sheet_steps(settings.steps))
         if self.step == 0 and 0 in sheet_steps:
-            self.sheet()
+            with self.aside():
+                self.sheet()
         with stop_signals() as stop, self.writer:
             while self.step < settings.steps and not self.must_stop(stop):
                 self.optimize(batches)
@@ -163,11 +165,13 @@ class Run:
                 if last or due(self.step, settings.log_every):
                     self.log()
                 if self.step in sheet_steps or due(self.step, settings.sheet_every):
-                    self.sheet()
+                    with self.aside():
+                        self.sheet()
                 if last or due(self.step, settings.checkpoint_every) or self.checkpoint_is_old():
                     self.save()
                 if not last and due(self.step, settings.export_every):
-                    self.export_step()
+                    with self.aside():
+                        self.export_step()
             self.save()
             self.saving.result()
         finished = self.step == settings.steps
@@ -190,9 +194,8 @@ class Run:
             began = time.monotonic()
             batch = send_to_device(next(batches), accelerator.device, non_blocking=ahead)
             self.waited += time.monotonic() - began
-            began = time.monotonic()
-            self.work.update(self.task.work_of(batch))
-            self.logged_at += time.monotonic() - began  # counting, the first time of a size, is no training
+            with self.aside():  # counting, the first time of a size, is no training
+                self.work.update(self.task.work_of(batch))
             index = self.step * settings.accumulation + micro
             torch.manual_seed(mix(settings.seed, *self.task.stream, self.data_rank, index))
             with accelerator.accumulate(self.wrapped), self.task.kernels():
@@ -299,16 +302,21 @@ class Run:
             shown = {"step": self.step, **numbers}
             logger.info("  ".join([*(f"{name} {value:.5g}" for name, value in shown.items()), words]))
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Do what is not training: its time does not count for the speed in the log."""
+        began = time.monotonic()
+        yield
+        self.logged_at += time.monotonic() - began
+
     def sheet(self) -> None:
         """Plot the loss curve, and let the task show the averaged weights."""
-        began = time.monotonic()
         if self.accelerator.is_main_process or self.shared or self.task.all_draw or self.context > 1:
             folder = self.folder / self.task.sheet_folder
             folder.mkdir(parents=True, exist_ok=True)
             self.plot()
-            if numbers := self.with_average(partial(self.task.sheet, folder / f"step-{self.step:08d}", self.step)):
+            if numbers := self.with_average(partial(self.task.sheet, folder / step_name(self.step), self.step)):
                 self.write(numbers)
-        self.logged_at += time.monotonic() - began  # the sheet's time is not the training's
 
     def plot(self) -> None:
         """Plot the loss curve unless it is that of this step."""
@@ -371,9 +379,7 @@ class Run:
 
     def export_step(self) -> None:
         """Let the task write what the averaged weights of a step on the way give."""
-        began = time.monotonic()
         self.let_write(partial(self.task.export_step, self.folder / EXPORTS / step_name(self.step), self.step))
-        self.logged_at += time.monotonic() - began  # its time is not the training's
 
     def let_write(self, write: Callable[[], None]) -> None:
         """Call `write`, which exports the averaged weights, on the processes that it needs."""

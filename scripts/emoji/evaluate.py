@@ -175,18 +175,17 @@ def baselines(
     for number, each in enumerate(trained.pictures):
         if not each.emoji.tone:
             by_concept.setdefault(each.emoji.base, []).append(number)
-    choice, copies, randoms, asked = np.random.default_rng(0), [], [], []
+    choice, copies, randoms = np.random.default_rng(0), [], []
     for each in pairs:
         family = FAMILIES[each.picture.style]
         options = [n for n in by_concept[each.picture.emoji.base] if FAMILIES[trained.pictures[n].style] != family]
         same = [n for n, other in enumerate(trained.pictures) if other.style == each.picture.style]
         copies.append(int(options[choice.integers(len(options))]))
         randoms.append(int(same[choice.integers(len(same))]))
-        asked.append(each)
     result = {}
     for name, numbers in (("another style of the concept", copies), ("a random concept in the style", randoms)):
         pixels = trained.pixels[numbers]
-        result[name] = table(asked, pixels, judge.read(pixels), codes, groups)["pairs"]
+        result[name] = table(pairs, pixels, judge.read(pixels), codes, groups)["pairs"]
     return result
 
 
