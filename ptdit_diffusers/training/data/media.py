@@ -3,7 +3,7 @@
 Owns orientation, transparency, palettes, 16-bit and CMYK files, and counting frames by decoding them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,16 @@ class Member(Protocol):
         """Return the content as a file."""
 
 
+class MemberViews(Protocol):
+    """Views of one object inside of another file; they are read as a folder of views is."""
+
+    suffix: str  # VIEWS
+
+    @property
+    def views(self) -> Sequence[Member]:
+        """The pictures, in the order of a turn round the object."""
+
+
 class UnreadableError(ValueError):
     """A file that cannot be trained on; the message is the reason."""
 
@@ -60,7 +70,9 @@ def picture_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_frames(path: Path | Member, num_frames: int, begin: int = 0, fps: float = 0.0) -> list[Image.Image]:
+def read_frames(
+    path: Path | Member | MemberViews, num_frames: int, begin: int = 0, fps: float = 0.0
+) -> list[Image.Image]:
     """Return frames of a clip, or for 1 the one of a picture; of a folder of views the first.
 
     Args:
@@ -114,7 +126,7 @@ def _at_rate(frames: Iterable[tuple[float, Image.Image]], fps: float) -> Iterato
         yield shown
 
 
-def is_clip(path: Path | Member) -> bool:
+def is_clip(path: Path | Member | MemberViews) -> bool:
     """Return whether a file moves, which its content says: GIF, PNG and WebP may be either.
 
     Raises:
@@ -128,17 +140,19 @@ def is_clip(path: Path | Member) -> bool:
         return image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
 
 
-def is_views(path: Path | Member) -> bool:
-    """Return whether a path is a folder of views."""
-    return isinstance(path, Path) and path.suffix.lower() == VIEWS and path.is_dir()
+def is_views(path: Path | Member | MemberViews) -> bool:
+    """Return whether a path is a folder of views, or views inside of another file."""
+    return path.suffix.lower() == VIEWS and (not isinstance(path, Path) or path.is_dir())
 
 
-def view_files(folder: Path) -> list[Path]:
+def view_files(folder: Path | MemberViews) -> list[Path | Member]:
     """Return the pictures of a folder of views; view i of V is seen from azimuth i * 360 / V degrees."""
+    if not isinstance(folder, Path):
+        return list(folder.views)
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != ".")
 
 
-def read_sample(path: Path | Member, num_frames: int, num_views: int = 0) -> list[Image.Image]:
+def read_sample(path: Path | Member | MemberViews, num_frames: int, num_views: int = 0) -> list[Image.Image]:
     """Return what is trained on: a picture, the first frames of a clip, or views evenly spread around the object.
 
     Args:
@@ -153,7 +167,7 @@ def read_sample(path: Path | Member, num_frames: int, num_views: int = 0) -> lis
         return read_frames(path, num_frames if is_clip(path) else 1)
     files = view_files(path)
     if not num_views:
-        raise UnreadableError(f"is a folder of {len(files)} views; data.num_views says how many are trained on")
+        raise UnreadableError(f"holds {len(files)} views; data.num_views says how many are trained on")
     if not files or len(files) % num_views:
         raise UnreadableError(f"has {len(files)} views, which is no multiple of num_views={num_views}")
     views = [read_frames(file, 1)[0] for file in files[:: len(files) // num_views]]
@@ -162,7 +176,7 @@ def read_sample(path: Path | Member, num_frames: int, num_views: int = 0) -> lis
     return views
 
 
-def clip_length(path: Path | Member, frames: int) -> int:
+def clip_length(path: Path | Member | MemberViews, frames: int) -> int:
     """Return the frames of the clip that the model sees: each view is a latent frame, which in a clip has four."""
     return 4 * (frames - 1) + 1 if is_views(path) else frames
 

@@ -12,7 +12,7 @@ from ptdit_diffusers.training.data.find import with_trigger
 from ptdit_diffusers.training.data.listing import CAPTIONS, Listing, list_data
 from ptdit_diffusers.training.data.media import is_views, view_files
 from ptdit_diffusers.training.data.tables import Facts
-from ptdit_diffusers.training.data.tars import TarMember, is_tars, list_tar, tar_names
+from ptdit_diffusers.training.data.tars import TarMember, TarViews, is_tars, list_tar, tar_names
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Picture:
     """A picture or clip that may be trained on, or why it cannot be (`problem`)."""
 
     name: str
-    file: Path | TarMember
+    file: Path | TarMember | TarViews
     facts: Facts = Facts()
     problem: str = ""
     has_caption: bool = True  # of its own; else it gets the default one
@@ -32,10 +32,12 @@ class Picture:
             OSError: It cannot be read.
         """
         if is_views(self.file):
-            return hashlib.sha256("".join(map(file_hash, view_files(self.file))).encode()).hexdigest()[:32]
-        if isinstance(self.file, Path):
-            return file_hash(self.file)[:32]
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:32]
+            return hashlib.sha256("".join(map(_hash, view_files(self.file))).encode()).hexdigest()[:32]
+        return _hash(self.file)[:32]
+
+
+def _hash(file: Path | TarMember) -> str:
+    return file_hash(file) if isinstance(file, Path) else hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class DataSource:
             name = entry.path.relative_to(top).as_posix() if entry.path.is_relative_to(top) else str(entry.path)
             yield self._picture(name, entry.path, entry.facts, entry.problem)
 
-    def _picture(self, name: str, file: Path | TarMember, facts: Facts, problem: str) -> Picture:
+    def _picture(self, name: str, file: Path | TarMember | TarViews, facts: Facts, problem: str) -> Picture:
         """Return a picture with the captions that are trained on."""
         captions = tuple(with_trigger(text, self.trigger) for text in facts.captions or (self.default_caption,))
         if self.licence_column and not facts.licence and not problem:

@@ -1,5 +1,7 @@
 """Tar shards in the format of webdataset: files of one sample share a KEY, KEY.jpg beside KEY.txt or KEY.json.
 
+Views of one object from all around are KEY.0.png, KEY.1.png and so on, in the place of KEY.jpg.
+
 An index of a tar (key, place, size of each file) gives random access; nothing is unpacked.
 """
 
@@ -12,10 +14,11 @@ from typing import Any
 
 from ptdit_diffusers.core.documents import parse_json
 from ptdit_diffusers.training.data.listing import LONGEST_CAPTION
-from ptdit_diffusers.training.data.media import NOT_READ, READ
+from ptdit_diffusers.training.data.media import NOT_READ, PICTURES, READ, VIEWS
 from ptdit_diffusers.training.data.tables import Facts, read_facts
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+VIEW = re.compile(r"\.(\d+)(\.[^.]+)")  # of the name behind the key: number and ending
 LONGEST_TEXT = 2**20  # bytes of a .txt or .json
 
 
@@ -54,11 +57,20 @@ class TarMember:
         return io.BytesIO(self.read_bytes())
 
 
+@dataclass(frozen=True)
+class TarViews:
+    """Pictures of one object from all around in a tar, which are read as a folder of views is."""
+
+    name: str  # folder and key
+    views: tuple[TarMember, ...]
+    suffix: str = VIEWS
+
+
 @dataclass
 class TarSample:
-    """A picture or clip of a tar with what stands beside it; `problem` says why it cannot be used ("" = it can)."""
+    """A picture, clip or views of a tar with what stands beside it; `problem`: why it cannot be used ("" = it can)."""
 
-    member: TarMember
+    member: TarMember | TarViews
     facts: Facts = field(default_factory=Facts)
     problem: str = ""
 
@@ -124,19 +136,53 @@ def list_tar(path: Path, licence_column: str = "") -> TarListing:
         listing.problem = "is empty"
     elif not found and not listing.problem:
         listing.problem = "holds no files"
-    for files in found.values():
-        media = [member for kind, member in files.items() if kind in READ or kind in NOT_READ]
-        listing.others += sum(kind not in (*READ, *NOT_READ, ".txt", ".json", ".cls") for kind in files)
-        listing.samples += [_sample(member, files, end, licence_column) for member in media]
+    for (folder, key), files in found.items():
+        media = [(member, _problem(member, end)) for kind, member in files.items() if kind in READ or kind in NOT_READ]
+        if views := _views(files):
+            together = TarViews(f"{folder}/{key}".removeprefix("/"), tuple(member for _, member in views))
+            media.append((together, _problem_of_views(views, end)))
+        others = [kind for kind in files if kind not in (*READ, *NOT_READ, ".txt", ".json", ".cls")]
+        listing.others += len(others) - len(views)
+        listing.samples += [
+            TarSample(member, problem=problem) if problem else _sample(member, files, end, licence_column)
+            for member, problem in media
+        ]
     return listing
 
 
-def _sample(member: TarMember, files: dict[str, TarMember], end: int, licence_column: str) -> TarSample:
+def _problem(member: TarMember, end: int) -> str:
+    """Return why a file cannot be read from a tar of `end` bytes ("" = it can)."""
     if member.offset + member.size > end:
-        return TarSample(member, problem="lies beyond the end of the tar, which is cut off")
+        return "lies beyond the end of the tar, which is cut off"
     kind = member.suffix.lower()
-    if kind in NOT_READ:
-        return TarSample(member, problem=f"is of a kind that is not read ({kind}); save it as {NOT_READ[kind]}")
+    return f"is of a kind that is not read ({kind}); save it as {NOT_READ[kind]}" if kind in NOT_READ else ""
+
+
+def _views(files: dict[str, TarMember]) -> list[tuple[int, TarMember]]:
+    """Return the views among the files of a key with their numbers, in this order."""
+    matches = [(VIEW.fullmatch(kind), member) for kind, member in files.items()]
+    found = [(int(match[1]), member) for match, member in matches if match and match[2] in (*READ, *NOT_READ)]
+    return sorted(found, key=lambda each: (each[0], each[1].name))
+
+
+def _problem_of_views(views: list[tuple[int, TarMember]], end: int) -> str:
+    """Return why the views of a key cannot be used ("" = they can)."""
+    numbers = [number for number, _ in views]
+    if twice := [number for number, after in zip(numbers, numbers[1:], strict=False) if number == after]:
+        return f"has view {twice[0]} twice"
+    if numbers[-1] >= len(numbers):
+        missing = next(number for number, given in enumerate(numbers) if number != given)
+        return f"has {len(numbers)} views, of which the last is {numbers[-1]}; {missing} is missing (they begin at 0)"
+    for number, member in views:
+        if problem := _problem(member, end):
+            return f"has a view {number} that {problem}"
+        if (kind := member.suffix.lower()) not in PICTURES:
+            return f"has a view {number} that is no picture ({kind})"
+    return ""
+
+
+def _sample(member: TarMember | TarViews, files: dict[str, TarMember], end: int, licence_column: str) -> TarSample:
+    """Return a sample with what its files of captions say."""
     values: dict[str, Any] = {}
     for ending in (".txt", ".json"):
         if (text := files.get(ending)) is None:
@@ -159,7 +205,7 @@ def _sample(member: TarMember, files: dict[str, TarMember], end: int, licence_co
     return _with_values(member, values, licence_column)
 
 
-def _with_values(member: TarMember, values: dict[str, Any], licence_column: str) -> TarSample:
+def _with_values(member: TarMember | TarViews, values: dict[str, Any], licence_column: str) -> TarSample:
     """Return the sample with what its files say."""
     try:
         facts = read_facts(values, licence_column=licence_column)

@@ -139,11 +139,39 @@ def test_views_are_encoded_one_by_one_and_mirrored_ones_turn_the_other_way(vae, 
             expected = vae.encode(video([picture], mirror)[None]).latent_dist.mean[0, :, 0]
             torch.testing.assert_close(latent[:, view], expected, atol=2e-3, rtol=2e-3)
     for count, reason in {
-        0: "is a folder of 8 views; data.num_views says",
+        0: "holds 8 views; data.num_views says",
         3: "has 8 views, which is no multiple",
     }.items():
         encoder = encode(vae, tmp_path / "data", tmp_path / "none", num_views=count)
         assert not encoder.found and reason in encoder.skipped[0][1]
+
+
+def test_views_in_a_tar_are_numbered_files_and_what_is_wrong_with_them_is_named(vae, tmp_path):
+    folder = tmp_path / "data" / "mug.views"
+    folder.mkdir(parents=True)
+    files = {f"things/mug.{number}.png": png(number) for number in (10, *range(10), 11)}  # 10 comes after 9
+    for number in range(12):
+        (folder / f"{number:02d}.png").write_bytes(files[f"things/mug.{number}.png"])
+    (tmp_path / "data" / "mug.txt").write_text("a mug")
+    write_tar(tmp_path / "000.tar", {**files, "things/mug.txt": b"a mug"})
+    encoded = version_of(vae, tmp_path / "000.tar", tmp_path / "encoded", num_views=4, flip=True)
+    line = encoded.caption_lines(0)
+    assert line["name"] == "000.tar:things/mug" and line["captions"] == ["a mug"]
+    assert len(encoded.index) == 1 and encoded.buckets == [(13, 64, 64)]
+    again = encode(vae, tmp_path / "data", tmp_path / "encoded", num_views=4, flip=True)
+    assert again.encoded == 0 and len(again.found) == 1  # a folder of the same views is the same sample
+    bad = {"gap.0.png": png(0), "gap.2.png": png(2), "one.1.png": png(1), "six.0.png": b"", "six.00.png": b""}
+    bad |= {"film.0.png": png(0), "film.1.mp4": b"", "new.0.png": png(0), "new.1.heic": b""}
+    bad |= {f"odd.{number}.png": png(number) for number in range(3)} | {"odd.txt": b"three"}
+    encoder = encode(vae, write_tar(tmp_path / "001.tar", bad), tmp_path / "bad", num_views=2)
+    assert not encoder.found and dict(encoder.skipped) == {
+        "001.tar:gap": "has 2 views, of which the last is 2; 1 is missing (they begin at 0)",
+        "001.tar:one": "has 1 views, of which the last is 1; 0 is missing (they begin at 0)",
+        "001.tar:six": "has view 0 twice",
+        "001.tar:film": "has a view 1 that is no picture (.mp4)",
+        "001.tar:new": "has a view 1 that is of a kind that is not read (.heic); save it as PNG or JPEG",
+        "001.tar:odd": "has 3 views, which is no multiple of num_views=2",
+    }
 
 
 def test_a_part_that_is_missing_is_named(vae, tars, tmp_path):
