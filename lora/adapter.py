@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ptdit_diffusers.core.few_steps import LORA_FILE
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.checkpoint import checkpoints
 from ptdit_diffusers.training.task import trained_parameters
 
 from .config import TARGETS, LoRASettings
@@ -146,9 +147,14 @@ def adapter_values(config: dict, settings: LoRASettings) -> int:
     """
     shapes = adapter_shapes(adapter_layers(config, settings), settings)
     rate_factors(map(parameter_name, shapes), settings)
-    if settings.start:
+    if reads_start(settings):
         start_weights(settings, shapes)
     return sum(map(math.prod, shapes.values()))
+
+
+def reads_start(settings: LoRASettings) -> bool:
+    """Return whether the first values are those of `start`; a run that goes on has them in its checkpoint."""
+    return bool(settings.start) and not (settings.resume and checkpoints(Path(settings.output_dir)))
 
 
 def start_weights(settings: LoRASettings, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -226,7 +232,7 @@ def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) ->
         transformer.add_adapter(config, NAME)
     for parameter in trained_parameters(transformer).values():
         parameter.data = parameter.data.float()
-    if settings.start:
+    if reads_start(settings):
         take_start(transformer, start_weights(settings, shapes))
     changed_base = settings.init in ("pissa", "olora")
     return (

@@ -41,7 +41,6 @@ LOCAL = (
     "prior_prompts",
     "prompts",
     "paths_dir",
-    "start",
 )  # settings that are folders or files of this machine
 MODEL_FILE = "distillation.json"  # in a model folder whose weights are those of a student of few steps
 HUB_ID = re.compile(r"(hub:)?([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
@@ -174,7 +173,13 @@ def public_settings(settings: TrainingSettings) -> dict[str, object]:
     found = {name: value for name, value in dataclasses.asdict(settings).items() if name not in LOCAL}
     if sets := found.get("datasets"):
         found["datasets"] = [{**each, "data": public_name(each["data"])} for each in sets]
-    return found | {name: public_name(found[name]) for name in ("base", "data") if name in found}
+    names = {name: public_name(found[name]) for name in ("base", "data") if name in found}
+    return found | names | ({"start": public_lora(found["start"])} if found.get("start") else {})
+
+
+def public_lora(source: str) -> str:
+    """Return the name of a LoRA without folders of this machine: of OUTPUT_DIR/lora that of the run, or of a file."""
+    return next((part for part in Path(source).absolute().parts[::-1] if part not in ("lora", LORA_FILE)), source)
 
 
 def in_markdown(text: str) -> str:
@@ -211,6 +216,7 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
     """Return the model card: what it is, how to use it, prompts and pictures, settings."""
     layers = sum(key.endswith("lora_A.weight") for key in weights)
     values = sum(value.numel() for value in weights.values())
+    rank = adapter_config(weights)["r"]
     base = in_markdown(public_name(settings.base))
     shown = settings.shown
     prompt = shown[0].text if shown else settings.trigger_words or "a picture"
@@ -226,7 +232,8 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
         "",
         f"# LoRA for PT-DiT ({base})",
         "",
-        f"{step} steps, rank {settings.rank} on {layers} layers, {values} values."
+        f"{step} steps, rank {rank} on {layers} layers, {values} values."
+        + (f" Rank {rank // 2} was trained: init `{settings.init}`." if settings.init in ("pissa", "olora") else "")
         + (f" Trigger word: `{in_markdown(settings.trigger_words)}`." if settings.trigger_words else ""),
         "",
         "```python",

@@ -70,7 +70,7 @@ def train(settings: LoRASettings) -> int:
     Raises:
         ValueError, OSError: Something is not right; training has not begun.
     """
-    folder, settings = Path(settings.output_dir), without_start(settings)
+    folder = Path(settings.output_dir)
     accelerator = Accelerator(
         mixed_precision={"fp16": "fp16", "bf16": "bf16", "fp32": "no", "auto": None}[settings.precision],
         gradient_accumulation_steps=settings.accumulation,
@@ -81,7 +81,7 @@ def train(settings: LoRASettings) -> int:
     log_to_terminal(level)
     check_processes(accelerator)
     base = BaseModel(settings.base)
-    global_batch = check_before_training(settings, base, accelerator)
+    settings, global_batch = check_before_training(settings, base, accelerator)
     with ExitStack() as held:
 
         def take_folder() -> None:
@@ -95,12 +95,6 @@ def train(settings: LoRASettings) -> int:
         run = Run(task, settings.loop_settings(task.steps), accelerator)
         begin_tracking(accelerator, folder)
         return finish(settings, run, accelerator)
-
-
-def without_start(settings: LoRASettings) -> LoRASettings:
-    """Return the settings with no `start` where the run goes on from a checkpoint, which has the weights."""
-    goes_on = settings.resume and checkpoints(Path(settings.output_dir))
-    return replace(settings, start="") if goes_on else settings
 
 
 def note_samples(settings: LoRASettings, base: BaseModel, cache: Cache) -> None:
@@ -136,8 +130,14 @@ def finish(settings: TrainingSettings, run: Run, accelerator: Accelerator) -> in
     return 0
 
 
-def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: Accelerator) -> int:
-    """Check everything that can be refused before long work; return the samples of a batch of all processes.
+def check_before_training(
+    settings: LoRASettings, base: BaseModel, accelerator: Accelerator
+) -> tuple[LoRASettings, int]:
+    """Check everything that can be refused before long work.
+
+    Returns:
+        The settings, in a resumed run with the `start` with which it began, and the samples of a batch of all
+        processes.
 
     Raises:
         ValueError: An unknown target, a used output folder, a checkpoint of other settings.
@@ -166,10 +166,10 @@ def check_before_training(settings: LoRASettings, base: BaseModel, accelerator: 
     saved = load_checkpoint(folder) if settings.resume else None
     data_ranks = accelerator.num_processes // settings.context_parallel
     if saved is None:
-        return settings.batch_size * data_ranks
+        return settings, settings.batch_size * data_ranks
     refuse_other_settings(saved["settings"], settings)
     refuse_other_base(saved, settings, base)
-    return kept_batch(saved, settings, data_ranks)
+    return replace(settings, start=saved["settings"].get("start", "")), kept_batch(saved, settings, data_ranks)
 
 
 def kept_batch(saved: dict[str, Any], settings: LoRASettings, data_ranks: int) -> int:

@@ -91,6 +91,16 @@ def test_a_training_starts_from_a_lora_of_either_form(tmp_path, options, form):
     torch.testing.assert_close(output(fresh), output(model), atol=2e-4, rtol=1e-3)
 
 
+def test_the_card_names_the_lora_that_a_run_started_from_also_after_resumes_without_it(train, tmp_path):
+    assert train("first", "--max-steps", "1") == 0
+    assert train("out", "--max-steps", "3", "--start", tmp_path / "first" / "lora", "--stop-after", "1") == 0
+    (tmp_path / "first").rename(tmp_path / "moved")
+    for flags in (["--stop-after", "1"], ["--start", tmp_path / "nowhere"]):
+        assert train("out", "--max-steps", "3", "--resume", *flags) == 0
+    assert "| start | first |" in (tmp_path / "out" / "lora" / "README.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "out" / "lora" / "settings.json").read_text())["settings"]["start"] == "first"
+
+
 def test_a_start_that_does_not_fit_is_refused(tmp_path):
     model, weights = trained(LoRASettings(output_dir="x", rank=4))
     write_lora(tmp_path, "mine", weights, {}, "base")
