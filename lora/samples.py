@@ -118,11 +118,15 @@ def changes(before: Sequence[Sample], now: Sequence[Sample]) -> list[str]:
         "other pictures in": [n for n in both if _content(old[n]) != _content(new[n])],
         "other captions of": [n for n in both if _captions(old[n]) != _captions(new[n])],
         "other sizes of": [n for n in both if old[n].bucket != new[n].bucket],
+        "other crops, frames or masks of": [n for n in both if _crops(old[n]) != _crops(new[n])],
+        "mirrored now or before, but not both:": [n for n in both if bool(old[n].mirrored) != bool(new[n].mirrored)],
+        "held out now or before, but not both:": [n for n in both if old[n].held_out != new[n].held_out],
+        "in another data set:": [n for n in both if _data_set(old[n]) != _data_set(new[n])],
         "new": [n for n in new if n not in old],
         "missing": [n for n in old if n not in new],
     }
     words = makers + [f"{what} {_some([name for name, _ in names])}" for what, names in groups.items() if names]
-    return words or ["the order of the files, or whether they are mirrored"]
+    return words or ["the order of the files"]
 
 
 def _numbered(samples: Sequence[Sample]) -> dict[tuple[str, int], Sample]:
@@ -149,6 +153,15 @@ def _captions(sample: Sample) -> list[str]:
 
 def _content(sample: Sample) -> str:
     return sample.latents.split("-")[2]
+
+
+def _crops(sample: Sample) -> list[list[str]]:
+    """Return what decides about the latents besides VAE, content and size: crops, first frame, rate and mask."""
+    return [key.split("-")[4:] for key in (sample.latents, *sample.more_latents)]
+
+
+def _data_set(sample: Sample) -> tuple[int, bool]:
+    return sample.data_set, sample.prior
 
 
 def _some(names: list[str]) -> str:

@@ -24,9 +24,12 @@ TWO = Sample("b.png", "2-vae-bb-1x64x64", "", "text-t5-22", (1, 64, 64), False)
         ([ONE, replace(ONE, text="text-t5-33"), TWO], ["new a.png"]),
         ([replace(one, latents=one.latents.replace("vae", "new")) for one in (ONE, TWO)], ["the VAE"]),
         ([replace(one, text=one.text.replace("t5", "new")) for one in (ONE, TWO)], ["the text encoder"]),
-        ([TWO, ONE], ["the order of the files, or whether they are mirrored"]),
+        ([TWO, ONE], ["the order of the files"]),
         ([replace(one, mirrored=one.latents + "-mirrored") for one in (ONE, TWO)],
-         ["the order of the files, or whether they are mirrored"]),
+         ["mirrored now or before, but not both: a.png, b.png"]),
+        ([ONE, replace(TWO, held_out=True)], ["held out now or before, but not both: b.png"]),
+        ([replace(ONE, latents=ONE.latents + "-crop0x500"), TWO], ["other crops, frames or masks of a.png"]),
+        ([ONE, replace(TWO, data_set=1)], ["in another data set: b.png"]),
     ],
 )  # fmt: skip
 def test_every_change_of_the_data_is_named(now, words):
