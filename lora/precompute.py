@@ -141,9 +141,10 @@ def hold_out(settings: LoRASettings, items: list[Item], samples: list[Sample]) -
     groups = grouped(np.array([items[i].hashes for i in new], np.uint64))
     hidden = {new[i] for i in np.flatnonzero(held_out(groups, settings.validation_split, settings.seed))}
     if not hidden:
+        kinds = len(set(groups.tolist()))
         raise ValueError(
-            f"validation_split={settings.validation_split:g} holds out none of {len(new)} pictures in "
-            f"{len(set(groups.tolist()))} groups of near-duplicates; nearest: 0, which holds out none."
+            f"validation_split={settings.validation_split:g} leaves none of {len(new)} pictures in {kinds} groups of "
+            f"near-duplicates to train on; nearest: {len(new) - 1 if kinds > 1 else '0, which holds out none'}."
         )
     return [replace(sample, held_out=i in hidden) for i, sample in enumerate(samples)]
 

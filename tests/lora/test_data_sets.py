@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lora.batches import CachedBatches, Plan
 from lora.cache import Cache
 from lora.command_line import make_parser, read_settings
 from lora.config import LoRASettings
-from lora.precompute import plan_data
+from lora.precompute import hold_out, plan_data
 from lora.samples import Sample, from_json, read_samples, to_json
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.find import Item
@@ -46,7 +47,24 @@ def test_a_copy_of_a_held_out_picture_is_held_out_too(pictures, tiny_model_folde
 
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(train, pictures, capsys):
     assert train("out", "--data", pictures, "--validation-split", "5") == 2
-    assert "validation_split=5 holds out none of 5 pictures in 5 groups" in capsys.readouterr().err
+    message = "validation_split=5 leaves none of 5 pictures in 5 groups of near-duplicates to train on; nearest: 4."
+    assert message in capsys.readouterr().err
+
+
+def number_held_out(split: float, kinds: int) -> int:
+    """How many of four pictures are held out, of which so many differ."""
+    items = [Item(Path(f"{i}.png"), "", hashes=(255 << 8 * (i % kinds), 0, 0)) for i in range(4)]
+    samples = [Sample(item.path.name, "", "", "", (1, 64, 64), False) for item in items]
+    settings = LoRASettings(output_dir="x", validation_split=split)
+    return sum(sample.held_out for sample in hold_out(settings, items, samples))
+
+
+@pytest.mark.parametrize("split", [4, 9, 0.99])
+def test_the_nearest_split_that_is_named_is_legal(split):
+    for kinds, nearest in ((4, "3"), (2, "3"), (1, "0, which holds out none")):
+        with pytest.raises(ValueError, match=f"to train on; nearest: {nearest}\\.$"):
+            number_held_out(split, kinds)
+    assert number_held_out(3, 4) == 3 and number_held_out(3, 2) == 2  # of two pairs of copies one
 
 
 def test_data_sets_have_repeats_resolution_and_captions_of_their_own(train, pictures, tmp_path, caplog):
