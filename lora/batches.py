@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ptdit_diffusers.pipelines.ptdit_text import join_text
-from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.order import places
 from ptdit_diffusers.training.held_out import TOGETHER
 from ptdit_diffusers.training.objective import sample_times, shifted_times
 from ptdit_diffusers.training.randomness import Stream, mix, numpy_generator, torch_generator
+from ptdit_diffusers.training.times import Times
 
 from .cache import MIRRORED, Cache
 from .config import LoRASettings
@@ -105,7 +105,9 @@ class CachedBatches(Dataset):
         key += MIRRORED if mirrored else ""
         mean, std = self.cache.get(key, "mean"), self.cache.get(key, "std")
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling
-        time = sample_times((), generator, **times_of(settings, self.cache.base, sample.bucket))
+        time = sample_times(
+            (), generator, **Times.of(settings).distribution(self.cache.base.time_ratio(sample.bucket))
+        )
         area = {"area": area_of(self.cache, sample, key, settings)} if self.masked else {}
         return {
             "latents": latents,
@@ -124,19 +126,6 @@ def area_of(cache: Cache, sample: Sample, key: str, settings: LoRASettings) -> T
     return torch.ones_like(cache.get(key, "mean")[:1])
 
 
-def times_of(settings: LoRASettings, base: BaseModel, bucket: tuple[int, int, int]) -> dict[str, Any]:
-    """Return the distribution of the times of a bucket, for `sample_times` and `shifted_times`."""
-    return {
-        "mean": settings.time_mean,
-        "std": settings.time_std,
-        "shift": base.time_ratio(bucket),
-        "kind": settings.timestep_sampling,
-        "mode_scale": settings.mode_scale,
-        "low": settings.min_timestep / 1000,
-        "high": settings.max_timestep / 1000,
-    }
-
-
 def fixed_batches(cache: Cache, settings: LoRASettings, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield samples, by their numbers, always with the same noise and with times that are spread evenly.
 
@@ -148,6 +137,7 @@ def fixed_batches(cache: Cache, settings: LoRASettings, numbers: Sequence[int]) 
     for place, number in enumerate(numbers):
         by_bucket.setdefault(cache.samples[number].bucket, []).append(place)
     for bucket, places_in in sorted(by_bucket.items()):
+        times = Times.of(settings).distribution(cache.base.time_ratio(bucket))
         for begin in range(0, len(places_in), TOGETHER):
             part = places_in[begin : begin + TOGETHER]
             samples = [cache.samples[numbers[place]] for place in part]
@@ -160,7 +150,7 @@ def fixed_batches(cache: Cache, settings: LoRASettings, numbers: Sequence[int]) 
             yield {
                 "latents": torch.stack(means) * cache.base.scaling_factor,
                 "noise": torch.stack(noise),
-                "time": shifted_times(shares, **times_of(settings, cache.base, bucket)),
+                "time": shifted_times(shares, **times),
                 "text": text,
                 "mask": mask,
                 "seeds": seeds,

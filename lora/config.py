@@ -11,6 +11,7 @@ from ptdit_diffusers.training.data.media import READ
 from ptdit_diffusers.training.optimizers import OPTIMIZERS
 from ptdit_diffusers.training.schedules import SCHEDULES
 from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
+from ptdit_diffusers.training.times import KINDS, Times
 from ptdit_diffusers.training.trackers import TRACKERS
 
 from .prompts import WORDS, Prompt, parse_prompt
@@ -26,7 +27,6 @@ INITS = ("default", "gaussian", "pissa", "olora")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SAVED = ("fp32", "bf16", "fp16")
 EXTRACTIONS = ("head", "chunk")
-TIMES = ("logit_normal", "uniform", "mode")
 BASES = ("none", "fp8", "int8", "nf4")
 REPORTS = ("none", *TRACKERS)
 SYNONYMS = {  # names that other trainers have -> ours
@@ -329,7 +329,7 @@ class LoRASettings(TrainingSettings):
     lr_num_cycles: int = setting(1, "of schedule cosine_with_restarts")
     epochs: int = setting(0, "passes over the data instead of max_steps; 0 = off")
     context_parallel: int = setting(1, "processes that share each sample: for videos that do not fit on one GPU")
-    timestep_sampling: str = setting("logit_normal", f"distribution of training times: {', '.join(TIMES)}")
+    timestep_sampling: str = setting("logit_normal", f"distribution of training times: {', '.join(KINDS)}")
     mode_scale: float = setting(1.29, "of timestep_sampling mode: above 0 more times in the middle")
     min_timestep: float = setting(0.0, "training times, after the shift, are scaled to this..max_timestep; 0..1000")
     max_timestep: float = setting(1000.0, "1000 is noise")
@@ -352,39 +352,15 @@ class LoRASettings(TrainingSettings):
         CaptionChoices.of(self)
         check_ending("caption_extension", self.caption_extension, READ)
         self.check_shares(caption_dropout=1, dropout=0.99)
-        choices = {"save_precision": SAVED, "frame_extraction": EXTRACTIONS, "timestep_sampling": TIMES}
+        choices = {"save_precision": SAVED, "frame_extraction": EXTRACTIONS}
         choices |= {"init": INITS, "proxy_mode": ("mean", "random")}
         for name, allowed in choices.items():
             one_of(name, getattr(self, name), allowed)
         if not self.epochs:
             check_warmup(self.warmup, self.max_steps)
-        self.check_times()
+        Times.of(self)
         self.check_adapter()
         self.check_data()
-
-    def check_times(self) -> None:
-        """Raise ValueError where the distribution of times is not possible."""
-        if self.time_std <= 0:
-            raise ValueError(f"time_std={self.time_std} must be above 0, for example 1.")
-        if not -1 <= self.mode_scale <= 1.75:
-            near = -1 if self.mode_scale < -1 else 1.75
-            raise ValueError(f"mode_scale={self.mode_scale:g} must be in -1..1.75; nearest: {near}.")
-        if not 0 <= self.min_timestep < self.max_timestep <= 1000:
-            raise ValueError(
-                f"min_timestep={self.min_timestep:g} and max_timestep={self.max_timestep:g} are no range in 0..1000; "
-                f"nearest: {min(max(self.min_timestep, 0), 999):g} and 1000."
-            )
-        if self.timestep_sampling != "logit_normal" and (self.time_mean, self.time_std) != (0, 1):
-            raise ValueError(
-                f"time_mean and time_std are for timestep_sampling='logit_normal', not {self.timestep_sampling!r}; "
-                "nearest: 0 and 1."
-            )
-        default = LoRASettings.mode_scale
-        if self.timestep_sampling != "mode" and self.mode_scale != default:
-            raise ValueError(
-                f"mode_scale={self.mode_scale:g} is for timestep_sampling='mode', not {self.timestep_sampling!r}; "
-                f"nearest: {default}."
-            )
 
     def check_data(self) -> None:
         """Raise ValueError where the data sets, or what is held out of them, are not possible."""

@@ -166,6 +166,7 @@ class PictureEncoder:
         sizes: Resolution -> legal (height, width).
         num_frames: Taken from each clip.
         num_views: Taken from each folder of views; 0 = they are left out.
+        fps: Frames a second that are taken of a clip; 0 = all.
         flip: Encode mirrored copies, too.
         max_skips: Share of the files that may be skipped, beyond the first MOST_SKIPS; 1 = all.
     """
@@ -177,11 +178,12 @@ class PictureEncoder:
         sizes: Mapping[int, list[tuple[int, int]]],
         num_frames: int = 1,
         num_views: int = 0,
+        fps: float = 0.0,
         flip: bool = False,
         max_skips: float = 1.0,
     ) -> None:
         self.vae, self.writer, self.sizes = vae, writer, sizes
-        self.num_frames, self.num_views = num_frames, num_views
+        self.num_frames, self.num_views, self.fps = num_frames, num_views, fps
         self.flip, self.max_skips = flip, max_skips
         self.found: list[Found] = []
         self.skipped: list[tuple[str, str]] = []
@@ -233,20 +235,18 @@ class PictureEncoder:
             if picture.problem:
                 raise UnreadableError(picture.problem)
             key = picture.key()
-            frames = read_sample(picture.file, self.num_frames, self.num_views)
+            frames = read_sample(picture.file, self.num_frames, self.num_views, self.fps)
         except (UnreadableError, OSError) as error:
             self.skip(picture.name, str(getattr(error, "strerror", None) or error))
             return
-        facts = picture.facts
+        facts, views = picture.facts, is_views(picture.file)
+        key += f"-fps{self.fps:g}" if self.fps and len(frames) > 1 and not views else ""
         self.without_caption += not picture.has_caption
         texts = (facts.captions, facts.weights, facts.quality)
         self.found.append(found := Found(picture.name, key, *texts, average_hash(frames[0]), {}, facts.licence))
         for resolution, sizes in self.sizes.items():
             height, width = nearest_size(frames[0].height, frames[0].width, sizes)
-            bucket, views = (
-                bucket_text((clip_length(picture.file, len(frames)), height, width)),
-                is_views(picture.file),
-            )
+            bucket = bucket_text((clip_length(picture.file, len(frames)), height, width))
             if place := self.writer.find(bucket, key):
                 found.at[str(resolution)] = (bucket, *place)
                 continue

@@ -152,19 +152,22 @@ def view_files(folder: Path | MemberViews) -> list[Path | Member]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != ".")
 
 
-def read_sample(path: Path | Member | MemberViews, num_frames: int, num_views: int = 0) -> list[Image.Image]:
+def read_sample(
+    path: Path | Member | MemberViews, num_frames: int, num_views: int = 0, fps: float = 0.0
+) -> list[Image.Image]:
     """Return what is trained on: a picture, the first frames of a clip, or views evenly spread around the object.
 
     Args:
         path: Of the file or the folder of views.
         num_frames: Of a clip.
         num_views: Of a folder of views, whose number of pictures is a multiple of it; 0 = these are not read.
+        fps: Take so many frames a second of a clip; 0 = all.
 
     Raises:
         UnreadableError: As `read_frames`, or views are too few, or of different sizes.
     """
     if not is_views(path):
-        return read_frames(path, num_frames if is_clip(path) else 1)
+        return read_frames(path, num_frames, fps=fps) if is_clip(path) else read_frames(path, 1)
     files = view_files(path)
     if not num_views:
         raise UnreadableError(f"holds {len(files)} views; data.num_views says how many are trained on")

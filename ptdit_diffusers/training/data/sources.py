@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ptdit_diffusers.core.files import file_hash
 from ptdit_diffusers.training.data.find import with_trigger
@@ -77,6 +78,10 @@ class DataSource:
         own |= {} if self.caption_extension == CAPTIONS else {"caption_extension": self.caption_extension}
         return {"source": where, **own}
 
+    def encoding_name(self, facts: Mapping[str, Any]) -> str:
+        """Return a name of its encoding, which changes with it and with further facts about the samples."""
+        return hashlib.sha256(json.dumps({**self.identity(), **facts}, sort_keys=True).encode()).hexdigest()[:16]
+
     @cached_property
     def listing(self) -> Listing:
         """The files of a folder or table.
@@ -145,10 +150,3 @@ class DataSource:
             problem = f"has no {self.licence_column!r} (data.licence_column)"
         shown = replace(facts, captions=captions, weights=facts.weights or (1.0,))
         return Picture(name, file, shown, problem, bool(facts.captions))
-
-
-def data_name(source: DataSource, sizes: dict[int, list[tuple[int, int]]], num_frames: int, num_views: int = 0) -> str:
-    """Return a name of an encoding: it changes with all that decides about its samples."""
-    facts = {**source.identity(), "sizes": sizes, "num_frames": num_frames}
-    facts |= {"num_views": num_views} if num_views else {}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -127,7 +127,7 @@ class OwnBatches(Dataset):
         return {
             "latents": latents,
             "noise": torch.stack([row["noise"] for row in rows]),
-            "time": shifted_times(shares, shift=self.ratio((frames, height, width))),
+            "time": shifted_times(shares, **self.settings.times.distribution(self.ratio((frames, height, width)))),
             "weight": torch.tensor(self.parts / batch),
             **text,
         }

@@ -87,11 +87,12 @@ def inspect_source(settings: OwnDataSettings, tars: int) -> Iterator[str]:
 def look(settings: OwnDataSettings, base: BaseModel, tars: int) -> Looked:
     """Read every file once."""
     sizes, looked = stage_sizes(settings, base)[settings.stages[-1].resolution], Looked()
+    data = settings.data
     for picture in source_of(settings).pictures(tars=tars):
         try:
             if picture.problem:
                 raise UnreadableError(picture.problem)
-            frames = read_sample(picture.file, settings.data.num_frames, settings.data.num_views)
+            frames = read_sample(picture.file, data.num_frames, data.num_views, data.fps)
         except UnreadableError as error:
             looked.skipped.append((picture.name, str(error)))
             continue

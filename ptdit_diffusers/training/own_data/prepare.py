@@ -19,7 +19,7 @@ from ptdit_diffusers.training.data.captions import CaptionChoices
 from ptdit_diffusers.training.data.encode import PictureEncoder, say_what_is_lost
 from ptdit_diffusers.training.data.media import UnreadableError, read_frames
 from ptdit_diffusers.training.data.shards import FORMAT, Encoded, ShardWriter, merge, part_path, write_part
-from ptdit_diffusers.training.data.sources import DataSource, Picture, data_name
+from ptdit_diffusers.training.data.sources import DataSource, Picture
 from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.own_data.card import data_notes, noted_version, vae_note
 from ptdit_diffusers.training.own_data.model import make_base, stage_sizes
@@ -60,6 +60,15 @@ def maker_folder(settings: OwnDataSettings, base: BaseModel) -> Path:
     return settings.encoded / f"{FORMAT}-{base.fingerprint('vae')}{mirrored}"
 
 
+def encoding_name(settings: OwnDataSettings, base: BaseModel) -> str:
+    """Return a name of an encoding: it changes with all that decides about its samples."""
+    data = settings.data
+    further = {name: value for name in ("num_views", "fps") if (value := getattr(data, name))}
+    return source_of(settings).encoding_name(
+        {"sizes": stage_sizes(settings, base), "num_frames": data.num_frames, **further}
+    )
+
+
 def encode_part(
     settings: OwnDataSettings, base: BaseModel, device: torch.device, part: int = 0, parts: int = 1
 ) -> PictureEncoder:
@@ -81,9 +90,10 @@ def encode_part(
         logger.warning("damaged, and made again: %s", problem)
     vae = base.load_vae(torch.float32, device)
     data = settings.data
-    encoder = PictureEncoder(vae, writer, sizes, data.num_frames, data.num_views, data.flip, data.max_skips)
+    names = "num_frames num_views fps flip max_skips".split()
+    encoder = PictureEncoder(vae, writer, sizes, **{name: getattr(data, name) for name in names})
     encoder.encode(source.pictures(part, parts))
-    name = data_name(source, sizes, data.num_frames, data.num_views)
+    name = encoding_name(settings, base)
     write_part(part_path(folder, name, part, parts), encoder.found, encoder.skipped)
     logger.info(
         "part %d of %d: %d pictures, %d of them encoded now, %d skipped",
@@ -109,8 +119,7 @@ def merge_parts(settings: OwnDataSettings, base: BaseModel, parts: int) -> Path:
     Raises:
         ValueError: Parts are missing, or nothing was encoded.
     """
-    sizes, source = stage_sizes(settings, base), source_of(settings)
-    name = data_name(source, sizes, settings.data.num_frames, settings.data.num_views)
+    source, name = source_of(settings), encoding_name(settings, base)
     about = {"data": {**source.identity(), "flip": settings.data.flip, "num_frames": settings.data.num_frames}}
     return merge(maker_folder(settings, base), name, parts, {**about, "vae": base.fingerprint("vae")})
 
@@ -121,8 +130,7 @@ def count_parts(settings: OwnDataSettings, base: BaseModel) -> int:
     Raises:
         ValueError: They were encoded in several divisions.
     """
-    sizes, source = stage_sizes(settings, base), source_of(settings)
-    name = data_name(source, sizes, settings.data.num_frames, settings.data.num_views)
+    name = encoding_name(settings, base)
     found = {int(path.stem[-5:]) for path in (maker_folder(settings, base) / "parts").glob(f"{name}-*.jsonl")}
     if len(found) > 1:
         numbers = " and ".join(map(str, sorted(found)))

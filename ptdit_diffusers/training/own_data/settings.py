@@ -11,6 +11,7 @@ from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.captions import CaptionChoices, check_ending
 from ptdit_diffusers.training.data.media import READ
 from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of, parse_yaml, read_yaml
+from ptdit_diffusers.training.times import Times
 from ptdit_diffusers.training.trackers import TRACKERS
 
 TRAINED = {  # setting `train` -> regular expression for the names of the weights that are trained
@@ -51,6 +52,7 @@ class DataSettings:
     validation: float = 0.01  # share of the samples (below 1) or their number, which training never sees
     flip: bool = False  # train on mirrored copies, too
     num_frames: int = 1  # frames taken from a clip, 4n + 1; pictures always have one
+    fps: float = 0.0  # frames a second that are taken of a clip, which must have as many; 0 = all
     num_views: int = 0  # pictures taken from each folder of views, NAME.views; 0 = none are there
     caption_dropout: float = 0.1  # share of samples trained without their caption, for guidance
     max_skips: float = 0.01  # share of the files that may be unreadable
@@ -64,6 +66,9 @@ class DataSettings:
             at_least(f"data.{name}", value := getattr(self, name), 0)
             if value > 1:
                 raise ValueError(f"data.{name}={value} must be at most 1; nearest: 1.")
+        at_least("data.fps", self.fps, 0)
+        if self.fps and self.num_frames == 1:
+            raise ValueError(f"data.fps={self.fps:g} is for clips, but data.num_frames=1; nearest: num_frames=17.")
         if self.num_views and self.num_views < 2:
             raise ValueError(f"data.num_views={self.num_views} must be 0 or at least 2; nearest: 2.")
         if self.num_frames < 1 or self.num_frames % 4 != 1:
@@ -263,6 +268,7 @@ class OwnDataSettings:
     rank: int = 16  # of the LoRA
     stages: tuple[StageSettings, ...]
     size: SizeSettings = field(default_factory=SizeSettings)
+    times: Times = field(default_factory=Times)
     text: TextSettings = field(default_factory=TextSettings)
     vae: VAESettings = field(default_factory=VAESettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -412,7 +418,9 @@ def for_inspection(
 
 def changed(saved: dict[str, Any], settings: OwnDataSettings) -> list[str]:
     """Return in words which settings that decide the outcome differ from those of a checkpoint."""
-    now = dataclasses.asdict(settings)
+    now, saved = dataclasses.asdict(settings), {"times": dataclasses.asdict(Times())} | saved
+    defaults = {each.name: each.default for each in dataclasses.fields(DataSettings)}  # of what is newer than `saved`
+    saved["data"] = {name: saved["data"].get(name, default) for name, default in defaults.items()}
     return _differences(saved, now, "") + _regrouped(saved, now)
 
 

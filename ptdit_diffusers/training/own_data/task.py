@@ -204,7 +204,7 @@ class OwnDataTask(PartTask):
         for place in mine[self.mine()]:
             by_bucket.setdefault(int(data.encoded.index["bucket"][numbers[place]]), []).append(place)
         for bucket, members in sorted(by_bucket.items()):
-            shift = self.base.time_ratio(data.encoded.buckets[bucket])
+            times = settings.times.distribution(self.base.time_ratio(data.encoded.buckets[bucket]))
             for begin in range(0, len(members), TOGETHER):
                 part = members[begin : begin + TOGETHER]
                 means = torch.stack([data.encoded.latents(int(numbers[place]))[0] for place in part])
@@ -219,7 +219,7 @@ class OwnDataTask(PartTask):
                     lines, [int(data.encoded.index["text"][numbers[place]]) for place in part]
                 )
                 batch = {"latents": means * self.base.scaling_factor, "noise": torch.stack(noise)}
-                batch |= {"time": shifted_times(shares, shift=shift), **rows}
+                batch |= {"time": shifted_times(shares, **times), **rows}
                 batch = {name: None if value is None else value.to(self.device) for name, value in batch.items()}
                 total += self.errors(batch).sum()
         total = total if self.run_together else self.accelerator.reduce(total, "sum")
