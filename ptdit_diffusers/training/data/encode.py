@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,22 @@ from ptdit_diffusers.pipelines.ptdit_text import lost_part, unknown_words
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash
-from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item
+from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item, crop_places, loose_sides
 from ptdit_diffusers.training.data.media import (
+    EVEN,
     UnreadableError,
     clip_length,
     fit,
     is_views,
     read_alpha,
     read_frames,
+    read_opacity,
     read_sample,
 )
-from ptdit_diffusers.training.data.shards import Found, ShardWriter, bucket_text
+from ptdit_diffusers.training.data.shards import Found, ShardWriter, bucket_text, variant
 from ptdit_diffusers.training.data.sources import Picture
 from ptdit_diffusers.training.latents import to_pixels
+from ptdit_diffusers.training.randomness import Stream, numpy_generator
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +81,14 @@ def encode_pictures(
         yield key, found
 
 
-def latent_area(alpha: list[Image.Image], mirror: bool = False) -> Tensor:
-    """Return which share of each latent (1, F, H/8, W/8) is opaque, 0..1; a latent frame after the first has four."""
+def latent_area(alpha: list[Image.Image], mirror: bool = False, views: bool = False) -> Tensor:
+    """Return which share of each latent (1, F, H/8, W/8) is opaque, 0..1.
+
+    A latent frame of a clip has four frames after the first one; each of `views` is one.
+    """
     planes = np.stack([np.asarray(ImageOps.mirror(each) if mirror else each) for each in alpha])
     shares = F.avg_pool2d(torch.from_numpy(planes)[:, None].float() / 255, 8)[:, 0]
-    later = shares[1:].unflatten(0, (-1, 4)).mean(1) if len(shares) > 1 else shares[1:]
+    later = shares[1:].unflatten(0, (-1, 4)).mean(1) if len(shares) > 1 and not views else shares[1:]
     return torch.cat([shares[:1], later])[None]
 
 
@@ -152,7 +159,8 @@ class Waiting:
     """Pictures of one bucket that the VAE will encode together."""
 
     keys: list[str] = field(default_factory=list)
-    videos: list[list[Tensor]] = field(default_factory=list)  # plain, and mirrored where that is asked for
+    videos: list[dict[str, Tensor]] = field(default_factory=list)  # `variant` -> pixels; equal crops only once
+    areas: list[dict[str, Tensor]] = field(default_factory=list)  # `variant` -> what is opaque
     wanted: dict[str, list[tuple[Found, str]]] = field(default_factory=dict)  # key -> samples, resolution
     views: bool = False  # each frame is a picture of its own
 
@@ -168,6 +176,8 @@ class PictureEncoder:
         num_views: Taken from each folder of views; 0 = they are left out.
         fps: Frames a second that are taken of a clip; 0 = all.
         flip: Encode mirrored copies, too.
+        crops: Of each picture, at random places that depend on nothing but its content; 0 = one, cut evenly.
+        alpha_mask: Encode also what is opaque.
         max_skips: Share of the files that may be skipped, beyond the first MOST_SKIPS; 1 = all.
     """
 
@@ -180,11 +190,14 @@ class PictureEncoder:
         num_views: int = 0,
         fps: float = 0.0,
         flip: bool = False,
+        crops: int = 0,
+        alpha_mask: bool = False,
         max_skips: float = 1.0,
     ) -> None:
         self.vae, self.writer, self.sizes = vae, writer, sizes
         self.num_frames, self.num_views, self.fps = num_frames, num_views, fps
-        self.flip, self.max_skips = flip, max_skips
+        self.crops, self.alpha_mask, self.max_skips = crops, alpha_mask, max_skips
+        self.copies = (False, True)[: 1 + flip]  # mirrored or not
         self.found: list[Found] = []
         self.skipped: list[tuple[str, str]] = []
         self.waiting: dict[tuple[str, bool], Waiting] = {}  # bucket, whether they are views
@@ -236,6 +249,7 @@ class PictureEncoder:
                 raise UnreadableError(picture.problem)
             key = picture.key()
             frames = read_sample(picture.file, self.num_frames, self.num_views, self.fps)
+            alpha = read_opacity(picture.file, len(frames), self.fps) if self.alpha_mask else []
         except (UnreadableError, OSError) as error:
             self.skip(picture.name, str(getattr(error, "strerror", None) or error))
             return
@@ -253,12 +267,38 @@ class PictureEncoder:
             waiting = self.waiting.setdefault((bucket, views), Waiting(views=views))
             waiting.wanted.setdefault(key, []).append((found, str(resolution)))
             if key not in waiting.keys:
-                fitted = [fit(frame, width, height) for frame in frames]
-                mirrored = [*fitted[:1], *fitted[:0:-1]] if views else fitted  # the other way round the object
                 waiting.keys.append(key)
-                waiting.videos.append([video(fitted), *([video(mirrored, mirror=True)] if self.flip else [])])
+                places = self.places(key, frames[0], (height, width))
+                waiting.videos.append(self.variants(frames, (width, height), places, video, views))
+                area = partial(latent_area, views=views)
+                waiting.areas.append(self.variants(alpha, (width, height), places, area, views) if alpha else {})
             if len(waiting.keys) == BATCH:
                 self.encode_bucket(bucket, views)
+
+    def places(self, key: str, first: Image.Image, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the places of the crops of a picture, each once; `size` is (height, width)."""
+        if not self.crops:
+            return [EVEN]
+        choice = numpy_generator(Stream.CROP, int(key[:15], 16))
+        return list(dict.fromkeys(crop_places(loose_sides(first, size), self.crops, choice)))
+
+    def variants(
+        self,
+        images: list[Image.Image],
+        size: tuple[int, int],
+        places: list[tuple[int, int]],
+        convert: Callable[[list[Image.Image], bool], Tensor],
+        views: bool,
+    ) -> dict[str, Tensor]:
+        """Return what `convert` makes of the crops and mirrored copies of a sample; `size` is (width, height)."""
+        found = {}
+        for number, crop in enumerate(places):
+            fitted = [fit(image, *size, crop) for image in images]
+            for mirrored in self.copies:
+                back = views and mirrored  # the other way round the object
+                shown = [*fitted[:1], *fitted[:0:-1]] if back else fitted
+                found[variant(number, mirrored)] = convert(shown, mirrored)
+        return found
 
     def finish(self) -> None:
         """Encode what still waits, and write it."""
@@ -266,20 +306,31 @@ class PictureEncoder:
             self.encode_bucket(bucket, views)
         self.writer.flush()
 
+    def completed(self, row: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a row with as many crops as all rows of a shard have; those that it has are repeated."""
+        count = max(1, self.crops)
+        kinds = [f"{variant(0, mirrored)}{name}" for mirrored in self.copies for name in ("mean", "std", "area")]
+        kinds = [kind for kind in kinds if kind in row]
+        has = sum(variant(crop) + "mean" in row for crop in range(count))
+        return {
+            f"{variant(crop)}{kind}": row[f"{variant(crop % has)}{kind}"] for crop in range(count) for kind in kinds
+        }
+
     @torch.no_grad()
     def encode_bucket(self, bucket: str, views: bool) -> None:
         """Encode the pictures of a bucket that wait, or the views of it."""
         waiting = self.waiting.pop((bucket, views))
-        rows: list[dict[str, Tensor]] = [{} for _ in waiting.keys]
-        for number, prefix in enumerate(("", "mirrored_")[: 1 + self.flip]):
-            pixels = torch.stack([each[number] for each in waiting.videos])
+        rows = [{f"{prefix}area": value for prefix, value in each.items()} for each in waiting.areas]
+        for prefix in dict.fromkeys(prefix for each in waiting.videos for prefix in each):
+            having = [number for number, each in enumerate(waiting.videos) if prefix in each]
+            pixels = torch.stack([waiting.videos[number][prefix] for number in having])
             parts = pixels.to(self.vae.device).split(1, dim=2) if views else [pixels.to(self.vae.device)]
             posteriors = [self.vae.encode(part).latent_dist for part in parts]
             for name in ("mean", "std"):
                 values = torch.cat([getattr(posterior, name) for posterior in posteriors], dim=2)
-                for row, value in zip(rows, values.cpu(), strict=True):
-                    row[prefix + name] = value
-        for key, row in zip(waiting.keys, rows, strict=True):
+                for number, value in zip(having, values.cpu(), strict=True):
+                    rows[number][prefix + name] = value
+        for key, row in zip(waiting.keys, map(self.completed, rows), strict=True):
             if not all(bool(value.isfinite().all()) for value in row.values()):
                 continue  # `encode` says so
             place = self.writer.add(bucket, key, row)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
 
+import numpy as np
 from PIL import Image
 
 from ptdit_diffusers.training.data.buckets import nearest_size
@@ -66,9 +67,7 @@ class Item:
     def cropped(self, count: int, seed: int) -> "Item":
         """Return the item with at most `count` crops at places that depend on nothing but seed and name."""
         choice = numpy_generator(seed, Stream.CROP, crc32(self.name.encode()))
-        places = [tuple(place if loose else EVEN[0] for place, loose in zip(pair, self.loose, strict=True))
-                  for pair in choice.integers(0, 1001, (count, 2)).tolist()]  # fmt: skip
-        first, *others = dict.fromkeys(places)
+        first, *others = dict.fromkeys(crop_places(self.loose, count, choice))
         return replace(self, crop=first, more_crops=tuple(others))
 
 
@@ -180,6 +179,12 @@ def loose_sides(picture: Image.Image, size: tuple[int, int]) -> tuple[bool, bool
     height, width = size
     scale = max(height / picture.height, width / picture.width)
     return picture.width * scale - width >= 1, picture.height * scale - height >= 1
+
+
+def crop_places(loose: tuple[bool, bool], count: int, choice: np.random.Generator) -> list[tuple[int, int]]:
+    """Return `count` random places for `fit`, which are even along sides that are not loose (`loose_sides`)."""
+    pairs = choice.integers(0, 1001, (count, 2)).tolist()
+    return [tuple(place if free else EVEN[0] for place, free in zip(pair, loose, strict=True)) for pair in pairs]
 
 
 def _notes(listing: Listing, top: Path) -> list[str]:

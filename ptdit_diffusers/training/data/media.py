@@ -179,6 +179,22 @@ def read_sample(
     return views
 
 
+def read_opacity(path: Path | Member | MemberViews, count: int, fps: float = 0.0) -> list[Image.Image]:
+    """Return how opaque the pixels of the `count` frames or views are that `read_sample` returned, 8 bits each.
+
+    Raises:
+        UnreadableError: As `read_frames`, or nothing is opaque.
+    """
+    if is_views(path):
+        files = view_files(path)
+        found = [read_alpha(file, 1)[0] for file in files[:: len(files) // count]]
+    else:
+        found = read_alpha(path, count, fps=fps if count > 1 else 0.0)
+    if not any(each.getbbox() for each in found):
+        raise UnreadableError("is wholly transparent (alpha_mask)")
+    return found
+
+
 def clip_length(path: Path | Member | MemberViews, frames: int) -> int:
     """Return the frames of the clip that the model sees: each view is a latent frame, which in a clip has four."""
     return 4 * (frames - 1) + 1 if is_views(path) else frames
@@ -200,7 +216,7 @@ def fit(image: Image.Image, width: int, height: int, crop: tuple[int, int] = EVE
     )
 
 
-def read_alpha(path: Path, num_frames: int, begin: int = 0, fps: float = 0.0) -> list[Image.Image]:
+def read_alpha(path: Path | Member, num_frames: int, begin: int = 0, fps: float = 0.0) -> list[Image.Image]:
     """Return how opaque the pixels of the frames are that `read_frames` returns, 8 bits each.
 
     Raises:

@@ -1,6 +1,7 @@
 """Encoded data on disk: shards of latents, an index that is mapped into memory, captions, and a manifest.
 
-    FOLDER/MAKER/FxHxW/NAME.safetensors   mean, std (S, C, F, H/8, W/8) float16, mirrored_mean, mirrored_std
+    FOLDER/MAKER/FxHxW/NAME.safetensors   mean, std (S, C, F, H/8, W/8) float16, the same of `variant`s,
+                                          and where transparency is a mask, area (S, 1, F, H/8, W/8)
     FOLDER/MAKER/FxHxW/NAME.json          the keys of the rows, length and checksum of the shard
     FOLDER/MAKER/parts/...jsonl           what each part of an encoding found: `Found` as lines
     FOLDER/MAKER/index-VERSION/           index-RESOLUTION.npy, captions.jsonl, manifest.json
@@ -67,6 +68,11 @@ class Found:
     hashes: tuple[int, int, int]  # for near-duplicates
     at: dict[str, tuple[str, str, int]]  # resolution -> bucket as text, shard, row
     licence: str = ""
+
+
+def variant(crop: int = 0, mirrored: bool = False) -> str:
+    """Return the beginning of the names of tensors of another crop, or of a mirrored copy; "" of the first one."""
+    return (f"crop{crop}_" if crop else "") + ("mirrored_" if mirrored else "")
 
 
 def bucket_text(bucket: Bucket) -> str:
@@ -319,18 +325,28 @@ class Encoded:
         bucket, name, _, _ = self.shards[shard]
         return self.version.parent / bucket / f"{name}.safetensors"
 
-    def latents(self, number: int, mirrored: bool = False) -> tuple[Tensor, Tensor]:
+    def latents(self, number: int, mirrored: bool = False, crop: int = 0) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (C, F, H/8, W/8) of a sample, float32.
 
         Raises:
             BadShardError: Its shard is not what was written.
         """
+        prefix = variant(crop, mirrored)
+        return self._read(number, f"{prefix}mean"), self._read(number, f"{prefix}std")
+
+    def area(self, number: int, mirrored: bool = False, crop: int = 0) -> Tensor:
+        """Return how opaque each place of a sample is (1, F, H/8, W/8), 0..1, float32.
+
+        Raises:
+            BadShardError: Its shard is not what was written.
+        """
+        return self._read(number, f"{variant(crop, mirrored)}area")
+
+    def _read(self, number: int, name: str) -> Tensor:
         shard, row = int(self.index["shard"][number]), int(self.index["row"][number])
         if shard not in self.files:
             self.files[shard] = self._checked(shard)
-        prefix = "mirrored_" if mirrored else ""
-        names = (f"{prefix}mean", f"{prefix}std")
-        return tuple(self.files[shard].get_slice(name)[row].float() for name in names)
+        return self.files[shard].get_slice(name)[row].float()
 
     def _checked(self, shard: int) -> Any:
         path, (_, _, length, checksum) = self.shard_path(shard), self.shards[shard]

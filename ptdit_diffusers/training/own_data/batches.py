@@ -107,7 +107,8 @@ class OwnBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return latents and noise (B, C, F, H, W), time (B,), text, and weights that make the sum of all processes'
-        losses the mean over the whole batch: `weight` (), and `quarters` (QUARTERS, B) for shares of the times.
+        losses the mean over the whole batch: `weight` (), and `quarters` (QUARTERS, B) for shares of the times. Where
+        transparency is a mask, also `area` (B, 1, F, H, W), the weight of each place.
         """
         stage, step, part = self.place_of(index)
         data, batch, seed = self.stages[stage], self.settings.stages[stage].batch, self.settings.seed
@@ -122,11 +123,10 @@ class OwnBatches(Dataset):
         if batch >= QUARTERS:  # a smaller batch has no sample in some of them
             quarters = (np.arange(QUARTERS)[:, None] == quarter) * (self.parts / counts)[:, None]
             text["quarters"] = torch.tensor(quarters, dtype=torch.float32)
-        latents = torch.stack([row["latents"] for row in rows])
+        tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         frames, height, width = data.encoded.buckets[bucket]
         return {
-            "latents": latents,
-            "noise": torch.stack([row["noise"] for row in rows]),
+            **tensors,
             "time": shifted_times(shares, **self.settings.times.distribution(self.ratio((frames, height, width)))),
             "weight": torch.tensor(self.parts / batch),
             **text,
@@ -157,16 +157,19 @@ class OwnBatches(Dataset):
         choice, generator = numpy_generator(*seeds), torch_generator(*seeds)
         mirrored = settings.flip and choice.random() < 0.5
         dropped, share = choice.random() < settings.caption_dropout, choice.random()
-        member, mean, std = self.latents(data, member, bucket, mirrored)
+        which = mirrored, int(choice.integers(settings.crops)) if settings.crops > 1 else 0
+        member, mean, std = self.latents(data, member, bucket, *which)
+        area = {"area": data.encoded.area(member, *which)} if settings.alpha_mask else {}
         line = data.encoded.caption_lines(member)
         weights = np.array(line["weights"])
-        which = int(choice.choice(len(weights), p=weights / weights.sum())) if weights.sum() else 0
+        form = int(choice.choice(len(weights), p=weights / weights.sum())) if weights.sum() else 0
         return {
             "latents": (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling,
             "noise": torch.randn(mean.shape, generator=generator),
             "share": share,
-            "caption": "" if dropped else self.caption(line["captions"][which], stage, number),
-            "number": -1 if dropped else int(data.encoded.index["text"][member]) + which,
+            "caption": "" if dropped else self.caption(line["captions"][form], stage, number),
+            "number": -1 if dropped else int(data.encoded.index["text"][member]) + form,
+            **area,
         }
 
     def caption(self, text: str, *seeds: int) -> str:
@@ -175,7 +178,9 @@ class OwnBatches(Dataset):
             return text
         return self.choices.draw(text, numpy_generator(self.settings.seed, Stream.CAPTION, *seeds))
 
-    def latents(self, data: StageData, member: int, bucket: int, mirrored: bool) -> tuple[int, Tensor, Tensor]:
+    def latents(
+        self, data: StageData, member: int, bucket: int, mirrored: bool, crop: int
+    ) -> tuple[int, Tensor, Tensor]:
         """Return a sample with its latents; in place of one whose shard is bad, the next one of a good shard.
 
         The choice depends on nothing but the sample and the bad shards, so all processes agree without a message.
@@ -191,7 +196,7 @@ class OwnBatches(Dataset):
             if self.name_of(encoded, shard) in self.bad:
                 continue
             try:
-                return (tried, *encoded.latents(tried, mirrored))
+                return (tried, *encoded.latents(tried, mirrored, crop))
             except BadShardError as error:
                 self.note_bad(encoded, shard, str(error))
                 begin = int(np.flatnonzero(members == member)[0])

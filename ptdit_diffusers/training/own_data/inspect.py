@@ -19,7 +19,7 @@ from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash, grouped
 from ptdit_diffusers.training.data.encode import video
-from ptdit_diffusers.training.data.media import UnreadableError, clip_length, fit, read_sample
+from ptdit_diffusers.training.data.media import UnreadableError, clip_length, fit, read_opacity, read_sample
 from ptdit_diffusers.training.own_data.model import make_base, make_transformer, stage_sizes
 from ptdit_diffusers.training.own_data.prepare import source_of
 from ptdit_diffusers.training.own_data.settings import TRAINED, OwnDataSettings, by_source
@@ -93,6 +93,8 @@ def look(settings: OwnDataSettings, base: BaseModel, tars: int) -> Looked:
             if picture.problem:
                 raise UnreadableError(picture.problem)
             frames = read_sample(picture.file, data.num_frames, data.num_views, data.fps)
+            if data.alpha_mask:
+                read_opacity(picture.file, len(frames), data.fps)
         except UnreadableError as error:
             looked.skipped.append((picture.name, str(error)))
             continue
@@ -186,7 +188,7 @@ def about_cost(
     settings: OwnDataSettings, base: BaseModel, looked: Looked, seconds: float, device: torch.device
 ) -> Iterator[str]:
     """Yield lines about the time that encoding and training would take here."""
-    copies = (1 + settings.data.flip) * len(stage_sizes(settings, base))
+    copies = settings.data.copies * len(stage_sizes(settings, base))
     yield f"here ({hardware()}): encoding takes about {human_time(seconds * len(looked.names) * copies)}"
     stage = settings.stages[-1]
     for kind in TRAINED if settings.start != "new" else ("all",):

@@ -56,8 +56,9 @@ def source_of(settings: OwnDataSettings) -> DataSource:
 
 def maker_folder(settings: OwnDataSettings, base: BaseModel) -> Path:
     """Return where everything that one VAE encodes lies."""
-    mirrored = "-mirrored" if settings.data.flip else ""
-    return settings.encoded / f"{FORMAT}-{base.fingerprint('vae')}{mirrored}"
+    data, kind = settings.data, f"{FORMAT}-{base.fingerprint('vae')}"
+    kind += ("-mirrored" if data.flip else "") + (f"-crops{data.crops}" if data.crops else "")
+    return settings.encoded / (kind + ("-alpha" if data.alpha_mask else ""))
 
 
 def encoding_name(settings: OwnDataSettings, base: BaseModel) -> str:
@@ -82,7 +83,7 @@ def encode_part(
     count = source.count()
     if count:
         pixels = sum(max(height * width for height, width in each) for each in sizes.values())
-        frames, copies = settings.data.latent_frames, 2 * (1 + settings.data.flip)
+        frames, copies = settings.data.latent_frames, 2 * settings.data.copies
         require_space("data.encoded", folder, count // parts * frames * pixels // 64 * 4 * 2 * copies)
     prefix = f"{part:05d}-" if parts > 1 else ""
     writer = ShardWriter(folder, prefix, only=parts > 1)
@@ -90,7 +91,7 @@ def encode_part(
         logger.warning("damaged, and made again: %s", problem)
     vae = base.load_vae(torch.float32, device)
     data = settings.data
-    names = "num_frames num_views fps flip max_skips".split()
+    names = "num_frames num_views fps flip crops alpha_mask max_skips".split()
     encoder = PictureEncoder(vae, writer, sizes, **{name: getattr(data, name) for name in names})
     encoder.encode(source.pictures(part, parts))
     name = encoding_name(settings, base)

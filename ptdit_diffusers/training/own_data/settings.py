@@ -51,6 +51,9 @@ class DataSettings:
     outside_files: bool = False  # take also files that a table or link names outside of its folder
     validation: float = 0.01  # share of the samples (below 1) or their number, which training never sees
     flip: bool = False  # train on mirrored copies, too
+    random_crop: bool = False  # cut off what does not fit at random places instead of evenly
+    image_variations: int = 4  # random crops of a file that are encoded
+    alpha_mask: bool = False  # transparency is a mask: what is transparent is not trained on
     num_frames: int = 1  # frames taken from a clip, 4n + 1; pictures always have one
     fps: float = 0.0  # frames a second that are taken of a clip, which must have as many; 0 = all
     num_views: int = 0  # pictures taken from each folder of views, NAME.views; 0 = none are there
@@ -67,6 +70,7 @@ class DataSettings:
             if value > 1:
                 raise ValueError(f"data.{name}={value} must be at most 1; nearest: 1.")
         at_least("data.fps", self.fps, 0)
+        at_least("data.image_variations", self.image_variations, 1)
         if self.fps and self.num_frames == 1:
             raise ValueError(f"data.fps={self.fps:g} is for clips, but data.num_frames=1; nearest: num_frames=17.")
         if self.num_views and self.num_views < 2:
@@ -74,6 +78,16 @@ class DataSettings:
         if self.num_frames < 1 or self.num_frames % 4 != 1:
             low = max(1, (self.num_frames - 1) // 4 * 4 + 1)
             raise ValueError(f"data.num_frames={self.num_frames} is not of the form 4n + 1; nearest: {low}.")
+
+    @property
+    def crops(self) -> int:
+        """Random ones that are encoded of each file; 0 = one, cut evenly."""
+        return self.image_variations if self.random_crop else 0
+
+    @property
+    def copies(self) -> int:
+        """Encoded of each file: crops, and mirrored ones."""
+        return max(1, self.crops) * (1 + self.flip)
 
     @property
     def latent_frames(self) -> int:

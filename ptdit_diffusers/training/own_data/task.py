@@ -177,7 +177,7 @@ class OwnDataTask(PartTask):
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return self.model.flow(self.model(noisy, text, timestep, mask, return_dict=False, **options)[0])
 
-        return flow_matching(predict, batch["latents"], batch["noise"], batch["time"])
+        return flow_matching(predict, batch["latents"], batch["noise"], batch["time"], batch.get("area"))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         errors = self.errors(batch)
@@ -220,6 +220,8 @@ class OwnDataTask(PartTask):
                 )
                 batch = {"latents": means * self.base.scaling_factor, "noise": torch.stack(noise)}
                 batch |= {"time": shifted_times(shares, **times), **rows}
+                if settings.data.alpha_mask:
+                    batch["area"] = torch.stack([data.encoded.area(int(numbers[place])) for place in part])
                 batch = {name: None if value is None else value.to(self.device) for name, value in batch.items()}
                 total += self.errors(batch).sum()
         total = total if self.run_together else self.accelerator.reduce(total, "sum")

@@ -1,8 +1,9 @@
-"""What a batch holds: times and frames as the settings ask."""
+"""What a batch holds: times, frames, crops and masks as the settings ask."""
 
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from ptdit_diffusers.training.own_data.batches import OwnBatches, stage_data
 from ptdit_diffusers.training.own_data.model import make_base
 from ptdit_diffusers.training.own_data.prepare import encode_part, merge_parts
 from ptdit_diffusers.training.own_data.settings import DataSettings, OwnDataSettings, changed, read_settings
+from ptdit_diffusers.training.own_data.task import OwnDataTask
 from ptdit_diffusers.training.times import Times
 
 CPU = torch.device("cpu")
@@ -80,3 +82,78 @@ def test_a_checkpoint_from_before_a_setting_had_its_default(colors):
     assert changed(saved, colors) == []
     other = replace(colors, times=Times(time_mean=1.0), data=replace(colors.data, fps=10.0))
     assert sorted(changed(saved, other)) == ["data.fps was 0.0, is 10.0", "times.time_mean was 0.0, is 1.0"]
+
+
+@pytest.fixture
+def half(config, tmp_path):
+    """Settings of a run on a wide picture whose left half is transparent, and on one of the size of the bucket."""
+    data = tmp_path / "data"
+    data.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 4), dtype=np.uint8)
+    pixels[:, :48, 3], pixels[:, 48:, 3] = 0, 255
+    Image.fromarray(pixels).save(data / "half.png")
+    Image.fromarray(pixels[:, 32:, :3]).save(data / "whole.png")
+    stages = [{"resolution": 64, "steps": 4, "batch": 8, "lr": 1e-3, "buckets": 1.0}]
+    return read_settings(config(data={"source": str(data), "validation": 0, "flip": True}, stages=stages))
+
+
+def test_crops_lie_at_random_places_along_the_side_that_does_not_fit(half, monkeypatch):
+    settings = replace(half, data=replace(half.data, random_crop=True, image_variations=3))
+    batches = encoded(settings)
+    data = batches.stages[0].encoded
+    wide, square = sorted(range(2), key=lambda number: data.caption_lines(number)["name"])
+    found = [data.latents(wide, mirrored, crop)[0] for crop in range(3) for mirrored in (False, True)]
+    assert len({float(mean.sum()) for mean in found}) == 6
+    whole = [data.latents(square, mirrored, crop)[0] for crop in range(3) for mirrored in (False, True)]
+    assert all(torch.equal(whole[number], whole[number + 2]) for number in range(4))
+    asked = []
+    read = data.latents
+    monkeypatch.setattr(data, "latents", lambda number, *which: asked.append(which) or read(number, *which))
+    assert batches[0].keys() == {"latents", "noise", "time", "weight", "quarters", "captions"}
+    _ = batches[1], batches[2]
+    assert {crop for _, crop in asked} == {0, 1, 2}
+
+
+def test_what_is_transparent_has_no_loss(half):
+    settings = replace(half, data=replace(half.data, alpha_mask=True))
+    batches, base = encoded(settings), make_base(settings)
+    data = batches.stages[0].encoded
+    masked, whole = sorted(range(2), key=lambda number: data.caption_lines(number)["name"])
+    area = data.area(masked)  # cropped evenly: columns 16 to 80, of which 32 are transparent
+    assert area.shape == (1, 1, 8, 8) and area[..., :4].eq(0).all() and area[..., 4:].eq(1).all()
+    assert torch.equal(data.area(masked, mirrored=True), area.flip(-1)) and data.area(whole).eq(1).all()
+    model = base.load_transformer(torch.float32, "none", CPU).eval()
+    text = torch.zeros(8, 3, model.config.caption_channels)
+    task = SimpleNamespace(
+        model=model, texts=[SimpleNamespace(embed=lambda batch: (text[: len(batch["time"])], None))]
+    )
+    batch = batches[0]
+    with torch.no_grad():
+        errors = OwnDataTask.errors(task, batch)
+        left = OwnDataTask.errors(task, batch | {"area": 1 - batch["area"]})
+        everything = OwnDataTask.errors(task, batch | {"area": torch.ones_like(batch["area"])})
+    torch.testing.assert_close(errors + left, everything)
+    assert (errors < 0.9 * everything).sum() == batch["area"].ne(1).flatten(1).any(1).sum() == 4
+    measured = []
+    stub = SimpleNamespace(stages=batches.stages, settings=settings, device=CPU, base=base, data=batches)
+    stub.mine, stub.run_together, stub.texts = lambda: slice(None), True, [SimpleNamespace(rows=lambda *_: {})]
+    stub.errors = lambda batch: measured.append(batch) or torch.zeros(1)
+    OwnDataTask.measured_loss(stub, 0, [masked, whole])
+    assert torch.equal(measured[0]["area"], torch.stack([area, torch.ones_like(area)]))
+
+
+def test_what_is_wholly_transparent_is_named_and_the_masks_of_views_are_one_by_one(half, tmp_path, caplog):
+    data = tmp_path / "other"
+    (data / "mug.views").mkdir(parents=True)
+    Image.new("RGBA", (64, 64)).save(data / "empty.png")
+    for number in range(3):
+        view = Image.new("RGBA", (64, 64), "red")
+        view.paste((0, 0, 0, 0), (0, 0, 64, 16 * number))
+        view.save(data / "mug.views" / f"{number}.png")
+    settings = replace(half, data=replace(half.data, source=str(data), alpha_mask=True, num_views=3))
+    views = encoded(settings).stages[0].encoded
+    assert "skipped empty.png: is wholly transparent (alpha_mask)" in caplog.text and len(views.index) == 1
+    assert views.area(0).mean((0, 2, 3)).tolist() == [1, 0.75, 0.5]
+    assert views.area(0, mirrored=True).mean((0, 2, 3)).tolist() == [1, 0.5, 0.75]  # the other way round
+    with pytest.raises(ValueError, match="data.image_variations=0 must be at least 1; nearest: 1"):
+        DataSettings(source="x", image_variations=0)

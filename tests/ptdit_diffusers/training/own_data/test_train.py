@@ -402,7 +402,7 @@ def test_clips_views_and_pictures_are_trained_on_together(config, drawn, tmp_pat
             frames[view].save(data / f"object{number}.views" / f"{view}.png")
     stages = [STAGE | {"steps": 4, "batch": 2}]
     path = config(data={"source": str(data), "num_frames": 5, "num_views": 4, "validation": 0}, stages=stages)
-    assert run(path, "run.sheet_kind=views") == 0
+    assert run(path, "run.sheet_kind=views", "data.random_crop=true", "data.alpha_mask=true") == 0
     kinds = ("4 of 64x64,", "4 of 64x64 with 5 frames", "4 of 64x64 with 13 frames")
     assert all(kind in caplog.text for kind in kinds)
     sheet = Image.open(tmp_path / "out" / "sheets" / "step-00000004-0.png")
