@@ -39,7 +39,7 @@ from .export import MODEL_FILE, check_push
 from .paths import Paths, check_grid, make_missing
 from .requirements import check_device, run_bytes
 from .tdm import TDMTask, check_start
-from .train import finish, refuse_other_base, refuse_other_processes, refuse_used
+from .train import finish, kept_batch, refuse_other_base, refuse_used
 from .validate import check_prompts, read_prompts
 
 logger = logging.getLogger("lora")
@@ -108,8 +108,7 @@ def distill(settings: DistillSettings, prompts_of: Prompts) -> int:
     check_before_distilling(settings, base, accelerator)
     paths = Paths(base, settings, prompts_of(settings))
     missing = paths.missing()
-    if settings.stage in TASKS:
-        refuse_other_run(settings, base, paths, accelerator)
+    global_batch = refuse_other_run(settings, base, paths, accelerator) if settings.stage in TASKS else 0
     with ExitStack() as held:
         folder = Path(settings.output_dir)
         main_process_checks(accelerator, lambda: held.callback(lock_folder(folder, "output_dir").release))
@@ -118,7 +117,7 @@ def distill(settings: DistillSettings, prompts_of: Prompts) -> int:
             return 0
         if settings.stage == "paths":
             return 0
-        task = TASKS[settings.stage](settings, base, paths, accelerator)
+        task = TASKS[settings.stage](settings, base, paths, accelerator, global_batch)
         run = Run(task, settings.loop_settings(settings.max_steps), accelerator)
         begin_tracking(accelerator, folder)
         return finish(settings, run, accelerator)
@@ -181,11 +180,12 @@ def check_before_distilling(settings: DistillSettings, base: BaseModel, accelera
         check_push(settings.push_to_hub)
 
 
-def refuse_other_run(settings: DistillSettings, base: BaseModel, paths: Paths, accelerator: Accelerator) -> None:
-    """Check the folder of the run, and its checkpoint where it is resumed.
+def refuse_other_run(settings: DistillSettings, base: BaseModel, paths: Paths, accelerator: Accelerator) -> int:
+    """Check the folder of the run, and its checkpoint where it is resumed; return the samples of a batch.
 
     Raises:
-        ValueError: An unknown target, a used output folder, a checkpoint of other settings, weights or paths.
+        ValueError: An unknown target, a used output folder, a checkpoint of other settings, weights or paths, or
+            fewer samples than processes.
         OSError: There is too little disk space.
     """
     values = adapter_values(base.transformer_config, settings.adapter()) if settings.rank else all_values(base)
@@ -197,14 +197,14 @@ def refuse_other_run(settings: DistillSettings, base: BaseModel, paths: Paths, a
         check_start(settings, adapter_layers(base.transformer_config, settings.adapter()))
     saved = load_checkpoint(folder) if settings.resume else None
     if saved is None:
-        return
+        return settings.batch_size * accelerator.num_processes
     refuse_other_settings(saved["settings"], settings)
     refuse_other_base(saved, settings, base)
     if saved["paths"] != paths.maker:
         raise ValueError(
             "the checkpoint was trained on other paths than those in paths_dir; give the folder of before."
         )
-    refuse_other_processes(saved, accelerator)
+    return kept_batch(saved, settings.batch_size, accelerator.num_processes)
 
 
 def all_values(base: BaseModel) -> int:

@@ -21,6 +21,7 @@ from ptdit_diffusers.core.sampling import choose_windows, size_conditions
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
 from ptdit_diffusers.training.checkpoint import whole
+from ptdit_diffusers.training.data.order import places
 from ptdit_diffusers.training.processes import attention_kernels
 from ptdit_diffusers.training.randomness import Stream, numpy_generator
 from ptdit_diffusers.training.schedules import named_schedule
@@ -44,12 +45,21 @@ class SegmentBatches(Dataset):
     """One process's part of every batch, by the number of the batch; it reads the paths and holds no model.
 
     An epoch goes through all paths that are not held out; the segments of a batch are as even as they can be.
+
+    Attributes:
+        places: Of a batch, that this process takes.
+        share: With this weight the mean of all processes' means is that of the whole batch.
     """
 
-    def __init__(self, paths: Paths, settings: DistillSettings, rank: int, processes: int) -> None:
-        self.paths, self.settings, self.rank = paths, settings, rank
+    def __init__(
+        self, paths: Paths, settings: DistillSettings, rank: int, processes: int, global_batch: int = 0
+    ) -> None:
+        """Plan the batches; the arguments after the settings are those of `CachedBatches`."""
+        self.paths, self.settings = paths, settings
         self.members = settings.paths - settings.held_out
-        self.global_batch = settings.batch_size * processes
+        self.global_batch = global_batch or settings.batch_size * processes
+        self.places = places(self.global_batch, rank, processes)
+        self.share = len(self.places) * processes / self.global_batch  # parts may differ in size
         self.epoch, self.order = -1, []
 
     def index(self, place: int) -> int:
@@ -61,15 +71,15 @@ class SegmentBatches(Dataset):
         return int(self.order[rest])
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """Return the batch of `segment_batch` with a text and its mask."""
-        settings, first = self.settings, self.rank * self.settings.batch_size
+        """Return the batch of `segment_batch`, and `weight` (), the share."""
+        settings, mine = self.settings, slice(self.places.start, self.places.stop)
         choice = numpy_generator(settings.seed, Stream.PATH_PLACE, number)
         segments = choice.permutation(self.global_batch) % settings.steps
         shares = choice.random((2, self.global_batch))
-        mine = slice(first, first + settings.batch_size)
-        indices = [self.index(number * self.global_batch + place) for place in range(mine.start, mine.stop)]
+        indices = [self.index(number * self.global_batch + place) for place in self.places]
         inside = torch.from_numpy(shares[1][mine]) * torch.from_numpy(shares[0][mine] < settings.inner)
-        return segment_batch(self.paths, indices, torch.from_numpy(segments[mine]), inside.float())
+        batch = segment_batch(self.paths, indices, torch.from_numpy(segments[mine]), inside.float())
+        return batch | {"weight": torch.tensor(self.share)}
 
 
 def segment_batch(paths: Paths, indices: Sequence[int], segments: Tensor, inside: Tensor) -> dict[str, Tensor]:
@@ -116,10 +126,18 @@ class SegmentTask(NetworkTask):
     model: PTDiTTransformer3DModel
     settings: DistillSettings
 
-    def __init__(self, settings: DistillSettings, base: BaseModel, paths: Paths, accelerator: Accelerator) -> None:
-        """Load the teacher and make what is trained of it the student."""
+    def __init__(
+        self,
+        settings: DistillSettings,
+        base: BaseModel,
+        paths: Paths,
+        accelerator: Accelerator,
+        global_batch: int = 0,
+    ) -> None:
+        """Load the teacher and make what is trained of it the student; `global_batch` as for `SegmentBatches`."""
         self.settings, self.base, self.paths, self.accelerator = settings, base, paths, accelerator
-        self.data = SegmentBatches(paths, settings, accelerator.process_index, accelerator.num_processes)
+        ranks = accelerator.process_index, accelerator.num_processes
+        self.data = SegmentBatches(paths, settings, *ranks, global_batch)
         self.schedule = named_schedule(settings.schedule, settings.lr, settings.warmup, settings.max_steps)
         self.device, self.dtype = accelerator.device, choose_dtype(settings.precision, accelerator.device)
         if settings.rank:
@@ -138,6 +156,9 @@ class SegmentTask(NetworkTask):
 
     def batches(self, rank: int) -> SegmentBatches:
         return self.data
+
+    def samples_of(self, step: int, processes: int) -> int:
+        return self.data.global_batch * self.settings.accumulation
 
     def predict(self, noisy: Tensor, time: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Return the student's velocity (B, C, F, H, W) in float32 at noise levels `time` (B,)."""
@@ -161,12 +182,13 @@ class SegmentTask(NetworkTask):
         for segment in range(self.settings.steps):
             here = batch["segment"] == segment
             numbers[f"loss_{segment + 1}"] = (error.detach() * here).sum() / here.sum().clamp(min=1)
-        return error.mean(), numbers
+        return error.mean() * batch["weight"], numbers
 
     def notes(self) -> dict[str, Any]:
         return {
             "settings": dataclasses.asdict(self.settings),
             "processes": self.accelerator.num_processes,
+            "global_batch": self.data.global_batch,
             "transformer": self.base.fingerprint("transformer", "scheduler"),
             "paths": self.paths.maker,
         }

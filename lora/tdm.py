@@ -39,15 +39,21 @@ NEAREST = 0.02  # share of a step that t keeps from its end, where the equations
 class TDMBatches(Dataset):
     """One process's part of every batch, by its number: captions, noise, and which step of the student is trained."""
 
-    def __init__(self, paths: Paths, settings: DistillSettings, rank: int, processes: int) -> None:
-        self.paths, self.settings, self.rank = paths, settings, rank
-        self.order = SegmentBatches(paths, settings, rank, processes)
+    def __init__(
+        self, paths: Paths, settings: DistillSettings, rank: int, processes: int, global_batch: int = 0
+    ) -> None:
+        """Plan the batches; the arguments are those of `SegmentBatches`."""
+        self.paths, self.settings = paths, settings
+        self.order = SegmentBatches(paths, settings, rank, processes, global_batch)
+        self.global_batch = self.order.global_batch
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """Return `noise` and `fresh` (B, C, F, H, W), `share` (B,) in 0..1, text, and `segment` (B,), all the same."""
-        settings, first = self.settings, self.rank * self.settings.batch_size
+        """Return `noise` and `fresh` (B, C, F, H, W), `share` (B,) in 0..1, text, `segment` (B,), all the same, and
+        `weight` () as `SegmentBatches`.
+        """
+        settings = self.settings
         segment = int(numpy_generator(settings.seed, Stream.PATH_PLACE, number).integers(settings.steps))
-        places = [number * self.order.global_batch + first + row for row in range(settings.batch_size)]
+        places = [number * self.global_batch + place for place in self.order.places]
         indices = [self.order.index(place) for place in places]
         generators = [torch_generator(settings.seed, Stream.FEW_STEPS, place) for place in places]
         shape = self.paths.noise(0).shape
@@ -56,19 +62,27 @@ class TDMBatches(Dataset):
             "noise": torch.stack([torch.randn(shape, generator=each) for each in generators]),
             "fresh": torch.stack([torch.randn(shape, generator=each) for each in generators]),
             "share": torch.cat([torch.rand(1, generator=each) for each in generators]),
-            "segment": torch.full((settings.batch_size,), segment),
+            "segment": torch.full((len(places),), segment),
             "text": text,
             "mask": mask,
+            "weight": torch.tensor(self.order.share),
         }
 
 
 class TDMTask(SegmentTask):
     """A student's adapter that is trained by its own states, and the adapter of the fake score."""
 
-    def __init__(self, settings: DistillSettings, base: BaseModel, paths: Paths, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        settings: DistillSettings,
+        base: BaseModel,
+        paths: Paths,
+        accelerator: Accelerator,
+        global_batch: int = 0,
+    ) -> None:
         """Load the teacher, add both adapters, and take up the student that `start` names."""
-        super().__init__(settings, base, paths, accelerator)
-        self.data = TDMBatches(paths, settings, accelerator.process_index, accelerator.num_processes)
+        super().__init__(settings, base, paths, accelerator, global_batch)
+        self.data = TDMBatches(paths, settings, accelerator.process_index, accelerator.num_processes, global_batch)
         layers = [name for name, layer in self.model.named_modules() if hasattr(layer, "base_layer")]
         torch.manual_seed(settings.seed + 1)
         self.model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=layers), FAKE)
@@ -135,10 +149,10 @@ class TDMTask(SegmentTask):
             fake = self.predict(noisy, t, text, mask)
             weight = (clean - (noisy - level * real)).abs().mean((1, 2, 3, 4), keepdim=True)
             target = clean + level * (fake - real) / weight.clamp(min=1e-4)
-        student = 0.5 * (clean - target).square().mean()
-        follows = (self.predict(noisy, t, text, mask) - own).square().mean()
+        student = 0.5 * (clean - target).square().mean() * batch["weight"]
+        follows = (self.predict(noisy, t, text, mask) - own).square().mean() * batch["weight"]
         self.act_as(NAME)
-        distance = weight.mean()
+        distance = weight.mean() * batch["weight"]
         return student + follows, {"loss_student": student.detach(), "loss_fake": follows.detach(), "w0": distance}
 
     def guided(self, noisy: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:

@@ -169,36 +169,33 @@ def check_before_training(
         return settings, settings.batch_size * data_ranks
     refuse_other_settings(saved["settings"], settings)
     refuse_other_base(saved, settings, base)
-    return replace(settings, start=saved["settings"].get("start", "")), kept_batch(saved, settings, data_ranks)
+    global_batch = kept_batch(saved, settings.batch_size, data_ranks, settings.context_parallel)
+    return replace(settings, start=saved["settings"].get("start", "")), global_batch
 
 
-def kept_batch(saved: dict[str, Any], settings: LoRASettings, data_ranks: int) -> int:
+def kept_batch(saved: dict[str, Any], batch_size: int, data_ranks: int, context: int = 1) -> int:
     """Return the samples of a batch with which a run began, for any number of processes that go on with it.
+
+    Args:
+        saved: The checkpoint.
+        batch_size: Samples per process, of the settings.
+        data_ranks: Groups of processes now, each of which has samples of its own.
+        context: Processes of a group.
 
     Raises:
         ValueError: There are fewer samples than processes.
     """
-    began = saved["processes"] // settings.context_parallel
-    batch = saved.get("global_batch", settings.batch_size * began)
+    batch = saved.get("global_batch", batch_size * (saved["processes"] // context))
     if data_ranks > batch:
         raise ValueError(
             f"{data_ranks} processes cannot share the {batch} samples of a batch with which this run began; nearest: "
-            f"--num-processes {batch * settings.context_parallel}."
+            f"--num-processes {batch * context}."
         )
-    if batch != settings.batch_size * data_ranks:
+    if batch != batch_size * data_ranks:
         logger.info(
             "the run began with batches of %d samples, and keeps them: %d processes share them", batch, data_ranks
         )
     return batch
-
-
-def refuse_other_processes(saved: dict[str, object], accelerator: Accelerator) -> None:
-    """Raise ValueError where a checkpoint was made by another number of processes."""
-    if saved["processes"] != accelerator.num_processes:
-        raise ValueError(
-            f"the checkpoint was made by {saved['processes']} processes, these are {accelerator.num_processes}; "
-            "the batches would differ. Launch as many as before."
-        )
 
 
 def refuse_used(settings: TrainingSettings) -> None:

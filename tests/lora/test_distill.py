@@ -17,8 +17,9 @@ from lora import paths as paths_module
 from lora.distill import main
 from lora.distill_config import DistillSettings
 from lora.distill_export import shift_of
-from lora.distill_task import SegmentTask, segment_batch
+from lora.distill_task import SegmentBatches, SegmentTask, segment_batch
 from lora.paths import Paths, noise_levels
+from lora.tdm import TDMBatches
 from ptdit_diffusers import PTDiTModularPipeline
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.base_model import BaseModel
@@ -198,8 +199,6 @@ def test_targets_lead_from_the_start_of_a_segment_to_its_end(made, tiny_model_fo
 def test_batches_are_functions_of_their_number_and_leave_out_held_out_paths(made, tiny_model_folder):
     base = BaseModel(str(tiny_model_folder))
     chosen = settings(made, tiny_model_folder, batch_size=4)
-    from lora.distill_task import SegmentBatches
-
     one, two = (SegmentBatches(Paths(base, chosen, CAPTIONS), chosen, 0, 1) for _ in range(2))
     late, early = one[5], one[0]
     for batch, again in ((late, two[5]), (early, two[0])):
@@ -209,6 +208,20 @@ def test_batches_are_functions_of_their_number_and_leave_out_held_out_paths(made
     halves = [SegmentBatches(Paths(base, half, CAPTIONS), half, rank, 2)[5] for rank in (0, 1)
               for half in [settings(made, tiny_model_folder, batch_size=2)]]  # fmt: skip
     assert torch.equal(torch.cat([half["noisy"] for half in halves]), late["noisy"])
+
+
+@pytest.mark.parametrize("kind", [SegmentBatches, TDMBatches])
+def test_any_number_of_processes_goes_on_with_the_batches_of_a_run(made, tiny_model_folder, kind):
+    chosen = settings(made, tiny_model_folder, batch_size=4)
+    paths = Paths(BaseModel(str(tiny_model_folder)), chosen, CAPTIONS)
+    whole = kind(paths, chosen, 0, 1)[5]
+    for processes in (2, 3, 4):
+        parts = [kind(paths, chosen, rank, processes, global_batch=4)[5] for rank in range(processes)]
+        for name in whole.keys() - {"weight"}:
+            assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+        name = "time" if kind is SegmentBatches else "share"
+        means = [part[name].mean() * part["weight"] for part in parts]  # as the loss is summed up
+        torch.testing.assert_close(sum(means) / processes, whole[name].mean() * whole["weight"])
 
 
 @pytest.mark.parametrize(

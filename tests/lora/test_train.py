@@ -15,7 +15,6 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from lora.config import LoRASettings
 from lora.train import kept_batch
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.data import encode
@@ -181,11 +180,10 @@ def test_two_processes_go_on_with_the_run_of_one(train, cached, tiny_model_folde
 
 
 def test_more_processes_than_samples_of_a_batch_are_refused():
-    settings = LoRASettings(output_dir="x", batch_size=2)
-    assert kept_batch({"processes": 3, "global_batch": 6}, settings, 4) == 6
-    assert kept_batch({"processes": 3}, settings, 3) == 6  # a checkpoint of before
+    assert kept_batch({"processes": 3, "global_batch": 6}, 2, 4) == 6
+    assert kept_batch({"processes": 3}, 2, 3) == kept_batch({"processes": 6}, 2, 3, 2) == 6  # checkpoints of before
     with pytest.raises(ValueError, match="4 processes cannot share the 2 samples.*nearest: --num-processes 2"):
-        kept_batch({"processes": 1, "global_batch": 2}, settings, 4)
+        kept_batch({"processes": 1, "global_batch": 2}, 2, 4)
 
 
 @pytest.mark.slow
