@@ -23,8 +23,10 @@ from lora.tdm import TDMBatches
 from ptdit_diffusers import PTDiTModularPipeline
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.base_model import BaseModel
+from tests.processes import run_ranks
 
 CAPTIONS = ["a red star", "a blue ring above a white square", "two green circles"]
+CHUNK = paths_module.CHUNK
 FILE = "lora/pytorch_lora_weights.safetensors"
 SMALL = (
     "--steps 2 --points 4 --teacher-steps 8 --paths 5 --held-out 2 --rank 2 --batch-size 2 --max-steps 4 --lr 0.01 "
@@ -240,6 +242,21 @@ def test_two_steps_and_two_more_equal_four_bit_for_bit(distill, tmp_path, flags)
     lines = [[(line["step"], line.get("loss"), line.get("held_out_error_end")) for line in map(json.loads, log)]
              for log in logs]  # fmt: skip
     assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_run_of_one(prompts, tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths_module, "CHUNK", CHUNK)  # as the other processes have it
+    sizes = ["--paths-dir", tmp_path / "paths", "--batch-size", "3", "--max-steps", "2", "--checkpoint-every", "1"]
+    assert run(tiny_model_folder, prompts, tmp_path / "straight", *sizes) == 0
+    assert run(tiny_model_folder, prompts, tmp_path / "out", *sizes, "--stop-after", "1") == 0
+    words = ["-m", "lora.distill", "--base", tiny_model_folder, "--prompts", prompts, "--output-dir", tmp_path / "out"]
+    first, second = run_ranks([*words, *SMALL, *sizes, "--resume"], 2, ACCELERATE_USE_CPU="true")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "the run began with batches of 3 samples, and keeps them: 2 processes share them" in first.stderr
+    one, two = (load_file(tmp_path / name / FILE) for name in ("straight", "out"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=1e-3)
 
 
 def test_without_the_adapter_the_student_is_the_teacher(made, tiny_model_folder):
