@@ -2,11 +2,13 @@
 
 Starting an interpreter that imports torch, diffusers and transformers costs about seven seconds of CPU time, a fork
 less than one. It runs `-m MODULE ...` in its own folder, environment and process group, with its output in files.
-What needs a real interpreter: `-c`, the start-up of a command, and variables that the libraries read while they are
+Where it starts `python` itself, as torchrun and other launchers do, that is a fork, too, with all that it was given.
+What needs a real interpreter: the start-up of a command, and variables that the libraries read while they are
 imported (HF_HOME, HF_ENDPOINT, ...).
 """
 
 import gc
+import inspect
 import multiprocessing
 import os
 import runpy
@@ -21,6 +23,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (
@@ -140,13 +143,61 @@ def _run_module(line: list[str], folder: Path, environment: dict[str, str], outp
     """Do in a fork what an interpreter does with this command line."""
     gc.freeze()
     os.setsid()
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(Path(output, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
-    _, module, *sys.argv[1:] = line
-    sys.path.insert(0, str(folder))
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    subprocess.Popen._execute_child = _start_fork
+    _run_line(line, folder, environment)
+
+
+def _run_line(line: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Run `-m MODULE ...` or `-c CODE ...` in a folder, with these environment variables alone."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    kind, program, *words = line
+    if kind == "-c":
+        sys.argv = [kind, *words]
+        module = sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(program, "<string>", "exec"), vars(module))  # noqa: S102 (of a test)
+    else:
+        sys.argv[1:] = words
+        sys.path.insert(0, str(folder))
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+_start_process = subprocess.Popen._execute_child
+_parameters = inspect.signature(_start_process)
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+
+
+def _start_fork(popen: subprocess.Popen, *values: object) -> None:
+    """Start what a `Popen` was given: a fork of this process in place of `python -m` and `python -c`."""
+    given = _parameters.bind(popen, *values).arguments
+    words = [] if isinstance(given["args"], str) else [os.fspath(word) for word in given["args"]]
+    line = words[2:] if words[1:2] == ["-u"] else words[1:]
+    if words[:1] != [sys.executable] or line[:1] not in (["-m"], ["-c"]) or given["p2cread"] != -1:
+        return _start_process(popen, *values)
+    place = Path(given["cwd"] or os.getcwd()), dict(given["env"] or os.environ)
+    arguments = (given["c2pwrite"], given["errwrite"], line, *place)
+    child = multiprocessing.get_context("fork").Process(target=_run_fork, args=arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    popen.pid = os.fork()
+    if popen.pid == 0:
+        if given["start_new_session"]:
+            os.setsid()
+        os._exit(child._bootstrap())
+    popen._child_created = True
+    popen._close_pipe_fds(*(given[name] for name in _PIPES))
+
+
+def _run_fork(stdout: int, stderr: int, line: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Be the process that was to be started, with its pipes (-1 is none) and the signals of a new one."""
+    for number, pipe in ((1, stdout), (2, stderr)):
+        if pipe != -1:
+            os.dup2(pipe, number)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _run_line(line, folder, environment)

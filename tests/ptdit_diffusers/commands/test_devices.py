@@ -108,7 +108,6 @@ def test_devices_starts_the_processes_and_ctrl_c_ends_them(tiny_model_folder, tm
 @needs_gloo
 @pytest.mark.slow
 def test_the_command_of_the_docs_runs_under_torchrun(tmp_path):
-    """Real interpreters, as a user starts them."""
     (line,) = re.findall(r"^torchrun (.* generate .*)$", PAGE, re.MULTILINE)
     further = ["--device", "cpu", "--steps", "2"]
     done = run([*TORCHRUN, *shlex.split(line), *further], tmp_path)

@@ -253,7 +253,7 @@ def test_every_section_of_the_committed_config_is_valid() -> None:
 )
 def test_the_launchers_run_the_script(tiny: Path, tmp_path: Path, launcher: list[str], processes: int) -> None:
     words = ["-m", *launcher, "-m", "scripts.train", "--config", tiny, "--stage", "text"]
-    done = run(words, ACCELERATE_USE_CPU="true")  # the launcher is a fork, what it starts are real interpreters
+    done = run(words, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "run"
     assert load_checkpoint(folder)["step"] == 4

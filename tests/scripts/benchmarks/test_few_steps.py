@@ -9,6 +9,7 @@ import torch
 from lora.export import write_lora
 from scripts.benchmarks import few_steps
 from scripts.benchmarks.few_steps import all_rows, find_students, main
+from tests.processes import run
 
 REFERENCE = "teacher, euler, guidance 4, 2 steps"
 
@@ -71,10 +72,10 @@ def test_students_are_named_by_their_run_and_what_is_none_is_refused(student, ti
 
 @pytest.mark.slow
 def test_memory_of_a_distillation_is_measured_stage_by_stage(tmp_path):
-    from scripts.benchmarks.distill_memory import main as measure
-
     output = tmp_path / "memory.json"
-    assert measure(["--layers", "1", "--resolution", "128", "--rank", "2", "--output", str(output)]) == 0
+    sizes = ["--layers", "1", "--resolution", "128", "--rank", "2"]
+    done = run(["-m", "scripts.benchmarks.distill_memory", *sizes, "--output", output])
+    assert done.returncode == 0, done.stderr
     (found,) = json.loads(output.read_text(encoding="utf-8"))
     assert found["loss_is_finite"] and set(found["stages"]) == {"paths", "segments"}
     assert all(stage["peak_memory_gib"] > 0.1 for stage in found["stages"].values())
