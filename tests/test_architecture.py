@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("ptdit_diffusers", "comfyui_nodes", "lora", "scripts", "tests")
 SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PACKAGE = [path for path in SOURCES if path.parts[0] == "ptdit_diffusers"]
+PROGRAMS = [path for path in SOURCES if path.parts[0] != "tests"]
 
 FILE_LINES = 500
 FUNCTION_LINES = 60  # without the docstring
@@ -238,10 +239,11 @@ def rules_for(path: Path) -> tuple[str, ...]:
 # --- imports ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] != "tests"], ids=str)
-def test_a_file_imports_only_what_its_place_allows(path):
-    forbidden = {module for module in imported_modules(path) if not import_is_allowed(module, rules_for(path))}
-    assert not forbidden, f"{path} may import {rules_for(path)} and the standard library"
+def test_a_file_imports_only_what_its_place_allows():
+    assert len(PROGRAMS) > 100
+    for path in PROGRAMS:
+        forbidden = {module for module in imported_modules(path) if not import_is_allowed(module, rules_for(path))}
+        assert not forbidden, f"{path} may import {rules_for(path)} and the standard library"
 
 
 def test_the_import_rule_sees_relative_nested_and_foreign_imports():
@@ -283,16 +285,16 @@ def imported_files(path: Path) -> Iterator[Path]:
             yield target / "__init__.py" if (ROOT / target).is_dir() else target.with_suffix(".py")
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] != "tests"], ids=str)
-def test_no_file_imports_from_a_higher_floor(path):
-    for target in imported_files(path):
-        if folder_on(target) != folder_on(path):
-            assert floor_of(target) < floor_of(path), f"{path} imports {target}"
+def test_no_file_imports_from_a_higher_floor():
+    for path in PROGRAMS:
+        for target in imported_files(path):
+            if folder_on(target) != folder_on(path):
+                assert floor_of(target) < floor_of(path), f"{path} imports {target}"
 
 
 def test_no_files_import_each_other_in_a_circle():
     """Inside a folder, too; imports inside functions count."""
-    waiting = {path: set(imported_files(path)) - {path} for path in SOURCES if path.parts[0] != "tests"}
+    waiting = {path: set(imported_files(path)) - {path} for path in PROGRAMS}
     while free := [path for path, needs in waiting.items() if not needs & waiting.keys()]:
         for path in free:
             del waiting[path]
@@ -327,16 +329,16 @@ def test_importing_the_package_and_its_command_loads_no_heavy_library():
 # --- words and sizes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=str)
-def test_the_package_never_prints(path):
-    calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
-    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+def test_the_package_never_prints():
+    for path in PACKAGE:
+        calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
+        lines = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+        assert not lines, path
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_a_file_is_short_enough_to_be_read(path):
-    lines = (ROOT / path).read_text(encoding="utf-8").count("\n")
-    assert lines <= FILE_LINES
+def test_a_file_is_short_enough_to_be_read():
+    for path in SOURCES:
+        assert (ROOT / path).read_text(encoding="utf-8").count("\n") <= FILE_LINES, path
 
 
 def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -346,31 +348,34 @@ def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return lines
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_a_function_is_short_enough_to_be_read(path):
-    for node in ast.walk(parse(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            training_main = node.name == "main" and path.as_posix().startswith(("scripts/train", "lora/train"))
-            limit = TRAINING_MAIN_LINES if training_main else FUNCTION_LINES
-            assert function_lines(node) <= limit, f"{path}:{node.lineno} {node.name}"
+def test_a_function_is_short_enough_to_be_read():
+    for path in SOURCES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                training_main = node.name == "main" and path.as_posix().startswith(("scripts/train", "lora/train"))
+                limit = TRAINING_MAIN_LINES if training_main else FUNCTION_LINES
+                assert function_lines(node) <= limit, f"{path}:{node.lineno} {node.name}"
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] != "tests"], ids=str)
-def test_a_public_function_says_the_types_of_its_arguments_and_result(path):
+def public_functions(path: Path) -> Iterator[ast.FunctionDef]:
+    """Functions of a file and methods of its classes."""
     tree = parse(path)
-    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
-    for node in (node for body in bodies for node in body if isinstance(node, ast.FunctionDef)):
-        if node.name.startswith("_"):
-            continue
-        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        untyped = [each.arg for each in arguments if each.annotation is None and each.arg not in ("self", "cls")]
-        assert not untyped and node.returns is not None, f"{path}:{node.lineno} {node.name} {untyped}"
+    for body in (tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))):
+        yield from (node for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"))
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] != "tests"], ids=str)
-def test_a_file_says_what_it_owns(path):
-    text = (ROOT / path).read_text(encoding="utf-8")
-    assert not text or ast.get_docstring(parse(path))
+def test_a_public_function_says_the_types_of_its_arguments_and_result():
+    for path in PROGRAMS:
+        for node in public_functions(path):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            untyped = [each.arg for each in arguments if each.annotation is None and each.arg not in ("self", "cls")]
+            assert not untyped and node.returns is not None, f"{path}:{node.lineno} {node.name} {untyped}"
+
+
+def test_a_file_says_what_it_owns():
+    for path in PROGRAMS:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert not text or ast.get_docstring(parse(path)), path
 
 
 # --- the wheel -------------------------------------------------------------------------------------------------------
