@@ -1,7 +1,6 @@
 """A call of a pipeline on several devices gives the picture of one, or an error on all of them."""
 
 import os
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,8 +25,8 @@ START = "forkserver" if CAN_FORK else "spawn"
 SIZE = {"height": 192, "width": 128}
 
 
-def pipeline() -> PTDiTPipeline:
-    pipe = PTDiTPipeline.from_pretrained("shapes-128")
+def pipeline(model: Path) -> PTDiTPipeline:
+    pipe = PTDiTPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -40,9 +39,9 @@ def generate(pipe: PTDiTPipeline, seed: int = 0, prompt: str = "a red circle", *
 
 
 @torch.no_grad()
-def check_same(rank: int, devices: int, guidance_halves: bool) -> PTDiTPipeline:
+def check_same(rank: int, devices: int, guidance_halves: bool, model: Path) -> PTDiTPipeline:
     """Compare latents, and pixels from tiles, with those of one device; return the pipeline."""
-    pipe = pipeline()
+    pipe = pipeline(model)
     pipe.vae.enable_tiling(64)
     calls = ({}, {"guidance_rescale": 0.5}, {"guidance_scale": 1.0})
     expected = [generate(pipe, **options) for options in calls]
@@ -104,16 +103,16 @@ def check_errors(rank: int, pipe: PTDiTPipeline) -> None:
         generate(pipe)
 
 
-def check_random_proxies() -> None:
+def check_random_proxies(model: Path) -> None:
     """Both halves draw the proxies of one device."""
-    pipe = pipeline()
+    pipe = pipeline(model)
     pipe.transformer.set_windows(proxy_mode="random")
     expected = generate(pipe)
     pipe.enable_parallelism(guidance_halves=True)
     assert (generate(pipe) - expected).norm() < 1e-4 * expected.norm()
 
 
-def check_caches() -> None:
+def check_caches(model: Path) -> None:
     """Caches that skip by steps give the picture of one device with the same cache."""
     steps = 6
 
@@ -143,7 +142,7 @@ def check_caches() -> None:
         hook.remove()
         return latents, len(calls)
 
-    pipe = pipeline()
+    pipe = pipeline(model)
     expected = {name: run(pipe, name) for name in caches}
     assert all(calls < steps for name, (_, calls) in expected.items() if name != "faster"), expected
     pipe.enable_parallelism()
@@ -151,19 +150,19 @@ def check_caches() -> None:
         shared, shared_calls = run(pipe, name)
         assert shared_calls == calls, name
         assert (shared - latents).norm() < 1e-3 * latents.norm(), name
-    halved = pipeline()
+    halved = pipeline(model)
     halved.enable_parallelism(guidance_halves=True)
     with pytest.raises(ValueError, match="FasterCacheConfig needs both predictions in one batch"):
         halved.transformer.enable_cache(caches["faster"])
 
 
-def check_odd() -> None:
+def check_odd(model: Path) -> None:
     with pytest.raises(ValueError, match="3 processes are not two halves.*nearest: 2 or 4 processes"):
-        pipeline().enable_parallelism(guidance_halves=True)
+        pipeline(model).enable_parallelism(guidance_halves=True)
 
 
-def check_modular() -> None:
-    modular = PTDiTModularPipeline.from_pretrained("shapes-128")
+def check_modular(model: Path) -> None:
+    modular = PTDiTModularPipeline.from_pretrained(model)
     modular.load_components()
     modular.set_progress_bar_config(disable=True)
     call = {"prompt": "a red circle", "num_inference_steps": 2, "output": "images", "output_type": "latent"}
@@ -175,38 +174,34 @@ def check_modular() -> None:
     assert (shared - whole).norm() < 1e-4 * whole.norm()
 
 
-def call_on_devices(rank: int, devices: int, meeting_point: str) -> None:
+def call_on_devices(rank: int, devices: int, meeting_point: str, model: Path) -> None:
     """One of the processes."""
     torch.set_num_threads(1)
     place = {"init_method": meeting_point, "rank": rank, "world_size": devices}
     dist.init_process_group("gloo", timeout=timedelta(minutes=1), **place)
-    pipe = check_same(rank, devices, guidance_halves=devices != 3)
+    pipe = check_same(rank, devices, devices != 3, model)
     if devices == 2:
-        check_random_proxies()
+        check_random_proxies(model)
         check_errors(rank, pipe)
-        check_modular()
-        check_caches()
+        check_modular(model)
+        check_caches(model)
     if devices == 3:
-        check_odd()
+        check_odd(model)
     dist.barrier()  # neither leaves while the other still reads
     os._exit(0)  # gloo's threads may still hold tensors, and Python ending under them aborts now and then
-
-
-def run_processes(function: Callable, devices: int, folder: Path) -> None:
-    arguments = devices, (folder / "meeting_point").as_uri()
-    torch.multiprocessing.start_processes(function, arguments, nprocs=devices, start_method=START)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 @pytest.mark.parametrize("devices", [2, 3, 4])
-def test_a_call_on_several_devices_gives_the_picture_of_one(tmp_path: Path, devices: int):
-    run_processes(call_on_devices, devices, tmp_path)
+def test_a_call_on_several_devices_gives_the_picture_of_one(tiny_model_folder: Path, tmp_path: Path, devices: int):
+    arguments = devices, (tmp_path / "meeting_point").as_uri(), tiny_model_folder
+    torch.multiprocessing.start_processes(call_on_devices, arguments, nprocs=devices, start_method=START)
 
 
-def test_one_process_is_told_to_start_others():
+def test_one_process_is_told_to_start_others(tiny_model_folder: Path):
     with pytest.raises(RuntimeError, match="torch.distributed is not initialized: start the processes with torchrun"):
-        pipeline().enable_parallelism()
+        pipeline(tiny_model_folder).enable_parallelism()
 
 
 @pytest.mark.parametrize(("devices", "balance"), [(2, 0.99), (4, 0.96), (8, 0.63)])
