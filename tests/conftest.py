@@ -33,6 +33,29 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if few else min(os.cpu_count() or 1, 4)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each of several workers begin with an equal part of the files that have slow tests.
+
+    A worker that is done takes half of what another one has left, from its end: those are short tests, and no worker
+    waits long for the last one. Tests of a file stay together, for its fixtures.
+    """
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers == 1:
+        return
+    slow = {item.path: None for item in reversed(items) if item.get_closest_marker("slow")}  # whole commands first
+    tests = {path: [item for item in items if item.path == path] for path in slow}
+    others = [item for item in items if item.path not in slow]
+    ordered = []
+    for number in range(workers):
+        part = [item for path in [*slow][number::workers] for item in tests[path]]
+        share = (len(items) - len(ordered)) // (workers - number)  # as many as the worker gets at first
+        room = max(share - len(part), 0)
+        ordered += part + others[:room]
+        others = others[room:]
+    items[:] = ordered + others
+
+
 def pytest_collection_finish() -> None:
     """Keep the objects of the libraries, which are millions, out of every later garbage collection."""
     gc.freeze()
