@@ -244,7 +244,7 @@ def share_tokens(rank: int, devices: int, meeting_point: str, alone: Path) -> No
     """One of the processes; a file has what one alone found."""
     torch.set_num_threads(1)
     place = {"init_method": meeting_point, "rank": rank, "world_size": devices}
-    dist.init_process_group("gloo", timeout=timedelta(minutes=1), **place)
+    dist.init_process_group("gloo", timeout=timedelta(minutes=5), **place)
     for name, found in torch.load(alone).items():
         compare(name, devices, *found)
     count_bytes(devices)
