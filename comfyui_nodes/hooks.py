@@ -16,6 +16,7 @@ import comfy.lora
 import comfy.model_detection
 import comfy.sd
 import comfy.supported_models
+import comfy.text_encoders.pixart_t5
 
 from ptdit_diffusers.core.class_configuration import loaded_class_config
 from ptdit_diffusers.core.configuration import loaded_transformer_config
@@ -25,6 +26,7 @@ from .dit import CLASS_MODEL, ClassConfig
 from .native import IMAGE_MODEL, PTDiTConfig
 
 MARK = "_ptdit_wrapper"
+T5 = "t5xxl.transformer."  # beginning of ComfyUI's names of the weights of a T5
 CONFIGS = {IMAGE_MODEL: (loaded_transformer_config, PTDiTConfig), CLASS_MODEL: (loaded_class_config, ClassConfig)}
 
 
@@ -84,6 +86,20 @@ def with_lora_names(original: Callable) -> Callable:
     return model_lora_keys_unet
 
 
+def with_text_lora_names(original: Callable) -> Callable:
+    """Return `model_lora_keys_clip` that also knows diffusers' names of the layers of a T5 alone, which we have."""
+
+    def model_lora_keys_clip(model: Any, *args: Any, **kwargs: Any) -> dict:
+        names = original(model, *args, **kwargs)
+        if isinstance(model, comfy.text_encoders.pixart_t5.PixArtT5XXL):
+            for key in model.state_dict():
+                if key.startswith(T5) and key.endswith(".weight"):
+                    names[f"text_encoder.{key.removeprefix(T5).removesuffix('.weight')}"] = key
+        return names
+
+    return model_lora_keys_clip
+
+
 def allow_gguf(prompt: dict) -> dict:
     """Add our architecture to the list of ComfyUI-GGUF. It may load after us, so this runs before each prompt."""
     for module in [each for each in sys.modules.values() if isinstance(each, ModuleType)]:
@@ -104,6 +120,7 @@ def register() -> None:
             models.append(config)
     wrap_once(comfy.model_detection, "detect_unet_config", with_detection)
     wrap_once(comfy.lora, "model_lora_keys_unet", with_lora_names)
+    wrap_once(comfy.lora, "model_lora_keys_clip", with_text_lora_names)
     wrap_once(comfy.sd, "load_state_dict_guess_config", with_own_vae)
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and allow_gguf not in server.on_prompt_handlers:

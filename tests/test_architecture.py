@@ -63,6 +63,7 @@ MAY_IMPORT = {
         "diffusers",
         "transformers",
         "huggingface_hub",
+        "peft",
         "ptdit_diffusers.",
     ),
     "ptdit_diffusers/conversion/": (

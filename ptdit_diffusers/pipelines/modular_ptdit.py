@@ -226,7 +226,7 @@ class PTDiTTextBlock(PTDiTPipelineBlock):
     """Encodes the prompts; the negative one only if the guider uses it."""
 
     uses = ("tokenizer", "text_encoder", "guider")
-    takes = (*PROMPTS, "num_images_per_prompt", "clean_caption", "max_sequence_length")
+    takes = (*PROMPTS, "num_images_per_prompt", "clean_caption", "max_sequence_length", "attention_kwargs")
     gives = TEXT_TENSORS
 
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:

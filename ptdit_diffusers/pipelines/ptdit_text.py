@@ -13,6 +13,7 @@ from ptdit_diffusers.core.captions import prepare_prompts
 from ptdit_diffusers.core.vocabulary import refusal
 
 from .ptdit_checks import require_finite
+from .ptdit_lora_text import scaled_lora
 from .ptdit_request import GenerationRequest
 
 TEXT_TENSORS = (
@@ -28,11 +29,12 @@ class TextMixin:
 
     def encode_texts(self, call: GenerationRequest, guided: bool) -> dict[str, Tensor | None]:
         """Return what `encode_prompt` makes of the prompts of a call, by the names in `TEXT_TENSORS`."""
-        texts = self.encode_prompt(
-            call.prompt, call.negative_prompt, guided, call.num_images_per_prompt, self._execution_device,
-            call.prompt_embeds, call.prompt_attention_mask, call.negative_prompt_embeds,
-            call.negative_prompt_attention_mask, call.clean_caption, call.max_sequence_length,
-        )  # fmt: skip
+        with scaled_lora(self.text_encoder, call.attention_kwargs):
+            texts = self.encode_prompt(
+                call.prompt, call.negative_prompt, guided, call.num_images_per_prompt, self._execution_device,
+                call.prompt_embeds, call.prompt_attention_mask, call.negative_prompt_embeds,
+                call.negative_prompt_attention_mask, call.clean_caption, call.max_sequence_length,
+            )  # fmt: skip
         return dict(zip(TEXT_TENSORS, texts, strict=True))
 
     def encode_prompt(
