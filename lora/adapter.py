@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from ptdit_diffusers.core.few_steps import LORA_FILE
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.pipelines.ptdit_lora_text import TEXT_PREFIX
 from ptdit_diffusers.training.checkpoint import checkpoints
 from ptdit_diffusers.training.task import trained_parameters
 
 from .config import TARGETS, LoRASettings
+from .text_encoder import Networks, text_layers
 
 NAME = "default"  # of the adapter in the model
 INITS = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "olora": "olora"}  # ours -> peft's
@@ -56,15 +59,58 @@ def target_layers(transformer: nn.Module, targets: str) -> list[str]:
     return matching
 
 
-def adapter_layers(config: dict, settings: LoRASettings) -> dict[str, nn.Linear]:
+def layer_name(name: str) -> str:
+    """Return the name of a layer or parameter of `Networks` as settings and files have it.
+
+    In the transformer it is the transformer's own, in the text encoder it begins with TEXT_PREFIX.
+    """
+    return name.removeprefix("transformer.")
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a transformer or of `Networks` by their `layer_name`."""
+    return {layer_name(name): module for name, module in model.named_modules()}
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained by their `layer_name`."""
+    return {layer_name(name): parameter for name, parameter in trained_parameters(model).items()}
+
+
+def is_of_text(name: str) -> bool:
+    """Return whether a layer, parameter or weight with such a `layer_name` belongs to the text encoder."""
+    return name.startswith(TEXT_PREFIX)
+
+
+def trained_layers(model: nn.Module, settings: LoRASettings) -> dict[str, nn.Linear]:
+    """Return the layers of a transformer or of `Networks` that get an adapter, by name.
+
+    Raises:
+        ValueError: As `target_layers`.
+    """
+    both, named = isinstance(model, Networks), named_layers(model)
+    names = target_layers(model.transformer if both else model, settings.targets)
+    if both:
+        names += [TEXT_PREFIX + name for name in text_layers(model.text_encoder, settings.targets)]
+    return {name: named[name] for name in names}
+
+
+def adapter_layers(
+    config: dict, settings: LoRASettings, text_encoder: nn.Module | None = None
+) -> dict[str, nn.Linear]:
     """Return the layers that get an adapter, by name, without loading weights: the model is built on the meta device.
+
+    Args:
+        config: Of the transformer.
+        settings: Of the run.
+        text_encoder: On the meta device, where it is trained, too.
 
     Raises:
         ValueError: As `target_layers`.
     """
     with torch.device("meta"):
         model = PTDiTTransformer3DModel.from_config(config)
-    return {name: model.get_submodule(name) for name in target_layers(model, settings.targets)}
+    return trained_layers(model if text_encoder is None else Networks(model, text_encoder), settings)
 
 
 def layer_ranks(layers: Iterable[str], settings: LoRASettings) -> dict[str, int]:
@@ -73,14 +119,20 @@ def layer_ranks(layers: Iterable[str], settings: LoRASettings) -> dict[str, int]
     Layers of rank 0 are left out.
 
     Raises:
-        ValueError: A pattern is found in no name, or all layers have rank 0.
+        ValueError: A pattern is found in no name, or all layers of a network have rank 0.
     """
     ranks = dict.fromkeys(layers, settings.rank)
+    has_text = any(map(is_of_text, ranks))
     for pattern, rank in settings.rank_pattern.items():
         ranks |= dict.fromkeys(matching("rank_pattern", pattern, ranks), rank)
     ranks = {layer: rank for layer, rank in ranks.items() if rank}
-    if not ranks:
+    if all(map(is_of_text, ranks)):
         raise ValueError(f"rank_pattern={settings.rank_pattern} leaves no layer with a rank; nearest: 1 instead of 0.")
+    if has_text and not any(map(is_of_text, ranks)):
+        raise ValueError(
+            f"rank_pattern={settings.rank_pattern} leaves no layer of the text encoder with a rank; nearest: "
+            "train_text_encoder=False."
+        )
     return ranks
 
 
@@ -139,13 +191,13 @@ def parameter_name(key: str) -> str:
     return f"{key.removesuffix('.weight')}.{NAME}.weight"
 
 
-def adapter_values(config: dict, settings: LoRASettings) -> int:
-    """Return how many values are trained, without loading weights.
+def adapter_values(config: dict, settings: LoRASettings, text_encoder: nn.Module | None = None) -> int:
+    """Return how many values are trained, without loading weights; arguments as for `adapter_layers`.
 
     Raises:
         ValueError: As `target_layers`, `layer_ranks` and `rate_factors`; or `start` does not fit.
     """
-    shapes = adapter_shapes(adapter_layers(config, settings), settings)
+    shapes = adapter_shapes(adapter_layers(config, settings, text_encoder), settings)
     rate_factors(map(parameter_name, shapes), settings)
     if reads_start(settings):
         start_weights(settings, shapes)
@@ -174,8 +226,11 @@ def start_weights(settings: LoRASettings, shapes: Mapping[str, tuple[int, ...]])
         weights, facts = PTDiTPipeline.lora_state_dict(settings.start, return_lora_metadata=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{start} holds no LoRA: {error}") from error
-    weights = {key.removeprefix("transformer."): value.float() for key, value in weights.items()}
+    weights = {layer_name(key): value.float() for key, value in weights.items()}
     ranks, found = ranks_of(shapes), ranks_of({key: value.shape for key, value in weights.items()})
+    if any(map(is_of_text, found)) != any(map(is_of_text, ranks)):
+        has, nearest = ("also has", True) if any(map(is_of_text, found)) else ("has no", False)
+        raise ValueError(f"{start} {has} weights for the text encoder; nearest: train_text_encoder={nearest}.")
     if found.keys() != ranks.keys():
         other = sorted(found.keys() ^ ranks.keys())[0]
         raise ValueError(
@@ -199,23 +254,49 @@ def start_weights(settings: LoRASettings, shapes: Mapping[str, tuple[int, ...]])
             raise ValueError(
                 f"{start}: {key} has the shape {tuple(weights[key].shape)}, not {shape}; nearest: a LoRA of this base."
             )
-    facts = {name.removeprefix("transformer."): value for name, value in (facts or {}).items()}
     for layer, rank in ranks.items():
-        alpha = (facts.get("alpha_pattern") or {}).get(layer, facts.get("lora_alpha", rank))
-        weights[f"{layer}.lora_B.weight"] *= alpha / (rank**0.5 if facts.get("use_rslora") else rank)
+        weights[f"{layer}.lora_B.weight"] *= strength(layer, rank, facts or {})
     return weights
 
 
-def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) -> dict[str, Tensor]:
-    """Put a LoRA on the target layers, in float32 and trainable.
+def strength(layer: str, rank: int, facts: Mapping[str, Any]) -> float:
+    """Return by what the product of the matrices of a layer is multiplied; `facts`: metadata of the pipeline."""
+    prefix = TEXT_PREFIX if is_of_text(layer) else "transformer."
+    alphas = facts.get(f"{prefix}alpha_pattern") or {}
+    alpha = alphas.get(layer.removeprefix(TEXT_PREFIX), facts.get(f"{prefix}lora_alpha", rank))
+    return alpha / (rank**0.5 if facts.get(f"{prefix}use_rslora") else rank)
+
+
+def add_adapter(model: nn.Module, settings: LoRASettings) -> dict[str, Tensor]:
+    """Put a LoRA on the target layers of a transformer or of `Networks`, in float32 and trainable.
 
     Returns:
         Its first values, for the initializations that take them out of the base weights; else nothing.
     """
-    layers = {name: transformer.get_submodule(name) for name in target_layers(transformer, settings.targets)}
+    layers = trained_layers(model, settings)
     ranks, shapes = layer_ranks(layers, settings), adapter_shapes(layers, settings)
+    both = isinstance(model, Networks)
+    torch.manual_seed(settings.seed)  # the same on every process
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*residual.*")
+        (model.transformer if both else model).add_adapter(
+            peft_config({layer: rank for layer, rank in ranks.items() if not is_of_text(layer)}, settings), NAME
+        )
+        if both:
+            own = {layer.removeprefix(TEXT_PREFIX): rank for layer, rank in ranks.items() if is_of_text(layer)}
+            model.text_encoder.add_adapter(peft_config(own, settings), NAME)
+    for parameter in trained_parameters(model).values():
+        parameter.data = parameter.data.float()
+    if reads_start(settings):
+        take_start(model, start_weights(settings, shapes))
+    changed_base = settings.init in ("pissa", "olora")
+    return {name: p.detach().cpu().clone() for name, p in adapter_parameters(model).items()} if changed_base else {}
+
+
+def peft_config(ranks: Mapping[str, int], settings: LoRASettings) -> LoraConfig:
+    """Return peft's configuration of the adapter of one network, whose layers have these ranks."""
     others = {layer: rank for layer, rank in ranks.items() if rank != settings.rank}
-    config = LoraConfig(
+    return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scale_alpha,
         rank_pattern=others,
@@ -226,41 +307,27 @@ def add_adapter(transformer: PTDiTTransformer3DModel, settings: LoRASettings) ->
         init_lora_weights=INITS[settings.init],
         target_modules=list(ranks),
     )
-    torch.manual_seed(settings.seed)  # the same on every process
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*residual.*")
-        transformer.add_adapter(config, NAME)
-    for parameter in trained_parameters(transformer).values():
-        parameter.data = parameter.data.float()
-    if reads_start(settings):
-        take_start(transformer, start_weights(settings, shapes))
-    changed_base = settings.init in ("pissa", "olora")
-    return (
-        {name: p.detach().cpu().clone() for name, p in trained_parameters(transformer).items()} if changed_base else {}
-    )
 
 
 @torch.no_grad()
-def take_start(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def take_start(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy the weights of a LoRA into the adapter, whose own scale is taken out of them."""
-    parameters = trained_parameters(transformer)
+    parameters, layers = adapter_parameters(model), named_layers(model)
     for key, value in weights.items():
         layer, _, kind = key.rpartition(".lora_")
-        scale = transformer.get_submodule(layer).scaling[NAME] if kind == "B.weight" else 1.0
+        scale = layers[layer].scaling[NAME] if kind == "B.weight" else 1.0
         parameters[parameter_name(key)].copy_(value / scale)
 
 
-def folded_weights(
-    transformer: nn.Module, parameters: dict[str, Tensor], first: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def folded_weights(model: nn.Module, parameters: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of the adapter with the scale folded into the second matrix, so that alpha is the rank.
 
     PiSSA and OLoRA take the first values of the adapter out of the base weights. Their LoRA is returned as the
     difference to those values, with twice the rank, for the untouched base: s (B A - B0 A0) = [s B, -s B0] [A; A0].
 
     Args:
-        transformer: The model with the adapter; it is asked for the scale of each layer.
-        parameters: `trained_parameters`, or averages of them, under the same names, on the CPU.
+        model: Transformer or `Networks` with the adapter; it is asked for the scale of each layer.
+        parameters: `adapter_parameters`, or averages of them, under the same names, on the CPU.
         first: What `add_adapter` returned.
 
     Returns:
@@ -268,7 +335,7 @@ def folded_weights(
         `.lora_magnitude_vector` (outputs,), float32.
     """
     folded = {}
-    for layer, module in transformer.named_modules():
+    for layer, module in named_layers(model).items():
         if f"{layer}.lora_A.{NAME}.weight" not in parameters:
             continue
         down, up = (f"{layer}.lora_{side}.{NAME}.weight" for side in "AB")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ptdit_diffusers.pipelines.ptdit_text import join_text
@@ -80,17 +81,17 @@ class CachedBatches(Dataset):
         self.scaling = cache.base.scaling_factor
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Return latents and noise (B, C, F, H, W), time (B,) in 0..1, text (B, L, D) with mask (B, L) or None,
+        """Return latents and noise (B, C, F, H, W), time (B,) in 0..1, text as `joined_texts`,
         weight (B,), with which the mean over all processes is that of the whole batch, and a seed per sample for
         random proxies. Where transparency is a mask, also
         `area` (B, 1, F, H, W), the weight of each place.
         """
         members = self.plan.batch(number)
         rows = [self._row(self.samples[members[place]], number, place) for place in self.places]
-        text, mask = join_text([row.pop("text")[None] for row in rows], [None] * len(rows))
+        texts = joined_texts([row.pop("text") for row in rows])
         batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         seeds = [mix(self.settings.seed, Stream.LORA_PROXIES, number, place) for place in self.places]
-        return {**batch, "text": text, "mask": mask, "seeds": seeds}
+        return {**batch, **texts, "seeds": seeds}
 
     def _row(self, sample: Sample, number: int, place: int) -> dict[str, Tensor]:
         settings = self.settings if sample.prior else self.sets[sample.data_set]
@@ -113,10 +114,27 @@ class CachedBatches(Dataset):
             "latents": latents,
             "noise": torch.randn(mean.shape, generator=generator),
             "time": time,
-            "text": self.cache.get(self.cache.text_key("") if dropped else text, "embeds"),
+            "text": self.cache.read_text(self.cache.text_key("") if dropped else text),
             "weight": torch.tensor((settings.prior_weight if sample.prior or settings.is_reg else 1.0) * self.share),
             **area,
         }
+
+
+def joined_texts(texts: Sequence[Tensor]) -> dict[str, Tensor | None]:
+    """Return texts of a cache as a batch.
+
+    Args:
+        texts: Embeddings (L, D) or token ids (L,), of different lengths.
+
+    Returns:
+        `text` (B, L, D), or `ids` (B, L) for the text encoder, with `mask` (B, L), true where a token counts, or None
+        where all do.
+    """
+    if texts[0].ndim == 2:
+        text, mask = join_text([each[None] for each in texts], [None] * len(texts))
+        return {"text": text, "mask": mask}
+    mask = pad_sequence([torch.ones_like(each, dtype=torch.bool) for each in texts], batch_first=True)
+    return {"ids": pad_sequence(list(texts), batch_first=True), "mask": None if bool(mask.all()) else mask}
 
 
 def area_of(cache: Cache, sample: Sample, key: str, settings: LoRASettings) -> Tensor:
@@ -145,14 +163,13 @@ def fixed_batches(cache: Cache, settings: LoRASettings, numbers: Sequence[int]) 
             seeds = [mix(settings.seed, Stream.LORA_HELD_OUT, place) for place in part]
             noise = [torch.randn(means[0].shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
             shares = torch.tensor([(place + 0.5) / len(numbers) for place in part])
-            text, mask = join_text([cache.get(sample.text, "embeds")[None] for sample in samples], [None] * len(part))
+            texts = joined_texts([cache.read_text(sample.text) for sample in samples])
             areas = [area_of(cache, sample, sample.latents, sets[sample.data_set]) for sample in samples if masked]
             yield {
                 "latents": torch.stack(means) * cache.base.scaling_factor,
                 "noise": torch.stack(noise),
                 "time": shifted_times(shares, **times),
-                "text": text,
-                "mask": mask,
+                **texts,
                 "seeds": seeds,
                 **({"area": torch.stack(areas)} if masked else {}),
             }

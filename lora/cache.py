@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ptdit_diffusers.core.files import file_hash
 from ptdit_diffusers.training.base_model import BaseModel
-from ptdit_diffusers.training.data.encode import encode_captions, encode_pictures
+from ptdit_diffusers.training.data.encode import encode_captions, encode_pictures, tokenize_captions
 from ptdit_diffusers.training.data.find import Item
 from ptdit_diffusers.training.data.media import EVEN
 from ptdit_diffusers.training.data.space import require_space
@@ -37,7 +37,7 @@ logger = logging.getLogger("lora")
 
 FORMAT = 2  # changes when the same file gives other latents
 SHARD = 128  # entries per file
-SHARD_NAME = re.compile(r"(latents|text)-[0-9a-f]+\.safetensors")
+SHARD_NAME = re.compile(r"(latents|text|tokens)-[0-9a-f]+\.safetensors")
 MIRRORED = "-mirrored"  # end of the key of a mirrored copy
 
 
@@ -62,16 +62,18 @@ class Cache:
         samples: What this run trains on.
     """
 
-    def __init__(self, folder: Path, base: BaseModel, rebuild: bool = False) -> None:
+    def __init__(self, folder: Path, base: BaseModel, rebuild: bool = False, tokens: bool = False) -> None:
         """Read which entries the folder has.
 
         Args:
             folder: Of the cache; it need not exist.
             base: The model whose VAE and text encoder make the entries.
             rebuild: Delete everything that is cached there. No other run may be using it.
+            tokens: Of captions, keep the ids of the tokens instead of embeddings: the text encoder is trained.
         """
-        self.folder, self.base = folder, base
+        self.folder, self.base, self.tokens = folder, base, tokens
         self.maker = makers(base)
+        self.token_maker = f"tokens-{base.fingerprint('tokenizer')}" if tokens else ""
         self.samples: list[Sample] = []
         self.files: dict[str, Any] = {}
         self.entries: dict[str, str] = {}  # key -> name of the file
@@ -103,6 +105,10 @@ class Cache:
     def text_key(self, caption: str) -> str:
         """Return the key of a caption: text encoder and hash."""
         return f"{self.maker['text']}-{hashlib.sha256(caption.encode()).hexdigest()[:32]}"
+
+    def stored_text(self, key: str) -> str:
+        """Return the key under which the text with a `text_key` is stored: itself, or that of its tokens."""
+        return f"{self.token_maker}-{key.rpartition('-')[2]}" if self.tokens else key
 
     def lacks(self, keys: Iterable[str]) -> list[str]:
         """Return the keys that are not in the cache, each once."""
@@ -150,8 +156,12 @@ class Cache:
             ) from error
 
     def text(self, caption: str) -> Tensor:
-        """Return the embedding (L, D) of a caption in the cache."""
-        return self.get(self.text_key(caption), "embeds")
+        """Return the embedding (L, D) of a caption in the cache, or its tokens; see `read_text`."""
+        return self.read_text(self.text_key(caption))
+
+    def read_text(self, key: str) -> Tensor:
+        """Return the embedding (L, D) of the text with a `text_key`, or ids (L,) where the cache keeps tokens."""
+        return self.get(self.stored_text(key), "ids" if self.tokens else "embeds")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "files": {}}  # worker processes open the files themselves
@@ -216,17 +226,20 @@ class Cache:
         config, width = self.base.transformer_config, 2 if device.type == "cuda" else 4
         pixels = sum((1 + (item.frames - 1) // 4) * item.height * item.width for item in items)
         latents = pixels // 64 * config["in_channels"] * 2 * 4  # mean and standard deviation, float32
-        new = [caption for caption in captions if self.text_key(caption) not in self.entries]
+        new = [caption for caption in captions if self.stored_text(self.text_key(caption)) not in self.entries]
         tokens = sum(min(200, len(caption.encode()) // 3 + 2) for caption in new)
-        require_space("cache_dir", self.folder, latents + tokens * config["caption_channels"] * width)
+        each = 8 if self.tokens else config["caption_channels"] * width
+        require_space("cache_dir", self.folder, latents + tokens * each)
 
     def add_captions(self, texts: dict[str, str], device: torch.device) -> None:
         """Encode the captions that the cache lacks; `texts` gives each the name of a file that has it, or ""."""
-        keys = {self.text_key(caption): caption for caption in texts}
+        keys = {self.stored_text(self.text_key(caption)): caption for caption in texts}
         new = self.lacks(keys)
-        if new:
+        captions = {key: (keys[key], texts[keys[key]]) for key in new}
+        if new and self.tokens:
+            self.write("tokens", tokenize_captions(self.base, captions))
+        elif new:
             logger.info("encoding %d captions", len(new))
-            captions = {key: (keys[key], texts[keys[key]]) for key in new}
             self.write("text", encode_captions(self.base, captions, device))
             free_memory()
 
@@ -236,13 +249,17 @@ class Cache:
         Raises:
             ValueError: The cache does not have all of them.
         """
-        keys = [key for sample in samples for key in (*latents_of(sample), sample.text, *sample.more_texts)]
-        foreign = [key for key in keys if not key.startswith(tuple(f"{maker}-" for maker in self.maker.values()))]
+        texts = [key for sample in samples for key in (sample.text, *sample.more_texts)]
+        latents = [key for sample in samples for key in latents_of(sample)]
+        foreign = [
+            key for key in latents + texts if not key.startswith(tuple(f"{maker}-" for maker in self.maker.values()))
+        ]
         if foreign:
             raise ValueError(
                 f"the samples of this run were encoded by another VAE or text encoder than those of base "
                 f"{self.base.name!r}; give `data` to encode them again."
             )
+        keys = [*latents, *map(self.stored_text, texts)]
         if missing := self.lacks(keys):
             raise ValueError(
                 f"the cache {self.folder} lacks {len(missing)} of {len(set(keys))} entries of this run for base "

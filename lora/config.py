@@ -71,6 +71,7 @@ SYNONYMS = {  # names that other trainers have -> ours
     "network_reg_lrs": "lr_pattern",
     "block_lr_weight": "lr_pattern",
     "loraplus_lr_ratio": "lr_pattern",
+    "text_encoder_lr": "lr_pattern",
     "lr_scheduler_num_cycles": "lr_num_cycles",
     "save_dtype": "save_precision",
     "sample_prompts": "validation_prompts",
@@ -324,6 +325,7 @@ class LoRASettings(TrainingSettings):
     rslora: bool = setting(False, "scale by alpha / sqrt(rank) instead")
     dora: bool = setting(False, "train the size of each output apart from its direction (DoRA)")
     init: str = setting("default", f"first values: {', '.join(INITS)}")
+    train_text_encoder: bool = setting(False, "a LoRA on the text encoder, too, where it is small")
     proxy_mode: str = setting("mean", "proxies in training: mean, or random (v1 of the paper, as a regularizer)")
     # optimization
     lr_num_cycles: int = setting(1, "of schedule cosine_with_restarts")

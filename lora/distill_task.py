@@ -225,7 +225,7 @@ class SegmentTask(NetworkTask):
 
     def made_by(self, sampling: Sampling) -> tuple[Any, ...]:
         """Return the arguments of `generate_validation` after the model."""
-        return self.base, self.paths.cache, self.settings, self.device, sampling
+        return self.base, self.paths.cache.text, self.settings, self.device, sampling
 
     def keep(self, found: list[list[Image.Image]], path: Path, step: int, sampling: Sampling) -> list[Image.Image]:
         """Write pictures on the main process, and return them; others return none."""

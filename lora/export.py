@@ -23,15 +23,17 @@ from torch import Tensor
 
 from ptdit_diffusers.core.few_steps import LORA_FILE
 from ptdit_diffusers.core.folder_files import first_foreign, move, new_folder
+from ptdit_diffusers.pipelines.ptdit_lora_text import TEXT_PREFIX
 from ptdit_diffusers.training.checkpoint import whole
 from ptdit_diffusers.training.latents import write_tensors
 from ptdit_diffusers.training.record import versions
 
-from .adapter import dora_scale_for_comfyui
+from .adapter import dora_scale_for_comfyui, is_of_text, named_layers
 from .config import LoRASettings, TrainingSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMFYUI_PREFIX = "diffusion_model."
+COMFYUI_TEXT_PREFIX = "text_encoders.t5xxl.transformer."  # ComfyUI's name of a T5 of any size
 OUR_FILES = re.compile(
     r"pytorch_lora_weights\.safetensors|comfyui/[^/]+\.safetensors|(sheet|loss)\.png|settings\.json|README\.md"
 )
@@ -67,8 +69,10 @@ def export(
         resolution: The base model's own, for settings that name none; 0 = not known.
     """
     with finished_folder(target) as temporary:
-        rank = adapter_config(weights)["r"]
+        networks = by_network(weights)
+        rank = adapter_config(networks["transformer"])["r"]
         facts = public_facts(name, settings, step, settings.resolution or resolution, rank)
+        facts["trained_networks"] = ", ".join(networks)
         comfyui = write_lora(
             temporary, name, weights, base_weights, public_name(settings.base), facts, settings.save_precision
         )
@@ -118,10 +122,12 @@ def write_lora(
     """
     (folder / "comfyui").mkdir()
     further = metadata or {}
-    adapter = {f"transformer.{key}": value for key, value in adapter_config(weights).items()}
+    adapter, ours = {}, {}
+    for network, part in by_network(weights).items():
+        adapter |= {f"{network}.{key}": value for key, value in adapter_config(part).items()}
+        ours |= {f"{network}.{key}": value for key, value in part.items()}
     described = {"format": "pt", "lora_adapter_metadata": json.dumps(adapter, indent=2, sort_keys=True, default=list)}
     comfyui = folder / "comfyui" / f"{name}.safetensors"
-    ours = {f"transformer.{key}": value for key, value in weights.items()}
     theirs = comfyui_weights(weights, base_weights)
     files = ((folder / LORA_FILE, ours, described), (comfyui, theirs, {"format": "pt", "base": base}))
     for path, tensors, about in files:
@@ -188,8 +194,15 @@ def in_markdown(text: str) -> str:
     return text.replace("`", "'").replace("|", "\\|").replace("<", "&lt;")
 
 
+def by_network(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the weights of `transformer` and, if there are any, of `text_encoder`, each under its own names."""
+    text = {key.removeprefix(TEXT_PREFIX): value for key, value in weights.items() if is_of_text(key)}
+    rest = {key: value for key, value in weights.items() if not is_of_text(key)}
+    return {"transformer": rest, **({"text_encoder": text} if text else {})}
+
+
 def adapter_config(weights: dict[str, Tensor]) -> dict:
-    """Return peft's configuration of the folded weights, for the metadata of diffusers' file: alpha is the rank."""
+    """Return peft's configuration of the folded weights of a network, for the metadata: alpha is the rank."""
     layers = sorted({key.rpartition(".lora_")[0] for key in weights})
     ranks = {layer: weights[f"{layer}.lora_A.weight"].shape[0] for layer in layers}
     rank = max(ranks.values(), key=list(ranks.values()).count)
@@ -204,19 +217,22 @@ def comfyui_weights(weights: dict[str, Tensor], base_weights: dict[str, Tensor])
     renamed = {}
     for key, value in weights.items():
         layer, _, kind = key.rpartition(".lora_")
+        prefix = COMFYUI_TEXT_PREFIX if is_of_text(key) else COMFYUI_PREFIX
+        name = prefix + layer.removeprefix(TEXT_PREFIX)
         if kind == "magnitude_vector":
             a, b = weights[f"{layer}.lora_A.weight"], weights[f"{layer}.lora_B.weight"]
-            renamed[f"{COMFYUI_PREFIX}{layer}.dora_scale"] = dora_scale_for_comfyui(base_weights[layer], a, b, value)
+            renamed[f"{name}.dora_scale"] = dora_scale_for_comfyui(base_weights[layer], a, b, value)
         else:
-            renamed[COMFYUI_PREFIX + key] = value
+            renamed[f"{name}.lora_{kind}"] = value
     return renamed
 
 
 def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step: int, comfyui: str) -> str:
     """Return the model card: what it is, how to use it, prompts and pictures, settings."""
-    layers = sum(key.endswith("lora_A.weight") for key in weights)
+    adapted = [key for key in weights if key.endswith("lora_A.weight")]
+    layers, of_text = len(adapted), sum(map(is_of_text, adapted))
     values = sum(value.numel() for value in weights.values())
-    rank = adapter_config(weights)["r"]
+    rank = adapter_config(by_network(weights)["transformer"])["r"]
     base = in_markdown(public_name(settings.base))
     shown = settings.shown
     prompt = shown[0].text if shown else settings.trigger_words or "a picture"
@@ -234,6 +250,7 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
         "",
         f"{step} steps, rank {rank} on {layers} layers, {values} values."
         + (f" Rank {rank // 2} was trained: init `{settings.init}`." if settings.init in ("pissa", "olora") else "")
+        + (f" The text encoder is trained, too: {of_text} of the layers are in it." if of_text else "")
         + (f" Trigger word: `{in_markdown(settings.trigger_words)}`." if settings.trigger_words else ""),
         "",
         "```python",
@@ -245,7 +262,8 @@ def card(folder: Path, weights: dict[str, Tensor], settings: LoRASettings, step:
         "```",
         "",
         f"ComfyUI: put `comfyui/{comfyui}` into `models/loras`. The scale alpha / rank is part of the weights, so "
-        "strength 1 is the trained strength.",
+        "strength 1 is the trained strength."
+        + (" Load it with the node that takes model and CLIP, not with that for the model only." if of_text else ""),
         "",
     ]
     if (folder / "sheet.png").is_file():
@@ -291,7 +309,8 @@ def push(folder: Path, repository: str) -> str:
     return str(address)
 
 
-def base_layer_weights(transformer: torch.nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def base_layer_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the base weights of layers that were trained with DoRA, by name; all processes must call this."""
+    modules = named_layers(model)
     layers = [key.rpartition(".lora_")[0] for key in weights if key.endswith("lora_magnitude_vector")]
-    return {layer: whole(dequantize_module_weight(transformer.get_submodule(layer).base_layer)) for layer in layers}
+    return {layer: whole(dequantize_module_weight(modules[layer].base_layer)) for layer in layers}

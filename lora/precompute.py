@@ -64,12 +64,12 @@ def fill_cache(settings: LoRASettings, base: BaseModel, accelerator: Accelerator
     filled: list[Cache] = []
 
     def fill() -> list[dict[str, Any]]:
-        filled.append(Cache(settings.cache_folder, base, settings.rebuild_cache))
+        filled.append(Cache(settings.cache_folder, base, settings.rebuild_cache, settings.train_text_encoder))
         choose_samples(settings, base, accelerator.device, filled[0])
         return to_json(filled[0].samples)
 
     samples = main_process_does(accelerator, settings.cache_folder, fill)
-    cache = filled[0] if filled else Cache(settings.cache_folder, base)
+    cache = filled[0] if filled else Cache(settings.cache_folder, base, tokens=settings.train_text_encoder)
     cache.require_samples(from_json(samples))
     return cache
 

@@ -27,12 +27,13 @@ from ptdit_diffusers.training.sheets import step_name, write_sheet
 from ptdit_diffusers.training.task import PartTask, trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
-from .adapter import add_adapter, folded_weights, rate_factors
-from .batches import CachedBatches, describe_epoch, fixed_batches
+from .adapter import adapter_parameters, add_adapter, folded_weights, layer_name, rate_factors
+from .batches import CachedBatches, describe_epoch, fixed_batches, joined_texts
 from .cache import Cache
 from .config import LoRASettings, TrainingSettings, check_warmup
 from .export import base_layer_weights, export
 from .samples import Sample
+from .text_encoder import Networks, embed
 from .validate import Sampling, generate_validation, quarter_steps, save_validation
 
 logger = logging.getLogger("lora")
@@ -65,11 +66,15 @@ class NetworkTask(PartTask):
 
 
 class LoRATask(NetworkTask):
-    """An adapter that is trained on the samples of a cache."""
+    """An adapter that is trained on the samples of a cache.
+
+    Attributes:
+        model: The transformer, or `Networks` where the text encoder is trained, too.
+    """
 
     sheet_folder = "validation"
     stream = (Stream.LORA_DROPOUT,)
-    model: PTDiTTransformer3DModel
+    model: PTDiTTransformer3DModel | Networks
     settings: LoRASettings
 
     def __init__(
@@ -87,24 +92,45 @@ class LoRATask(NetworkTask):
         self.device, self.dtype = accelerator.device, choose_dtype(settings.precision, accelerator.device)
         logger.info("%s on %s, base weights kept in %s", self.dtype, self.device, settings.base_weights)
         self.model = base.load_transformer(self.dtype, settings.base_weights, self.device)
+        if settings.train_text_encoder:
+            self.model = Networks(self.model, base.load_text_encoder(self.device))
         self.first = add_adapter(self.model, settings)
-        self.model.set_windows(proxy_mode=settings.proxy_mode)
+        self.network.set_windows(proxy_mode=settings.proxy_mode)
         if settings.gradient_checkpointing:
-            self.model.enable_gradient_checkpointing()
+            self.network.enable_gradient_checkpointing()
         self.model.train()
         if settings.compile:
-            self.model.compile_repeated_blocks()
+            self.network.compile_repeated_blocks()
         logger.info("%s; %d steps", describe_epoch(self.data), self.steps)
 
+    @property
+    def network(self) -> PTDiTTransformer3DModel:
+        """The transformer."""
+        return self.model.transformer if isinstance(self.model, Networks) else self.model
+
     def optimizers(self) -> list[Optimizer]:
-        names = trained_parameters(self.model)
-        return self.made_optimizers(rate_factors(names, self.settings) if self.settings.lr_pattern else None)
+        if not self.settings.lr_pattern:
+            return self.made_optimizers()
+        names = list(trained_parameters(self.model))
+        factors = rate_factors(map(layer_name, names), self.settings)
+        return self.made_optimizers({name: factors[layer_name(name)] for name in names})
 
     def batches(self, rank: int) -> CachedBatches:
         return self.data
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return lora_loss(self.model, batch, self.dtype), {}
+        return lora_loss(self.network, self.with_text(batch), self.dtype), {}
+
+    def with_text(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch with embeddings, which the text encoder makes where it is trained."""
+        if "ids" not in batch:
+            return batch
+        return {**batch, "text": embed(self.model.text_encoder, batch["ids"], batch["mask"])}
+
+    def embedding_of(self, text: str) -> Tensor:
+        """Return the embedding (L, D) of a text in the cache."""
+        batch = self.with_text(send_to_device(joined_texts([self.cache.text(text)]), self.device))
+        return batch["text"][0]
 
     def samples_of(self, step: int, processes: int) -> int:
         return self.data.plan.global_batch * self.settings.accumulation
@@ -148,14 +174,14 @@ class LoRATask(NetworkTask):
         numbers, total = spread(numbers), 0.0
         for batch in fixed_batches(self.cache, self.settings, numbers):
             batch = send_to_device(batch, self.device)
-            total += float(lora_errors(self.model, batch, self.dtype).sum())
+            total += float(lora_errors(self.network, self.with_text(batch), self.dtype).sum())
         return total / len(numbers)
 
     def draw(self, path: Path, step: int) -> None:
         """Generate a picture of each validation prompt, and write the sheet of all of them."""
         settings = self.settings
         sampling = Sampling(settings.validation_steps, settings.validation_guidance, settings.num_frames)
-        found = generate_validation(self.model, self.base, self.cache, settings, self.device, sampling)
+        found = generate_validation(self.network, self.base, self.embedding_of, settings, self.device, sampling)
         if self.accelerator.is_main_process:
             pictures = save_validation(found, path, step, settings, sampling)
             shown = {f"step {mark}": step_name(mark) for mark in self.sheet_steps(self.steps) if mark <= step}
@@ -172,7 +198,7 @@ class LoRATask(NetworkTask):
 
     def write(self, target: Path, name: str, step: int) -> None:
         """Write the LoRA of a step to the folder `target`."""
-        parameters = {name: whole(value).float() for name, value in trained_parameters(self.model).items()}
+        parameters = {name: whole(value).float() for name, value in adapter_parameters(self.model).items()}
         weights = folded_weights(self.model, parameters, self.first)
         base_weights = base_layer_weights(self.model, weights)
         if self.accelerator.is_main_process:

@@ -41,6 +41,7 @@ from .precompute import RUN_SAMPLES, data_settings, fill_cache, run_sizes
 from .requirements import check_device, run_bytes
 from .samples import write_samples
 from .task import LoRATask
+from .text_encoder import checked_text_encoder
 from .validate import check_prompts
 
 logger = logging.getLogger("lora")
@@ -150,7 +151,8 @@ def check_before_training(
     token = 8 * base.transformer_config["patch_size"]  # pixels; the longer side of a bucket is at least `resolution`
     smallest = min(each.resolution or base.own_resolution for each in sets)
     check_context(settings.context_parallel, accelerator.num_processes, smallest // token)
-    values = adapter_values(base.transformer_config, settings)
+    text_encoder = checked_text_encoder(base, accelerator) if settings.train_text_encoder else None
+    values = adapter_values(base.transformer_config, settings, text_encoder)
     check_device(settings, accelerator.device)
     if settings.push_to_hub and accelerator.is_main_process:
         check_push(settings.push_to_hub)

@@ -1,17 +1,19 @@
 """Pictures that show how far a run is: fixed prompts and seeds, PNG files with their settings, one sheet of all.
 
-Text embeddings come from the cache; the VAE is loaded for each call and freed.
+The VAE is loaded for each call and freed.
 """
 
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers.training_utils import free_memory
 from PIL import Image, PngImagePlugin
+from torch import Tensor
 
 from ptdit_diffusers.core.files import new_file
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
@@ -20,7 +22,6 @@ from ptdit_diffusers.pipelines.ptdit_text import join_text
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.data.media import UnreadableError, read_frames
 
-from .cache import Cache
 from .config import LoRASettings, TrainingSettings
 from .export import public_name
 
@@ -43,12 +44,15 @@ class Sampling:
 def generate_validation(
     transformer: PTDiTTransformer3DModel,
     base: BaseModel,
-    cache: Cache,
+    embedding_of: Callable[[str], Tensor],
     settings: TrainingSettings,
     device: torch.device,
     sampling: Sampling,
 ) -> list[list[Image.Image]]:
-    """Return the frames of each validation prompt: one of a picture, several of a clip."""
+    """Return the frames of each validation prompt: one of a picture, several of a clip.
+
+    `embedding_of` gives the embedding (L, D) of a text.
+    """
     vae = base.load_vae(gpu_dtype(device), device)
     pipe = PTDiTPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=base.scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -57,12 +61,12 @@ def generate_validation(
     transformer.set_windows(proxy_mode="mean")
     found = []
     for prompt in settings.shown:
-        text, mask = join_text([cache.text(prompt.text)[None].to(device)], [None])
+        text, mask = join_text([embedding_of(prompt.text)[None].to(device)], [None])
         guidance = sampling.guidance if prompt.guidance is None else prompt.guidance
         made = pipe(
             prompt_embeds=text,
             prompt_attention_mask=mask,
-            negative_prompt_embeds=cache.text(prompt.negative)[None].to(device) if guidance > 1 else None,
+            negative_prompt_embeds=embedding_of(prompt.negative)[None].to(device) if guidance > 1 else None,
             height=prompt.height or side,
             width=prompt.width or side,
             num_frames=prompt.num_frames or sampling.num_frames,

@@ -12,7 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoTokenizer, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from ptdit_diffusers.conversion.quantize import KEPT, int8_config, store_in_fp8
 from ptdit_diffusers.core.devices import computes_bf16
@@ -101,6 +101,30 @@ class BaseModel:
             own["text_encoder"] = T5EncoderModel.from_pretrained(self.parts["text_encoder"], dtype=dtype)
         pipe = PTDiTPipeline.from_pretrained(self.folder, transformer=None, vae=None, dtype=dtype, **own)
         return pipe.to(device)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer of the text encoder."""
+        if "tokenizer" in self.parts:
+            return AutoTokenizer.from_pretrained(self.parts["tokenizer"])
+        others = dict.fromkeys(("transformer", "vae", "text_encoder"))
+        return PTDiTPipeline.from_pretrained(self.folder, **others).tokenizer
+
+    def load_text_encoder(self, device: torch.device) -> T5EncoderModel:
+        """Load the text encoder in float32, frozen, without dropout."""
+        folder, options = self.part("text_encoder"), {"dtype": torch.float32, "dropout_rate": 0.0}
+        return T5EncoderModel.from_pretrained(folder, **options).eval().requires_grad_(False).to(device)
+
+    def empty_text_encoder(self) -> T5EncoderModel:
+        """Return the text encoder without weights, on the meta device.
+
+        Raises:
+            ValueError: The model has none.
+        """
+        folder = self.part("text_encoder")
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"base {self.name!r} has no text encoder: {folder / 'config.json'} is missing.")
+        with torch.device("meta"):
+            return T5EncoderModel(T5Config.from_pretrained(folder))
 
     def time_ratio(self, bucket: tuple[int, int, int]) -> float:
         """Return the shift of the times towards noise for a size (frames, height, width), which is the sampler's."""

@@ -87,6 +87,21 @@ def write_student(folder: Path) -> None:
         save_file({f"{prefix}.{key}": value for key, value in weights.items()}, folder / f"{name}.safetensors")
 
 
+def write_text_lora(folder: Path) -> None:
+    """A LoRA on the text encoder of shapes-128: for diffusers and for ComfyUI."""
+    from lora.export import COMFYUI_TEXT_PREFIX  # it imports all that a training needs
+
+    shapes = load_file(embedded_model_path("shapes-128") / "text_encoder/model.safetensors")
+    generator, weights = torch.Generator().manual_seed(7), {}
+    for name, value in shapes.items():
+        if name.endswith(("SelfAttention.q.weight", "SelfAttention.o.weight", "DenseReluDense.wo.weight")):
+            layer = name.removesuffix(".weight")
+            weights[f"{layer}.lora_A.weight"] = torch.randn(2, value.shape[1], generator=generator) * 0.1
+            weights[f"{layer}.lora_B.weight"] = torch.randn(value.shape[0], 2, generator=generator) * 0.1
+    for prefix, name in (("text_encoder.", "text_diffusers"), (COMFYUI_TEXT_PREFIX, "text_comfyui")):
+        save_file({f"{prefix}{key}": value for key, value in weights.items()}, folder / f"{name}.safetensors")
+
+
 OTHER_PACK = """
 import functools
 import comfy.model_detection
@@ -200,6 +215,7 @@ def write_models(models: Path) -> None:
     for naming in ("diffusers", "comfy", "kohya"):
         save_file(random_lora(naming), models / f"loras/{naming}.safetensors")
     write_student(models / "loras")
+    write_text_lora(models / "loras")
     torch.manual_seed(3)
     vae = PTDiTVAEBackbone()
     vae.build(VAEParameters(**VAE))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ptdit_diffusers import PTDiTPipeline
 from ptdit_diffusers.conversion.quantize import store_in_fp8
@@ -103,6 +104,36 @@ def test_a_student_of_four_steps_gives_with_stock_nodes_the_latent_of_the_diffus
     record_property("differences of a student of 4 steps", f"{difference:.2e}, largest {expected.abs().max():.2f}")
     assert difference < 1e-4
     assert (teacher - expected).abs().max() > 0.1  # the LoRA was in use
+
+
+def test_a_lora_on_the_text_encoder_gives_with_the_stock_node_the_vectors_of_the_diffusers_pipeline(
+    server, pipe, record_property
+):
+    """LoraLoader, for model and CLIP, with ComfyUI's names and with diffusers'; at half strength, too."""
+    before, g = len(server.text()), Graph()
+    for name, strength in (("text_comfyui", 1.0), ("text_diffusers", 1.0), ("text_comfyui", 0.5)):
+        loader = g("PTDiTFolderLoader", folder=EMBEDDED, weight_dtype="fp32")
+        given = {"model": loader, "clip": output(loader, 1), "strength_model": 1.0, "strength_clip": strength}
+        clip = output(g("LoraLoader", lora_name=f"{name}.safetensors", **given), 1)
+        text = g("PTDiTTextEncode", clip=clip, text=PROMPT, literal=True, cleaning=False)
+        g("SaveLatent", samples=g("ProbeText", conditioning=text), filename_prefix=f"{name}_{10 * strength:.0f}")
+    result = server.queue(g)
+    assert result["ok"], result["message"]
+    files = {path.name: load_file(path)["latent_tensor"] for path in server.files(result)}
+    assert len(files) == 3 and "lora key not loaded" not in server.text()[before:]
+    plain = pipe.encode_prompt(PROMPT)[0]
+    pipe.load_lora_weights(server.base / "models/loras", weight_name="text_diffusers.safetensors", adapter_name="text")
+    try:
+        for strength in (1.0, 0.5):
+            pipe.set_adapters("text", strength)
+            expected = pipe.encode_prompt(PROMPT)[0].detach()
+            assert (expected - plain).abs().max() > 0.02  # the LoRA was in use
+            for name in (name for name in files if f"_{10 * strength:.0f}" in name):
+                difference = (files[name] - expected).abs().max().item()
+                record_property(f"difference of {name}", f"{difference:.2e}")
+                assert difference < 1e-5
+    finally:
+        pipe.unload_lora_weights()
 
 
 @pytest.mark.parametrize("weights, limit", [("bf16", 0.02), ("fp8_e4m3fn", 0.2), ("fp8_e5m2", 0.4)])

@@ -47,7 +47,7 @@ def test_pictures_and_clips_are_drawn_as_their_prompts_say(tiny_model_folder, tm
     cache.add_captions(dict.fromkeys(settings.shown_texts, ""), CPU)
     model = base.load_transformer(torch.float32, "none", CPU).eval()
     sampling = Sampling(2, 2.0, settings.num_frames)
-    found = generate_validation(model, base, cache, settings, CPU, sampling)
+    found = generate_validation(model, base, cache.text, settings, CPU, sampling)
     assert [len(frames) for frames in found] == [5, 1, 1, 5] and found[0][0].size == (96, 32)
     assert found[1][0].tobytes() != found[2][0].tobytes()
     pictures = save_validation(found, tmp_path / "step", 3, settings, sampling)

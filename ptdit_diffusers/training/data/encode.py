@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ptdit_diffusers.core.captions import prepare_prompts
-from ptdit_diffusers.pipelines.ptdit_text import lost_part, unknown_words
+from ptdit_diffusers.pipelines.ptdit_text import lost_part, tokenize, unknown_words
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash
@@ -114,6 +114,21 @@ def encode_captions(
         with warnings.catch_warnings():  # a line about all of them was written
             warnings.simplefilter("ignore", UserWarning)
             yield key, {"embeds": pipe.encode_prompt(caption, do_classifier_free_guidance=False)[0][0].cpu()}
+
+
+def tokenize_captions(base: BaseModel, texts: dict[str, tuple[str, str]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the token ids (L,), int64, of each caption, cleaned as the pipeline cleans prompts.
+
+    Args:
+        base: The model whose tokenizer is used.
+        texts: Key -> the caption, and the name of a file that has it or "".
+    """
+    tokenizer = base.load_tokenizer()
+    say_what_is_lost(tokenizer, texts.values())
+    for key, (caption, _) in texts.items():
+        with warnings.catch_warnings():  # a line about all of them was written
+            warnings.simplefilter("ignore", UserWarning)
+            yield key, {"ids": tokenize(tokenizer, prepare_prompts([caption], clean=True), TEXT_TOKENS)[0][0]}
 
 
 def say_what_is_lost(tokenizer: Any, texts: Any, tokens: int = TEXT_TOKENS) -> None:
