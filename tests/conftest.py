@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import CAN_FORK, LIBRARIES, ROOT, fork_server
+from tests.processes import LIBRARIES, ROOT
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -31,12 +31,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Share many tests between processes; a few tests, which are named, are faster in one."""
     few = all("::" in name or name.endswith(".py") for name in config.args)
     return 0 if few else min(os.cpu_count() or 1, 4)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """A worker that shares many tests with others will need the libraries and forks."""
-    if CAN_FORK and hasattr(config, "workerinput"):
-        fork_server()
 
 
 @pytest.hookimpl(trylast=True)

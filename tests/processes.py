@@ -7,9 +7,7 @@ What needs a real interpreter: the start-up of a command, and variables that the
 imported (HF_HOME, HF_ENDPOINT, ...).
 """
 
-import faulthandler
 import gc
-import importlib
 import inspect
 import multiprocessing
 import os
@@ -19,18 +17,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
-from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (
@@ -50,42 +43,6 @@ LIBRARIES = (
     "tests.warm",
 )
 CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
-
-
-def fork_server() -> None:
-    """Let tests fork from a fork of this process, which needs the libraries anyway; a new one would load them again.
-
-    To be called before there is anything that forks should not have.
-    """
-    streams = open(1, "w", closefd=False), open(2, "w", 1, errors="backslashreplace", closefd=False)
-    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):  # not those of pytest, for handlers of logs
-        for name in LIBRARIES:
-            importlib.import_module(name)
-    resource_tracker.ensure_running()  # is a real process
-    start, util.spawnv_passfds = util.spawnv_passfds, partial(_fork_server, streams)
-    try:
-        forkserver.ensure_running()
-    finally:
-        util.spawnv_passfds = start
-
-
-def _fork_server(streams: tuple[TextIO, TextIO], _: str, words: list[str], files: list[int]) -> int:
-    """Run `python -c CODE` in a fork that has these open files alone; return its number."""
-    if pid := os.fork():
-        return pid
-    try:
-        faulthandler.disable()
-        for first, last in pairwise([2, *sorted(files), os.sysconf("SC_OPEN_MAX")]):
-            os.closerange(first + 1, last)
-        sys.stdout, sys.stderr = streams
-        sys.meta_path[:] = [finder for finder in sys.meta_path if "_pytest" not in type(finder).__module__]
-        sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
-        forkserver._forkserver.__init__()  # its lock is held by who started this
-        gc.enable()
-        gc.freeze()
-        exec(words[-1], {})
-    finally:
-        os._exit(0)
 
 
 @dataclass
