@@ -138,7 +138,8 @@ def class_settings(folder: Path) -> ClassSettings:
         config = read_mapping(path)
         classes, names, side = config["num_classes"], index.get("id2label"), config["sample_size"]
         if network == "unet":
-            return ClassSettings(classes, names, 1.0, SMALL_EDM_STEPS if side <= 32 else EDM_STEPS, None, network)
+            steps = SMALL_EDM_STEPS if side <= 32 else EDM_STEPS
+            return ClassSettings(classes, names, float(index.get("guidance_scale", 1.0)), steps, None, network)
         path = folder / "vae" / "config.json"
         levels = read_mapping(path).get("block_out_channels", (0,) * 4)
         is_fixed = config.get("_class_name") == "DiffiT2DModel" and not config.get("window_size")

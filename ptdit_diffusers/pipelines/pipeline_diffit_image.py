@@ -38,18 +38,24 @@ class DiffiTImagePipeline(PackagePipeline):
         scheduler: `EDMEulerScheduler` or `EDMDPMSolverMultistepScheduler` of diffusers. The Heun sampler takes its
             noise levels (`sigma_min`, `sigma_max`, `rho`, `sigma_data`).
         id2label: Class number -> name; several names of one class with commas between.
+        guidance_scale: What a call with classes does that does not say it.
     """
 
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
-        self, unet: DiffiTUNet2DModel, scheduler: EDMEulerScheduler, id2label: Mapping[Any, str] | None = None
+        self,
+        unet: DiffiTUNet2DModel,
+        scheduler: EDMEulerScheduler,
+        id2label: Mapping[Any, str] | None = None,
+        guidance_scale: float = 1.0,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
-            id2label=None if id2label is None else {str(number): label for number, label in id2label.items()}
+            id2label=None if id2label is None else {str(number): label for number, label in id2label.items()},
+            guidance_scale=guidance_scale,
         )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
@@ -61,7 +67,7 @@ class DiffiTImagePipeline(PackagePipeline):
         width: int | None = None,
         num_inference_steps: int | None = None,
         solver: str = "heun",
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Tensor | None = None,
@@ -78,7 +84,8 @@ class DiffiTImagePipeline(PackagePipeline):
             num_inference_steps: Number of steps; default EDM's, 18 up to 32 px and 40 above.
             solver: "heun": EDM's deterministic sampler, of second order, which runs the network twice in every step
                 but the last; "scheduler": the pipeline's scheduler, once in every step.
-            guidance_scale: How strongly to follow the class; 1 or less turns guidance off (EDM has none).
+            guidance_scale: How strongly to follow the class; 1 or less turns guidance off (EDM has none). The default
+                is the pipeline's own, and 1 without classes.
             num_images_per_prompt: Pictures per class, or in all without classes.
             generator: Source of the noise, one for all pictures or one for each.
             latents: Starting noise (B, C, height, width) of standard deviation 1, instead of sampled noise.
@@ -104,6 +111,8 @@ class DiffiTImagePipeline(PackagePipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         steps = self.default_steps() if num_inference_steps is None else num_inference_steps
+        if guidance_scale is None:
+            guidance_scale = 1.0 if class_labels is None else self.config.guidance_scale
         check_guidance(guidance_scale, 0.0)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         labels = self.prepare_labels(class_labels, num_images_per_prompt, guidance_scale)

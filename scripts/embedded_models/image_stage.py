@@ -108,7 +108,8 @@ class ImageStage(Task):
 
     def pipeline(self) -> DiffiTImagePipeline:
         """Return the pipeline of the present weights."""
-        return DiffiTImagePipeline(self.model, EDMEulerScheduler(), dict(enumerate(CLASSES)))
+        names = dict(enumerate(CLASSES))
+        return DiffiTImagePipeline(self.model, EDMEulerScheduler(), names, guidance_scale=self.settings.data.guidance)
 
     def held_out_loss(self) -> float:
         """Return the mean loss on pictures that training never sees, always with the same noise."""

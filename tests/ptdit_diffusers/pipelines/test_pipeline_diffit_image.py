@@ -6,6 +6,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 from ptdit_diffusers import DiffiTImagePipeline
+from ptdit_diffusers.commands.models import class_settings
 from ptdit_diffusers.core.edm import denoised, noise_levels
 from tests.ptdit_diffusers.models.test_unet_diffit import tiny
 
@@ -92,6 +93,18 @@ def test_guidance_moves_away_from_the_null_class():
     null = pipe(num_images_per_prompt=2, num_inference_steps=4, output_type="latent", generator=seeded(0)).images
     assert (plain - null).abs().max() > 1e-3
     assert (pixels_of(pipe, generator=seeded(0), guidance_scale=2.0) - plain).abs().max() > 1e-3
+
+
+def test_a_folder_knows_its_own_guidance_which_pictures_without_classes_do_not_use(tmp_path):
+    unguided = tiny_pipeline()
+    DiffiTImagePipeline(unguided.unet, EDMEulerScheduler(), NAMES, guidance_scale=2.0).save_pretrained(tmp_path)
+    pipe = DiffiTImagePipeline.from_pretrained(tmp_path)
+    guided = pixels_of(unguided, generator=seeded(0), guidance_scale=2.0)
+    torch.testing.assert_close(pixels_of(pipe, generator=seeded(0)), guided)
+    assert class_settings(tmp_path).guidance == 2.0 and unguided.config.guidance_scale == 1.0
+    options = {"num_inference_steps": 2, "output_type": "latent"}
+    without = unguided(generator=seeded(0), **options).images
+    torch.testing.assert_close(pipe(generator=seeded(0), **options).images, without, rtol=1e-4, atol=1e-4)
 
 
 def test_defaults_sizes_outputs_and_callbacks():
