@@ -55,8 +55,12 @@ def add_text_adapter(pipe: Any, weights: dict[str, Tensor], settings: dict[str, 
 
     Raises:
         ValueError: The text encoder has an adapter of this name.
+        ImportError: peft is not installed.
     """
-    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    try:  # not needed to load a pipeline, also not by the copy of this file in an exported folder
+        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    except ImportError as error:
+        raise ImportError("the package peft is missing, which LoRAs need; pip install peft.") from error
 
     encoder: nn.Module = pipe.text_encoder
     if name in getattr(encoder, "peft_config", {}):
