@@ -96,7 +96,7 @@ class BaseModel:
         """Load a pipeline that can only encode prompts."""
         own: dict[str, Any] = {}
         if "tokenizer" in self.parts:
-            own["tokenizer"] = AutoTokenizer.from_pretrained(self.parts["tokenizer"])
+            own["tokenizer"] = self.load_tokenizer()
         if "text_encoder" in self.parts:
             own["text_encoder"] = T5EncoderModel.from_pretrained(self.parts["text_encoder"], dtype=dtype)
         pipe = PTDiTPipeline.from_pretrained(self.folder, transformer=None, vae=None, dtype=dtype, **own)
@@ -104,10 +104,7 @@ class BaseModel:
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the text encoder."""
-        if "tokenizer" in self.parts:
-            return AutoTokenizer.from_pretrained(self.parts["tokenizer"])
-        others = dict.fromkeys(("transformer", "vae", "text_encoder"))
-        return PTDiTPipeline.from_pretrained(self.folder, **others).tokenizer
+        return AutoTokenizer.from_pretrained(self.part("tokenizer"))
 
     def load_text_encoder(self, device: torch.device) -> T5EncoderModel:
         """Load the text encoder in float32, frozen, without dropout."""

@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 from diffusers.training_utils import free_memory
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from ptdit_diffusers.core.captions import prepare_prompts
 from ptdit_diffusers.pipelines.ptdit_text import lost_part
@@ -146,7 +145,7 @@ def about_captions(base: BaseModel, looked: Looked, tokens: int) -> Iterator[str
     captions = [caption for caption in looked.captions if caption]
     words = [len(caption.split()) for caption in captions] or [0]
     yield f"{len(captions)} captions, {min(words)} to {max(words)} words, {len(set(captions))} different ones"
-    tokenizer = AutoTokenizer.from_pretrained(base.part("tokenizer"))
+    tokenizer = base.load_tokenizer()
     if has_word_list(base.part("tokenizer")):
         if unknown := unknown_words(tokenizer, captions):
             words = f"{len(unknown)} words: {report(unknown)}"

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
-from transformers import AutoTokenizer
 
 from ptdit_diffusers.core.files import replace_json
 from ptdit_diffusers.training.base_model import BaseModel
@@ -355,7 +354,7 @@ def grown_text(settings: OwnDataSettings, base: BaseModel, accelerator: Accelera
     if export.is_dir():
         return export
     captions = sorted({text for each in all_pictures(settings, tars=64) for text in each.facts.captions if text})
-    tokenizer = AutoTokenizer.from_pretrained(base.part("tokenizer"))
+    tokenizer = base.load_tokenizer()
     words = unknown_words(tokenizer, captions) if settings.text.grow else {}
     target = start if words else export
 
@@ -413,7 +412,7 @@ def captions_of(
 
 def say_unknown(base: BaseModel, encoded: Encoded, prompts: Sequence[str], tokens: int) -> None:
     """Log which words the text encoder does not know, and which captions it cuts after so many tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(base.part("tokenizer"))
+    tokenizer = base.load_tokenizer()
     pairs = [(caption, "") for caption in prompts]
     for number in range(0, len(encoded.index), max(1, len(encoded.index) // WORDS_SHOWN)):
         line = encoded.caption_lines(number)

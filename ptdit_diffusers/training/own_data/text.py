@@ -14,7 +14,7 @@ import torch
 from diffusers.training_utils import free_memory
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, T5EncoderModel
+from transformers import T5EncoderModel
 
 from ptdit_diffusers.core.captions import prepare_prompts
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
@@ -35,7 +35,7 @@ class OnlineText:
     """Encodes captions in each step."""
 
     def __init__(self, base: BaseModel, tokens: int, device: torch.device) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(base.part("tokenizer"))
+        self.tokenizer = base.load_tokenizer()
         self.encoder = T5EncoderModel.from_pretrained(base.part("text_encoder"), dtype=torch.float32)
         self.encoder.eval().requires_grad_(False).to(device)
         self.tokens = tokens
