@@ -47,12 +47,20 @@ class Float32Muon(Muon):
 
 
 def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Return a matrix (rows, columns) with its singular values brought near 1, by Newton-Schulz iterations."""
+    """Return a matrix (rows, columns) with its singular values brought near 1, by Newton-Schulz iterations.
+
+    X <- (a I + b G + c G G) X with G = X X^T. These factors commute with G, so all but the last product are of the
+    small square matrices alone.
+    """
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
     result = matrix.T if tall else matrix
     result = result / result.norm().clamp(min=eps)
+    gram, product = result @ result.T, None
     for _ in range(steps):
-        gram = result @ result.T
-        result = torch.addmm(result, torch.addmm(gram, gram, gram, beta=b, alpha=c), result, beta=a)
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor if product is None else factor @ product
+        gram = factor @ gram @ factor
+    result = result if product is None else product @ result
     return result.T if tall else result

@@ -59,12 +59,16 @@ class ClassDataSettings:
     part: PartSettings  # of data set "figures"
     objective: str = "diffusion"  # "diffusion": noise and learned variance; "flow": rectified flow
     max_weight: float = 1.0  # of the noise's error at a timestep, for "diffusion"; 1: all alike, as DiT was trained
+    times: str = "uniform"  # timesteps of "diffusion"; "logit_normal": as SD3's times, two of three in 300 to 750
     base_tokens: int = 28  # of rectified flow, as in stage "transformer"
     steps: int = 25  # of the sample sheets
     guidance: float = 1.5  # of the sample sheets
 
     def __post_init__(self) -> None:
         one_of("data.objective", self.objective, ("diffusion", "flow"))
+        one_of("data.times", self.times, ("uniform", "logit_normal"))
+        if self.objective == "flow" and self.times != "uniform":
+            raise ValueError(f'data.times={self.times!r} is of "diffusion"; "flow" has its own times: leave it out.')
         one_of("data.part.world", self.part.world, ("figures",))
 
 
@@ -119,8 +123,11 @@ class ClassStage(Task):
     def noise_batch(self, latents: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Return latents (B, C, H, W), labels (B,), and random noise and times: timesteps 0..999, or t of the flow."""
         count = len(latents)
-        if self.is_diffusion:
+        if self.is_diffusion and self.settings.data.times == "uniform":
             time = torch.randint(len(self.process), (count,), generator=generator)
+        elif self.is_diffusion:
+            share = sample_times((count,), generator, stratified=True)  # 1 after rounding, once in a million batches
+            time = (share * len(self.process)).long().clamp(max=len(self.process) - 1)
         else:
             time = sample_times((count,), generator, mean=self.part.log_shift, stratified=True)
         noise = torch.randn(latents.shape, generator=generator)

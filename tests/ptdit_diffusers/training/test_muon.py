@@ -35,3 +35,23 @@ def test_an_orthogonalized_matrix_has_singular_values_near_one(shape) -> None:
     assert result.shape == shape and values.min() > 0.6 and values.max() < 1.3
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     assert torch.nn.functional.cosine_similarity(result.flatten(), (left @ right).flatten(), dim=0) > 0.97
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-3])
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (16, 16)])
+def test_products_of_the_small_matrices_equal_the_iteration_of_the_paper(shape, smallest) -> None:
+    left, _, right = torch.linalg.svd(
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
+    )
+    matrix = left @ torch.diag(torch.linspace(1, smallest, 16)) @ right
+    a, b, c = 3.4445, -4.775, 2.0315
+    expected = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        gram = expected @ expected.T
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    assert torch.allclose(orthogonalized(matrix, (a, b, c), 5, 1e-7).double(), expected, atol=2e-5)
+
+
+def test_no_iteration_only_normalizes() -> None:
+    matrix = torch.eye(4) * 3
+    assert torch.allclose(orthogonalized(matrix, (3.4445, -4.775, 2.0315), 0, 1e-7), matrix / 6)

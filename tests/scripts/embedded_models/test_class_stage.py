@@ -107,6 +107,22 @@ def test_labels_are_those_of_the_pictures_and_training_drops_some(tmp_path):
         assert torch.equal(stage.loss(batch)[0], dropped) and not torch.equal(plain, dropped)
 
 
+def test_times_are_uniform_or_dense_where_a_figure_gets_its_shape(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"dit": settings_in(tmp_path)}), encoding="utf-8")
+    shares = {}
+    for times in ("uniform", "logit_normal"):
+        stage = ClassStage(
+            load_settings(config, "dit", ClassStageSettings, {"data.times": times}), torch.device("cpu")
+        )
+        time = stage.batch(0, 0, 4000)["time"]
+        assert time.dtype == torch.int64 and 0 <= time.min() and time.max() <= 999
+        shares[times] = float(((time >= 300) & (time < 750)).float().mean())
+    assert shares == pytest.approx({"uniform": 0.45, "logit_normal": 0.666}, abs=0.03)
+    with pytest.raises(ValueError, match="leave it out"):
+        load_settings(config, "dit", ClassStageSettings, {"data.times": "logit_normal", "data.objective": "flow"})
+
+
 def test_other_data_sets_objectives_and_backbones_are_refused_before_anything_is_made(tmp_path, capsys):
     config = tmp_path / "config.yaml"
     for flag, nearest in (
