@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ptdit_diffusers.core.few_steps import read_distillation
+from ptdit_diffusers.core.few_steps import LORA_FILE
 from ptdit_diffusers.core.sizes import LARGEST_SIDE
 
 from .. import __version__
 from .devices import check_share, connected, is_loss, must_start, share, start_processes
 from .limits import PIXELS_PER_CALL, check_cost
 from .loading import DTYPES, OFFLOADS, QUANTIZED, Plan, check_parts, check_plan, encode, load, load_rest
+from .loras import LoRA, find_loras, read_lora
 from .models import (
     CLASS_STEPS,
     DEFAULT_MODEL,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .outputs import Result
 
 LARGEST_SEED = 2**63 - 1
+LARGEST_SCALE = 100.0  # of a LoRA
 MOST_FPS = 60
 DEFAULT_FPS = 8  # of the file; the model knows no speed
 STEPS = 30  # of prompts, by default
@@ -90,6 +92,10 @@ def add_command(commands: Any) -> None:
         f"off and twice as fast (default: {GUIDANCE}, of classes what the model says)")  # fmt: skip
     add("--turbo", action="store_true", help="make each image in few steps without guidance, with the LoRA that an "
         "embedded model has for it")  # fmt: skip
+    add("--lora", action="append", default=[], metavar="FILE", help="a LoRA: a .safetensors file, or a folder that "
+        "ptdit lora wrote; may be given several times")  # fmt: skip
+    add("--lora-scale", action="append", default=[], type=number(float, -LARGEST_SCALE, LARGEST_SCALE),
+        metavar="SCALE", help="strength of each --lora, in the same order (default: 1)")  # fmt: skip
     add("--negative-prompt", default="", metavar="TEXT", help="what to avoid (default: nothing)")
     add = parser.add_argument_group("files").add_argument
     add("--output", type=Path, metavar="FILE", help=".png for an image or a contact sheet of views; .mp4, .gif or "
@@ -158,8 +164,8 @@ def write_results(
 ) -> None:
     """Generate and save; of several processes that share the calls, the first saves."""
     targets = output_files(output, arguments.num_images)
-    chosen = {name: value for name, value in plan._asdict().items() if name not in ("folder", "student") and value}
-    chosen |= {"turbo": plan.student.parent.name} if plan.student else {}
+    chosen = {name: value for name, value in plan._asdict().items() if name not in ("folder", "loras") and value}
+    chosen |= {each.name: f"{shown_name(each.file)}, scale {each.scale:g}" for each in plan.loras}
     begun, fps = time.monotonic(), arguments.fps or DEFAULT_FPS
     animated = output.suffix.lower() in ANIMATED
     for target, (seed, result) in zip(targets, generate(pipe, subject, arguments), strict=True):
@@ -193,8 +199,9 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     memory = "".join(f", {name}: {getattr(arguments, name)}" for name in ("offload", "quantize")
                      if getattr(arguments, name))  # fmt: skip
     say(f"model: {arguments.model}, device: {device.name} ({device.why}), dtype: {dtype.name} ({dtype.why}){memory}")
-    student = find_student(folder, arguments.model) if arguments.turbo else None
-    plan = Plan(folder, device.name, dtype.name, arguments.offload, arguments.quantize, student)
+    plan = Plan(
+        folder, device.name, dtype.name, arguments.offload, arguments.quantize, chosen_loras(folder, arguments)
+    )
     if not arguments.yes:
         check_cost(plan, arguments)
     return plan
@@ -227,8 +234,7 @@ def check_text(arguments: argparse.Namespace) -> None:
 
 def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
     """Refuse a prompt, class or size that the model in a folder cannot generate; fill in its steps and guidance."""
-    if arguments.turbo:
-        use_student(folder, arguments)
+    use_loras(chosen_loras(folder, arguments), arguments)
     if not is_class_model(folder):
         arguments.steps = arguments.steps or STEPS
         arguments.guidance = GUIDANCE if arguments.guidance is None else arguments.guidance
@@ -259,13 +265,24 @@ def check_subject(folder: Path, arguments: argparse.Namespace) -> None:
         )
 
 
-def use_student(folder: Path, arguments: argparse.Namespace) -> None:
-    """Fill in steps and guidance of the model's student of few steps; refuse where there is none."""
-    if arguments.quantize:
-        raise UserError("--turbo changes weights that --quantize keeps in 8 bits; leave one of them out")
-    student = read_distillation(find_student(folder, arguments.model)) or {"steps": STEPS}
-    arguments.steps = arguments.steps or student["steps"]
-    arguments.guidance = 1.0 if arguments.guidance is None else arguments.guidance
+def chosen_loras(folder: Path, arguments: argparse.Namespace) -> tuple[LoRA, ...]:
+    """Return the LoRAs of `--lora`, and that of `--turbo`; refuse files that are none."""
+    turbo = [read_lora(find_student(folder, arguments.model), 1.0, "turbo")] if arguments.turbo else []
+    return (*turbo, *find_loras(arguments.lora, arguments.lora_scale))
+
+
+def use_loras(loras: tuple[LoRA, ...], arguments: argparse.Namespace) -> None:
+    """Fill in steps and guidance of a LoRA of few steps; refuse two of them, and weights that no LoRA can change."""
+    if loras and arguments.quantize:
+        option = "--turbo" if arguments.turbo else "--lora"
+        raise UserError(f"{option} changes weights that --quantize keeps in 8 bits; leave one of them out")
+    students = [each for each in loras if each.steps]
+    if len(students) > 1:
+        names = " and ".join(str(each.file) for each in students)
+        raise UserError(f"{names} were both distilled for few steps; give one of them")
+    for student in students:
+        arguments.steps = arguments.steps or student.steps
+        arguments.guidance = 1.0 if arguments.guidance is None else arguments.guidance
 
 
 def check_seeds(seed: int, count: int) -> None:
@@ -376,6 +393,11 @@ def generate(
             lost = "another device has ended; what it said comes before this line"
             raise UserError(lost if is_loss(error) else first_line(error)) from error
         yield from zip(some, output[0], strict=True)  # the one of images, frames and views that is not None
+
+
+def shown_name(file: Path) -> str:
+    """Return the name of a LoRA for the metadata of a picture, without the folders of this machine."""
+    return file.parent.name if file.name == LORA_FILE else file.name
 
 
 def metadata_of(arguments: argparse.Namespace, seed: int, result: "Result") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptdit_diffusers.core.small_formats import QUANTIZED_PARTS
 
+from .loras import LoRA, add_loras
 from .models import load_pipeline_class
 from .terminal import UserError, first_line
 
@@ -31,7 +32,7 @@ class Plan(NamedTuple):
     dtype: str
     offload: str | None = None
     quantize: str | None = None
-    student: Path | None = None  # LoRA file of few steps
+    loras: tuple[LoRA, ...] = ()
 
 
 def check_plan(offload: str | None, quantize: str | None, device: str) -> None:
@@ -107,8 +108,7 @@ def load(plan: Plan, without: tuple[str, ...] = ()) -> "PTDiTPipeline":
             present = [name for name in QUANTIZED_PARTS if name not in without and (plan.folder / name).is_dir()]
             options |= {name: load_in_fp8(plan.folder, name, dtype) for name in present}
         pipe = pipeline_class.from_pretrained(plan.folder, dtype=dtype, use_safetensors=True, **options)
-        if plan.student is not None and "transformer" not in without:
-            pipe.load_lora_weights(plan.student.parent, weight_name=plan.student.name, adapter_name="turbo")
+        add_loras(pipe, plan.loras, "text_encoder" not in without, "transformer" not in without)
         return place(pipe, plan.device, plan.offload)
     except Exception as error:  # a damaged folder fails in many ways; all mean that there is no model to run
         raise UserError(
