@@ -4,11 +4,13 @@
 
 The base is that of `scripts.benchmarks.lora_memory`: the official transformer with random weights. Each stage runs in
 a process of its own: "paths" makes two paths of one guided step, "segments" makes one optimizer step, with the errors
-on a held-out path before and after it. More steps need no more memory. The numbers of the student mean nothing.
+on a held-out path before and after it, and "tdm" goes on from it with one step of student and fake score. More steps
+need no more memory. The numbers of the student mean nothing.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -42,26 +44,26 @@ def main(arguments: list[str] | None = None) -> int:
         write_random_base(folder / "base", args.layers)
         (folder / "prompts.txt").write_text("word " * TEXT_TOKENS + "\n", encoding="utf-8")
         words = ["--config", args.preset, "--base", str(folder / "base"), "--prompts", str(folder / "prompts.txt")]
-        words += ["--output-dir", str(folder / "run"), "--resolution", str(args.resolution)]
+        words += ["--paths-dir", str(folder / "states"), "--resolution", str(args.resolution)]
         words += "--paths 2 --held-out 1 --steps 1 --points 1 --teacher-steps 1 --max-steps 1 --warmup 0".split()
         words += ["--accumulation", "1", "--log-every", "1", "--checkpoint-every", "0", *further]
-        for stage in ("paths", "segments"):
+        start = ["--start", str(folder / "segments" / "lora")]
+        for stage in ("paths", "segments", "tdm"):
             started = time.monotonic()
-            done = subprocess.run(
-                [sys.executable, "-c", STAGE, *words, "--stage", stage], stdout=subprocess.PIPE, text=True
-            )
+            own = ["--stage", stage, "--output-dir", str(folder / stage), *(start if stage == "tdm" else ())]
+            done = subprocess.run([sys.executable, "-c", STAGE, *words, *own], stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 return done.returncode
             seconds = round(time.monotonic() - started, 1)
             found["stages"][stage] = {"peak_memory_gib": float(done.stdout.split()[-1]), "seconds": seconds}
-        run = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
-        losses = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-        size = (folder / "run" / "lora" / "pytorch_lora_weights.safetensors").stat().st_size
-    loss = next(line["loss"] for line in losses if "loss" in line)
+        run = json.loads((folder / "segments" / "run.json").read_text(encoding="utf-8"))
+        lines = [(folder / stage / "log.jsonl").read_text().splitlines() for stage in ("segments", "tdm")]
+        size = (folder / "segments" / "lora" / "pytorch_lora_weights.safetensors").stat().st_size
+    losses = [line["loss"] for line in map(json.loads, sum(lines, [])) if "loss" in line]
     found |= {
         "trained_values": run["parameters"],
         "lora_file_mb": round(size / 1e6, 1),
-        "loss_is_finite": loss == loss,
+        "loss_is_finite": all(map(math.isfinite, losses)) and len(losses) == len(lines),
     }
     found |= {"processor": processor(), "versions": versions(("torch", "diffusers", "peft"))}
     write_record(args.output, [*read_record(args.output, []), found])

@@ -77,5 +77,5 @@ def test_memory_of_a_distillation_is_measured_stage_by_stage(tmp_path):
     done = run(["-m", "scripts.benchmarks.distill_memory", *sizes, "--output", output])
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(output.read_text(encoding="utf-8"))
-    assert found["loss_is_finite"] and set(found["stages"]) == {"paths", "segments"}
+    assert found["loss_is_finite"] and set(found["stages"]) == {"paths", "segments", "tdm"}
     assert all(stage["peak_memory_gib"] > 0.1 for stage in found["stages"].values())
