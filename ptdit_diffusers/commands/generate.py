@@ -134,6 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     check_targets(output, arguments.num_images, arguments.overwrite)
     check_seeds(arguments.seed, arguments.num_images)
+    find_loras(arguments.lora, arguments.lora_scale)  # refuses bad files before a model is downloaded
     if must_start(arguments.devices):
         with interrupt_ends_at_once():
             folder = find_model(arguments.model)

@@ -108,6 +108,12 @@ def test_bad_files_and_numbers_are_one_line_before_anything_is_loaded(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_a_bad_file_is_refused_before_a_model_is_downloaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ptdit_diffusers.commands.generate.download", lambda *_: pytest.fail("downloaded"))
+    assert generate("owner/name", tmp_path / "a.png", PROMPT, "--lora", str(tmp_path / "none.safetensors")) == 2
+    assert "is not there" in capsys.readouterr().err
+
+
 def test_a_lora_of_another_model_is_refused_and_leaves_no_picture(tiny_model_folder, tmp_path, capsys):
     layer = "transformer.transformer_blocks.0.attn1.to_q"
     save_file({f"{layer}.lora_A.weight": torch.ones(2, 9), f"{layer}.lora_B.weight": torch.ones(9, 2)},
