@@ -166,7 +166,10 @@ def write_results(
     """Generate and save; of several processes that share the calls, the first saves."""
     targets = output_files(output, arguments.num_images)
     chosen = {name: value for name, value in plan._asdict().items() if name not in ("folder", "loras") and value}
-    chosen |= {each.name: f"{shown_name(each.file)}, scale {each.scale:g}" for each in plan.loras}
+    chosen |= {
+        each.name: shown_name(each.file) + ("" if each.scale == 1 else f", scale {each.scale:g}")
+        for each in plan.loras
+    }
     begun, fps = time.monotonic(), arguments.fps or DEFAULT_FPS
     animated = output.suffix.lower() in ANIMATED
     for target, (seed, result) in zip(targets, generate(pipe, subject, arguments), strict=True):

@@ -57,10 +57,11 @@ def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], ste
     result = matrix.T if tall else matrix
     result = result / result.norm().clamp(min=eps)
     gram, product = result @ result.T, None
-    for _ in range(steps):
+    for number in range(steps):
         factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal().add_(a)
         product = factor if product is None else factor @ product
-        gram = factor @ gram @ factor
+        if number + 1 < steps:
+            gram = factor @ gram @ factor
     result = result if product is None else product @ result
     return result.T if tall else result

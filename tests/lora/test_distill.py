@@ -474,7 +474,7 @@ def test_the_command_uses_the_student_of_an_embedded_model(student, tiny_model_f
     assert ptdit(words) == 0
     with Image.open(tmp_path / "a.png") as picture:
         assert {name: picture.text[name] for name in ("steps", "guidance", "turbo")} == {
-            "steps": "2", "guidance": "1.0", "turbo": "tiny-2steps, scale 1"
+            "steps": "2", "guidance": "1.0", "turbo": "tiny-2steps"
         }  # fmt: skip
     assert "distilled" not in capsys.readouterr().err
     assert ptdit([*words, "--guidance", "4", "--overwrite"]) == 0
