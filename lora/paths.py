@@ -307,6 +307,8 @@ def make_missing(paths: Paths, settings: DistillSettings, chunks: Sequence[range
     transformer.set_windows(proxy_mode="mean")
     if settings.base_weights == "none":
         transformer.fuse_linear_layers()
+    if settings.compile:
+        transformer.compile_repeated_blocks(dynamic=False)
     with torch.no_grad():
         paths.make(transformer, chunks, device)
     del transformer
