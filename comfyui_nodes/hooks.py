@@ -1,4 +1,4 @@
-"""Registration with ComfyUI's loaders: model classes, detection before the stock one, LoRA keys, a checkpoint's VAE.
+"""Registration with ComfyUI: model classes, detection before the stock one, LoRA keys, a checkpoint's VAE, own LoRAs.
 
 Nothing else of ComfyUI is patched; ComfyUI-GGUF's list of architectures gets our name. Each wrapper calls the original
 function, has a mark and is applied once, so other packs can wrap, too.
@@ -17,9 +17,11 @@ import comfy.model_detection
 import comfy.sd
 import comfy.supported_models
 import comfy.text_encoders.pixart_t5
+import folder_paths
 
 from ptdit_diffusers.core.class_configuration import loaded_class_config
 from ptdit_diffusers.core.configuration import loaded_transformer_config
+from ptdit_diffusers.core.few_steps import student_folders
 
 from .checkpoints import with_own_vae
 from .dit import CLASS_MODEL, ClassConfig
@@ -118,6 +120,8 @@ def register() -> None:
             models[ours[0]] = config
         else:
             models.append(config)
+    for folder in student_folders():  # LoRAs of few steps that come with the nodes
+        folder_paths.add_model_folder_path("loras", str(folder / "comfyui"))
     wrap_once(comfy.model_detection, "detect_unet_config", with_detection)
     wrap_once(comfy.lora, "model_lora_keys_unet", with_lora_names)
     wrap_once(comfy.lora, "model_lora_keys_clip", with_text_lora_names)

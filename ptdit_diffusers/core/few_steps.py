@@ -34,6 +34,11 @@ def embedded_student(model: str) -> Path | None:
     return found[0] if found else None
 
 
+def student_folders() -> list[Path]:
+    """Return the folders of the LoRAs of few steps that the package has, sorted."""
+    return sorted(path.parent for path in WEIGHTS.glob(f"*-*steps/{LORA_FILE}"))
+
+
 def embedded_students() -> list[str]:
     """Return the short names of the embedded models that have one, sorted."""
-    return sorted({path.parent.name.rpartition("-")[0] for path in WEIGHTS.glob(f"*-*steps/{LORA_FILE}")})
+    return sorted({folder.name.rpartition("-")[0] for folder in student_folders()})
