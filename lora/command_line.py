@@ -20,6 +20,7 @@ PACKAGES = {  # (setting, value) -> what must be installed for it
     ("optimizer", "lion"): "bitsandbytes",
     ("optimizer", "lion8bit"): "bitsandbytes",
     ("optimizer", "prodigy"): "prodigyopt",
+    ("optimizer", "schedule_free_adamw"): "schedulefree",
     ("report_to", "tensorboard"): "tensorboard",
     ("report_to", "wandb"): "wandb",
     ("report_to", "trackio"): "trackio",

@@ -219,6 +219,12 @@ class TrainingSettings:
             raise ValueError(
                 f"lr={self.lr} is a factor of the learning rate that optimizer='prodigy' finds by itself; nearest: 1."
             )
+        if self.optimizer == "schedule_free_adamw":
+            why = "optimizer='schedule_free_adamw' averages the weights of a constant rate by itself"
+            if not self.schedule.startswith("constant"):
+                raise ValueError(f"schedule={self.schedule!r}: {why}; nearest: 'constant_with_warmup'.")
+            if self.ema:
+                raise ValueError(f"ema={self.ema}: {why}; nearest: 0.")
         if (self.num_frames - 1) % 4:
             low = (self.num_frames - 1) // 4 * 4 + 1
             raise ValueError(f"num_frames={self.num_frames} is not of the form 4n + 1; nearest: {low} or {low + 4}.")

@@ -87,6 +87,7 @@ MAY_IMPORT = {
         "torchao",
         "trackio",
         "prodigyopt",
+        "schedulefree",
         "safetensors",
         "accelerate",
         "filelock",

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 ADAMS = ("adamw", "adamw8bit", "prodigy")
-OPTIMIZERS = ("adamw", "adamw8bit", "lion", "lion8bit", "prodigy")
+OPTIMIZERS = ("adamw", "adamw8bit", "lion", "lion8bit", "prodigy", "schedule_free_adamw")
 
 
 def make_optimizers(
@@ -34,7 +34,7 @@ def make_optimizers(
     Args:
         parameters: What is trained, by name.
         name: One of OPTIMIZERS, or the full name of a class; "adamw8bit", "lion" and "lion8bit" need bitsandbytes,
-            "prodigy" needs prodigyopt.
+            "prodigy" needs prodigyopt, "schedule_free_adamw" schedulefree.
         lr: Learning rate of all optimizers. The steps of Muon are scaled to the size of AdamW's, so one rate serves
             both.
         weight_decay: Of matrices, and of vectors where `decay_vectors` says so.
@@ -82,7 +82,7 @@ def optimizer_class(name: str, round_bf16: bool | None = None) -> tuple[type[Opt
     """Return the class of an optimizer, and arguments that it always gets here; see `make_optimizers`.
 
     Raises:
-        ValueError: There is no such class, or it must be told when training pauses, as schedule-free ones.
+        ValueError: There is no such class, or it is no optimizer.
     """
     if round_bf16 is not None:
         from torchao.optim import AdamW8bit, _AdamW
@@ -94,6 +94,10 @@ def optimizer_class(name: str, round_bf16: bool | None = None) -> tuple[type[Opt
         from prodigyopt import Prodigy
 
         return Prodigy, {"safeguard_warmup": True, "use_bias_correction": True}
+    if name == "schedule_free_adamw":
+        from schedulefree import AdamWScheduleFree
+
+        return AdamWScheduleFree, {}
     if name in OPTIMIZERS:
         import bitsandbytes.optim
 
@@ -106,8 +110,6 @@ def optimizer_class(name: str, round_bf16: bool | None = None) -> tuple[type[Opt
         raise ValueError(f"optimizer={name!r} cannot be imported ({error}); nearest: 'adamw'.") from error
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise ValueError(f"optimizer={name!r} is no optimizer of torch; nearest: 'adamw'.")
-    if hasattr(kind, "eval"):
-        raise ValueError(f"optimizer={name!r} must be told when training pauses, which is not done; nearest: 'adamw'.")
     return kind, {}
 
 
@@ -120,3 +122,10 @@ def check_arguments(kind: type[Optimizer], name: str, arguments: Mapping[str, An
         if argument not in known:
             near = difflib.get_close_matches(argument, known, n=1, cutoff=0)[0]
             raise ValueError(f"optimizer_args: {argument!r} is no argument of {name}; nearest: {near!r}.")
+
+
+def schedule_free(optimizers: Sequence[Optimizer]) -> list[Optimizer]:
+    """Return the schedule-free ones: between `train()` and `eval()` the model holds the weights that gradients are
+    taken at, after `eval()` their average, which is what to use (Defazio et al., arXiv 2405.15682).
+    """
+    return [each for each in optimizers if hasattr(each, "eval")]

@@ -32,6 +32,7 @@ from ptdit_diffusers.training.checkpoint import (
     unfinished,
 )
 from ptdit_diffusers.training.context import share_samples
+from ptdit_diffusers.training.optimizers import schedule_free
 from ptdit_diffusers.training.parallel import background_group, load_parts, save_parts, shard_size, share_weights
 from ptdit_diffusers.training.processes import batch_loader, stop_signals
 from ptdit_diffusers.training.randomness import mix
@@ -88,6 +89,9 @@ class Run:
         )
         self.in_parts = settings.shard > 1 and accelerator.num_processes > 1
         self.wrapped, self.optimizers = self.prepared()
+        self.schedule_free = schedule_free([each.optimizer for each in self.optimizers])
+        for optimizer in self.schedule_free:
+            optimizer.train()
         self.trained = list(trained_parameters(task.model).values())
         self.shared = any(map(is_shared, self.trained))
         if self.shared:
@@ -389,6 +393,9 @@ class Run:
 
     def with_average(self, use: Callable[[], Any]) -> Any:
         """Call `use` with the averaged weights in the model, in eval mode, without gradients."""
+        kept = [each.detach().clone() for each in self.trained] if self.schedule_free else []
+        for optimizer in self.schedule_free:
+            optimizer.eval()
         if self.average:
             self.average.store(self.trained)
             self.average.copy_to(self.trained)
@@ -398,6 +405,11 @@ class Run:
         self.task.model.train()
         if self.average:
             self.average.restore(self.trained)
+        for optimizer in self.schedule_free:
+            optimizer.train()
+        with torch.no_grad():
+            for weight, value in zip(self.trained, kept, strict=False):
+                weight.copy_(value)  # without the rounding of `eval` and `train`
         return result
 
     def must_stop(self, stop: dict[str, bool]) -> bool:

@@ -348,6 +348,8 @@ def fsdp2_variables() -> dict[str, str]:
         (["--warmup", "5"], "warmup=5 is longer than the 4 steps of the run; nearest: 4"),
         (["--epochs", "1", "--warmup", "5"], "warmup=5 is longer than the 3 steps of the run; nearest: 3"),
         (["--optimizer", "prodigy", "--lr", "1.5e-3"], "optimizer='prodigy' finds by itself; nearest: 1"),
+        (["--optimizer", "schedule_free_adamw", "--schedule", "cosine"], "nearest: 'constant_with_warmup'"),
+        (["--optimizer", "schedule_free_adamw", "--ema", "0.9"], "a constant rate by itself; nearest: 0."),
         (["--bucket-step", "20"], "bucket_step=20 is not a multiple of 16 (VAE 8 x patch 2); nearest: 16 or 32"),
         (["--bucket-step", "48"], "resolution=64 is not a multiple of bucket_step=48; nearest: 48 or 96"),
     ],

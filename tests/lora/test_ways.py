@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lora.command_line import PACKAGES, check_packages
 from lora.config import LoRASettings
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.training.checkpoint import load_checkpoint
 
 FILE = "lora/pytorch_lora_weights.safetensors"
 WAYS = {
@@ -30,6 +31,7 @@ WAYS = {
     "lion": ["--optimizer", "lion", "--optimizer-args", "betas=[0.9,0.95]"],
     "adafactor": ["--optimizer", "torch.optim.Adafactor", "--lr-pattern", "lora_B=4"],
     "prodigy": ["--optimizer", "prodigy", "--lr", "1"],
+    "schedule-free": ["--optimizer", "schedule_free_adamw"],
 }
 
 
@@ -195,3 +197,20 @@ def test_an_mp4_is_read(tmp_path):
     frames = read_frames(Path(tmp_path / "clip.mp4"), 5)
     found = [frame.getpixel((32, 32))[0] for frame in frames]
     assert all(abs(value - gray) < 8 for value, gray in zip(found, range(0, 250, 50), strict=True))
+
+
+def test_a_schedule_free_optimizer_gives_its_average_and_looking_at_it_changes_nothing(train, tmp_path):
+    pytest.importorskip("schedulefree")
+    flags = ["--optimizer", "schedule_free_adamw"]
+    assert train("plain", *flags) == 0
+    assert train("looked", *flags, "--export-every", "1") == 0
+    plain, looked = (load_file(tmp_path / name / FILE) for name in ("plain", "looked"))
+    assert all(torch.equal(plain[key], looked[key]) for key in plain)
+    state = load_checkpoint(tmp_path / "plain")
+    (optimizer,) = state["optimizers"]
+    for index, (name, trained) in enumerate(state["model"].items()):
+        beta, base = optimizer["param_groups"][0]["betas"][0], optimizer["state"][index]["z"]
+        average = base + (trained - base) / beta  # trained = (1 - beta) base + beta average, in the paper's equation 3
+        saved = plain["transformer." + name.replace(".default", "")]
+        torch.testing.assert_close(saved, average, atol=1e-6, rtol=1e-5)
+        assert not trained.any() or not torch.equal(saved, trained)
