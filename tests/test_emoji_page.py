@@ -39,6 +39,7 @@ def test_the_files_of_settings_train_a_model_of_the_size_that_the_page_names():
     width = settings.size.heads * settings.size.head_width
     assert round(30 * width**2 * settings.size.layers / 1e6) == 16  # million parameters
     assert settings.vae.hidden_size == 24 and settings.data.licence_column == "licence"
+    assert settings.data.group_column == "picture"  # as the tars have it: one picture on several grounds
     decoder = yaml.safe_load((ROOT / "scripts" / "configs" / "emoji-decoder.yaml").read_text(encoding="utf-8"))
     assert decoder["start"] == f"{settings.run.output}/model"
 

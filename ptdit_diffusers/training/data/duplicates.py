@@ -1,5 +1,7 @@
 """Near-duplicates by average hash: 8 x 8 pixels, each above or below the mean of its color channel."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -37,6 +39,24 @@ def grouped(hashes: np.ndarray) -> np.ndarray:
     for channel in kinds.T:
         numbers = scrambled(numbers ^ channel)
     return numbers[group]
+
+
+def joined(groups: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Return groups (N,) uint64 that also hold together what has the same name; "" is no name.
+
+    Args:
+        groups: (N,) from `grouped`.
+        names: One of each picture.
+    """
+    if not any(names):
+        return groups
+    numbers, group = np.unique(groups, return_inverse=True)
+    parent, first = np.arange(len(numbers)), {}
+    for name, number in zip(names, group.tolist(), strict=True):
+        if name:
+            a, b = _root(parent, first.setdefault(name, number)), _root(parent, number)
+            parent[max(a, b)] = min(a, b)
+    return numbers[[_root(parent, number) for number in range(len(numbers))]][group]
 
 
 def scrambled(values: np.ndarray) -> np.ndarray:

@@ -271,8 +271,8 @@ class PictureEncoder:
         facts, views = picture.facts, is_views(picture.file)
         key += f"-fps{self.fps:g}" if self.fps and len(frames) > 1 and not views else ""
         self.without_caption += not picture.has_caption
-        texts = (facts.captions, facts.weights, facts.quality)
-        self.found.append(found := Found(picture.name, key, *texts, average_hash(frames[0]), {}, facts.licence))
+        texts, of_all = (facts.captions, facts.weights, facts.quality), (facts.licence, facts.group)
+        self.found.append(found := Found(picture.name, key, *texts, average_hash(frames[0]), {}, *of_all))
         for resolution, sizes in self.sizes.items():
             height, width = nearest_size(frames[0].height, frames[0].width, sizes)
             bucket = bucket_text((clip_length(picture.file, len(frames)), height, width))

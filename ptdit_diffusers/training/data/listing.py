@@ -47,6 +47,7 @@ def list_data(
     own: Sequence[Path] = (),
     licence_column: str = "",
     caption_extension: str = CAPTIONS,
+    group_column: str = "",
 ) -> Listing:
     """Return every file of a data set; none of them is opened except tables and captions.
 
@@ -55,14 +56,14 @@ def list_data(
         outside_files: Take also what a table or a link names outside of the folder.
         caption_column: As for `read_table`.
         own: Folders that this run writes to; what lies in them is no data.
-        licence_column: As for `read_table`.
+        licence_column, group_column: As for `read_table`.
         caption_extension: Ending of the files of captions beside the pictures; may have several dots.
 
     Raises:
         ValueError: There is no such folder, or a table is not right.
         OSError: The folder itself cannot be opened.
     """
-    place, columns = Path(source), (caption_column, licence_column)
+    place, columns = Path(source), (caption_column, licence_column, group_column)
     if place.is_file():
         entries = _table_entries(place, columns)
         listing = Listing(list(entries))
@@ -154,7 +155,7 @@ def _read_captions(
     top: Path,
     files: list[Path],
     texts: dict[tuple[Path, str], Path],
-    columns: tuple[str, str],
+    columns: tuple[str, str, str],
     home: Path | None,
     listing: Listing,
 ) -> None:
@@ -206,7 +207,7 @@ def _with_caption(path: Path, text: Path | None, home: Path | None) -> Entry:
     return Entry(path, facts, f"has a caption with zero bytes ({text.name})" if "\0" in caption else "")
 
 
-def _table_entries(table: Path, columns: tuple[str, str]) -> Iterator[Entry]:
+def _table_entries(table: Path, columns: tuple[str, str, str]) -> Iterator[Entry]:
     for row in read_table(table, *columns):
         path = table.parent / row.name
         if "\\" in row.name and not path.is_file():  # written on Windows

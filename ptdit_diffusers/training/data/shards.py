@@ -30,7 +30,7 @@ from torch import Tensor
 from ptdit_diffusers.core.documents import read_mapping
 from ptdit_diffusers.core.files import new_file, replace_json
 from ptdit_diffusers.core.folder_files import new_folder
-from ptdit_diffusers.training.data.duplicates import grouped, scrambled
+from ptdit_diffusers.training.data.duplicates import grouped, joined, scrambled
 from ptdit_diffusers.training.latents import write_tensors
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ INDEX = np.dtype(
         ("captions", "<u2"),  # how many the sample has
         ("caption", "<u8"),  # where its line begins in captions.jsonl
         ("text", "<u8"),  # number of its first caption, all captions of the version counted
-        ("group", "<u8"),  # near-duplicates share one
+        ("group", "<u8"),  # near-duplicates share one, and what has the same name of a group
         ("quality", "<f4"),  # NaN = not given
     ]
 )
@@ -68,6 +68,7 @@ class Found:
     hashes: tuple[int, int, int]  # for near-duplicates
     at: dict[str, tuple[str, str, int]]  # resolution -> bucket as text, shard, row
     licence: str = ""
+    group: str = ""  # samples of one name are held out together
 
 
 def variant(crop: int = 0, mirrored: bool = False) -> str:
@@ -231,6 +232,7 @@ class _Tables:
     shards: dict[str, dict[tuple[str, str], int]] = field(default_factory=dict)
     buckets: dict[str, dict[str, int]] = field(default_factory=dict)
     licences: Counter[str] = field(default_factory=Counter)
+    names: list[str] = field(default_factory=list)  # of groups
 
     def __post_init__(self) -> None:
         self.captions = open(self.folder / "captions.jsonl", "wb")  # noqa: SIM115 (closed by `finish`)
@@ -255,6 +257,7 @@ class _Tables:
             )
         self.hashes[self.row] = line["hashes"]
         self.licences[line.get("licence", "")] += 1
+        self.names.append(line.get("group", ""))
         self.offset += written
         self.texts += len(line["captions"])
         self.row += 1
@@ -262,7 +265,7 @@ class _Tables:
     def finish(self, about: dict[str, Any], shards: Path) -> None:
         """Write what was collected."""
         self.captions.close()
-        groups = grouped(self.hashes)
+        groups = joined(grouped(self.hashes), self.names)
         for resolution, index in self.indices.items():
             index["group"] = groups
             np.save(self.folder / f"index-{resolution}.npy", index)

@@ -52,6 +52,7 @@ class DataSource:
         caption_column: Of a table.
         outside_files: Take also what a table or a link names outside of the folder.
         licence_column: Of a table or of .json files; every picture must have a licence then. "" = none is read.
+        group_column: Of a table or of .json files: samples of one name are held out together. "" = none is read.
         own: Folders that the run writes to.
         caption_extension: Ending of the files of captions in a folder.
     """
@@ -62,6 +63,7 @@ class DataSource:
     caption_column: str = ""
     outside_files: bool = False
     licence_column: str = ""
+    group_column: str = ""
     own: tuple[Path, ...] = field(default=(), compare=False)
     caption_extension: str = CAPTIONS
 
@@ -74,7 +76,7 @@ class DataSource:
         """Return what decides about the captions and the files, for names."""
         where = self.source if "{" in self.source or "*" in self.source else str(Path(self.source).resolve())
         own = {name: getattr(self, name) for name in ("default_caption", "trigger", "caption_column", "outside_files")}
-        own |= {"licence_column": self.licence_column} if self.licence_column else {}
+        own |= {name: value for name in ("licence_column", "group_column") if (value := getattr(self, name))}
         own |= {} if self.caption_extension == CAPTIONS else {"caption_extension": self.caption_extension}
         return {"source": where, **own}
 
@@ -90,7 +92,7 @@ class DataSource:
             ValueError: There is no such folder, or a table is not right.
         """
         options = self.outside_files, self.caption_column, self.own, self.licence_column, self.caption_extension
-        return list_data(self.source, *options)
+        return list_data(self.source, *options, self.group_column)
 
     def count(self) -> int | None:
         """Return how many files a folder or table has; None for tars, which are not looked through for this.
@@ -130,7 +132,7 @@ class DataSource:
         for number, path in enumerate(paths):
             if whole and number % parts != part:
                 continue
-            listing = list_tar(path, self.licence_column)
+            listing = list_tar(path, self.licence_column, self.group_column)
             if listing.problem and (whole or part == 0):
                 yield Picture(str(path), path, problem=listing.problem)
             samples = listing.samples if whole else listing.samples[part::parts]

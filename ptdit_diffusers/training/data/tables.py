@@ -19,12 +19,15 @@ SEPARATORS = (",", ";", "\t")
 
 @dataclass(frozen=True)
 class Facts:
-    """What stands beside a picture: captions with their weights, its quality (None = not given), and its licence."""
+    """What stands beside a picture: captions with their weights, its quality (None = not given), its licence, and the
+    name that it shares with others of its group ("" = none).
+    """
 
     captions: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     quality: float | None = None
     licence: str = ""
+    group: str = ""
 
     @property
     def caption(self) -> str:
@@ -41,13 +44,19 @@ class Row:
     line: int
 
 
-def read_facts(values: Mapping[str, Any], captions: tuple[str, ...] = CAPTION_KEYS, licence_column: str = "") -> Facts:
+def read_facts(
+    values: Mapping[str, Any],
+    captions: tuple[str, ...] = CAPTION_KEYS,
+    licence_column: str = "",
+    group_column: str = "",
+) -> Facts:
     """Return what values by name say of a picture.
 
     Args:
         values: The names are in small letters.
         captions: Names of the caption or list of captions; the first that is not empty counts.
         licence_column: Name of the licence; "" = it is not read.
+        group_column: Name of the group; "" = it is not read.
 
     Raises:
         ValueError: A value is not what it should be; the message continues a sentence.
@@ -65,11 +74,12 @@ def read_facts(values: Mapping[str, Any], captions: tuple[str, ...] = CAPTION_KE
         raise ValueError("weights or a quality that are no numbers") from None
     if len(weights) != len(texts) or any(weight < 0 for weight in weights):
         raise ValueError(f"{len(weights)} weights for {len(texts)} captions, or negative ones")
-    licence = values.get(licence_column.strip().lower()) if licence_column else ""
-    return Facts(tuple(texts), weights, quality, str(licence or "").strip())
+    named = (values.get(column.strip().lower()) if column else None for column in (licence_column, group_column))
+    licence, group = ("" if value is None else str(value).strip() for value in named)
+    return Facts(tuple(texts), weights, quality, licence, group)
 
 
-def read_table(table: Path, caption_column: str = "", licence_column: str = "") -> list[Row]:
+def read_table(table: Path, caption_column: str = "", licence_column: str = "", group_column: str = "") -> list[Row]:
     """Return the rows of a table.
 
     Args:
@@ -77,6 +87,7 @@ def read_table(table: Path, caption_column: str = "", licence_column: str = "") 
             caption may be a list of captions, with `weights` beside it. `quality` is a number.
         caption_column: Name of the column of captions; "" takes the first of CAPTION_KEYS that a row has.
         licence_column: Name of the column of licences; "" = they are not read.
+        group_column: Name of the column of groups; "" = they are not read.
 
     Raises:
         ValueError: It cannot be read, or a row is not what it should be; names file and line.
@@ -90,7 +101,7 @@ def read_table(table: Path, caption_column: str = "", licence_column: str = "") 
         raise ValueError(f"{table}, line {line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8.") from error
     captions = (caption_column.strip().lower(),) if caption_column else CAPTION_KEYS
     rows = _csv_rows(table, text, captions) if table.suffix.lower() == ".csv" else _json_rows(table, text)
-    return [_row(table, line, values, captions, licence_column) for line, values in rows]
+    return [_row(table, line, values, captions, licence_column, group_column) for line, values in rows]
 
 
 def find_table(names: set[str], folder: Path) -> Path | None:
@@ -164,7 +175,7 @@ def _check_names(table: Path, line: int, names: list[str], captions: tuple[str, 
         raise ValueError(f"{table}, line {line}: two columns are called {twice!r}.")
 
 
-def _row(table: Path, line: int, values: dict[str, Any], captions: tuple[str, ...], licence_column: str) -> Row:
+def _row(table: Path, line: int, values: dict[str, Any], captions: tuple[str, ...], *columns: str) -> Row:
     name = next((values[key] for key in FILE_KEYS if values.get(key)), None)
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise ValueError(f"{table}, line {line}: no file name; give one of {', '.join(FILE_KEYS)}.")
@@ -175,6 +186,6 @@ def _row(table: Path, line: int, values: dict[str, Any], captions: tuple[str, ..
             f"{' or '.join(captions)}; --caption-column names another."
         )
     try:
-        return Row(name.strip(), read_facts(values, captions, licence_column), line)
+        return Row(name.strip(), read_facts(values, captions, *columns), line)
     except ValueError as error:
         raise ValueError(f"{table}, line {line}: the row has {error}.") from error

@@ -15,7 +15,7 @@ from typing import Any
 from ptdit_diffusers.core.documents import parse_json
 from ptdit_diffusers.training.data.listing import LONGEST_CAPTION
 from ptdit_diffusers.training.data.media import NOT_READ, PICTURES, READ, VIEWS
-from ptdit_diffusers.training.data.tables import Facts, read_facts
+from ptdit_diffusers.training.data.tables import CAPTION_KEYS, Facts, read_facts
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 VIEW = re.compile(r"\.(\d+)(\.[^.]+)")  # of the name behind the key: number and ending
@@ -112,14 +112,14 @@ def is_tars(source: str) -> bool:
     return Path(source).is_dir() and next(Path(source).glob("*.tar"), None) is not None
 
 
-def list_tar(path: Path, licence_column: str = "") -> TarListing:
+def list_tar(path: Path, licence_column: str = "", group_column: str = "") -> TarListing:
     """Return the samples of a tar; what is wrong with it or with them is said in words.
 
     Args:
         path: Of the tar.
-        licence_column: Name of the licence in .json files; "" = it is not read.
+        licence_column, group_column: Names of the licence and of the group in .json files; "" = they are not read.
     """
-    listing, found = TarListing(), {}
+    listing, found, columns = TarListing(), {}, (licence_column, group_column)
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
@@ -144,7 +144,7 @@ def list_tar(path: Path, licence_column: str = "") -> TarListing:
         others = [kind for kind in files if kind not in (*READ, *NOT_READ, ".txt", ".json", ".cls")]
         listing.others += len(others) - len(views)
         listing.samples += [
-            TarSample(member, problem=problem) if problem else _sample(member, files, end, licence_column)
+            TarSample(member, problem=problem) if problem else _sample(member, files, end, *columns)
             for member, problem in media
         ]
     return listing
@@ -181,7 +181,7 @@ def _problem_of_views(views: list[tuple[int, TarMember]], end: int) -> str:
     return ""
 
 
-def _sample(member: TarMember | TarViews, files: dict[str, TarMember], end: int, licence_column: str) -> TarSample:
+def _sample(member: TarMember | TarViews, files: dict[str, TarMember], end: int, *columns: str) -> TarSample:
     """Return a sample with what its files of captions say."""
     values: dict[str, Any] = {}
     for ending in (".txt", ".json"):
@@ -202,13 +202,13 @@ def _sample(member: TarMember | TarViews, files: dict[str, TarMember], end: int,
         if not isinstance(read, dict):
             return TarSample(member, problem=f"has a caption file that is no JSON object ({text.name})")
         values |= {key.strip().lower(): value for key, value in read.items()}
-    return _with_values(member, values, licence_column)
+    return _with_values(member, values, *columns)
 
 
-def _with_values(member: TarMember | TarViews, values: dict[str, Any], licence_column: str) -> TarSample:
+def _with_values(member: TarMember | TarViews, values: dict[str, Any], *columns: str) -> TarSample:
     """Return the sample with what its files say."""
     try:
-        facts = read_facts(values, licence_column=licence_column)
+        facts = read_facts(values, CAPTION_KEYS, *columns)
     except ValueError as error:
         return TarSample(member, problem=f"has {error}")
     if too_long := [each for each in facts.captions if len(each) > LONGEST_CAPTION]:

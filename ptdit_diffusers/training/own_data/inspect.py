@@ -16,7 +16,7 @@ from ptdit_diffusers.pipelines.ptdit_text import lost_part
 from ptdit_diffusers.pipelines.ptdit_text import unknown_words as unknown_in
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.buckets import nearest_size
-from ptdit_diffusers.training.data.duplicates import average_hash, grouped
+from ptdit_diffusers.training.data.duplicates import average_hash, grouped, joined
 from ptdit_diffusers.training.data.encode import video
 from ptdit_diffusers.training.data.media import UnreadableError, clip_length, fit, read_opacity, read_sample
 from ptdit_diffusers.training.own_data.model import make_base, make_transformer, stage_sizes
@@ -41,6 +41,7 @@ class Looked:
     captions: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     hashes: list[tuple[int, int, int]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)  # what data.group_column says
     sides: list[tuple[int, int]] = field(default_factory=list)  # height, width
     skipped: list[tuple[str, str]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -103,6 +104,7 @@ def look(settings: OwnDataSettings, base: BaseModel, tars: int) -> Looked:
         looked.captions += picture.facts.captions
         looked.without += [] if any(picture.facts.captions) else [picture.name]
         looked.hashes.append(average_hash(frames[0]))
+        looked.groups.append(picture.facts.group)
         looked.sides.append((height, width))
         looked.kinds[picture.file.suffix.lower()] += 1
         looked.buckets[(clip_length(picture.file, len(frames)), *best)] += 1
@@ -127,13 +129,14 @@ def about_files(settings: OwnDataSettings, looked: Looked, tars: int) -> Iterato
         yield f"{looked.enlarged} are smaller than their bucket and would be enlarged"
     if looked.without:
         yield f"{len(looked.without)} have no caption and get data.default_caption: {_some(looked.without)}"
-    groups = grouped(np.array(looked.hashes, np.uint64))
+    groups = joined(grouped(np.array(looked.hashes, np.uint64)), looked.groups)
     numbers = Counter(groups.tolist())
     alike = [group for group, number in numbers.items() if number > 1]
     if alike:
         first = [name for name, group in zip(looked.names, groups.tolist(), strict=True) if group == alike[0]]
+        what = "near-duplicates or of one data.group_column" if any(looked.groups) else "near-duplicates"
         yield (
-            f"{sum(numbers[group] for group in alike)} are near-duplicates, in {len(alike)} groups, for example "
+            f"{sum(numbers[group] for group in alike)} are {what}, in {len(alike)} groups, for example "
             f"{_some(first)}; a group is held out as a whole"
         )
     if count < 1000 and settings.train == "all":

@@ -46,8 +46,8 @@ def source_of(settings: OwnDataSettings) -> DataSource:
     """Return the data of a run."""
     data = settings.data
     own = (settings.folder, settings.encoded)
-    names = "source default_caption trigger caption_column licence_column outside_files caption_extension".split()
-    return DataSource(**{name: getattr(data, name) for name in names}, own=own)
+    names = "source default_caption trigger caption_column licence_column group_column outside_files".split()
+    return DataSource(**{name: getattr(data, name) for name in [*names, "caption_extension"]}, own=own)
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
@@ -110,6 +110,8 @@ def encode_part(
             len(encoder.found),
             data.default_caption,
         )
+    if data.group_column and encoder.found and not any(each.group for each in encoder.found):
+        logger.warning("no file has a %r (data.group_column), so none are held out together", data.group_column)
     return encoder
 
 

@@ -41,6 +41,7 @@ class DataSettings:
     trigger: str = ""  # word before every caption, or in place of [trigger] in it
     caption_column: str = ""  # of a table; "" = text, caption, prompt or description
     licence_column: str = ""  # of a table or .json file: every file must have one, and the model's card counts them
+    group_column: str = ""  # of a table or .json file: samples of one name are held out for validation together
     caption_extension: str = ".txt"  # ending of files of captions
     shuffle_caption: bool = False  # tags in another order in each sample; this and the next five need text online
     keep_tokens: int = 0  # so many tags at the beginning stay

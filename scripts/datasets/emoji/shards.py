@@ -31,6 +31,7 @@ class Sample:
     content: bytes  # PNG
     captions: list[tuple[str, float]]
     licence: str  # of the picture
+    picture: str  # its name, on any ground
 
 
 def samples(folder: Path, pictures: Iterable[Picture], split: Split) -> Iterator[Sample]:
@@ -81,7 +82,7 @@ def make_sample(picture: Picture, content: bytes, ground: str, number: int) -> S
     key = f"{picture.style}-{picture.emoji.code}-{number}-{ground}"
     choice = np.random.default_rng(place("captions", key))
     texts = captions(picture.emoji, picture.style, ground, choice)
-    return Sample(key, content, texts, PACKAGES[picture.style].licence)
+    return Sample(key, content, texts, PACKAGES[picture.style].licence, f"{picture.style}-{picture.emoji.code}")
 
 
 @contextmanager
@@ -132,7 +133,7 @@ def write_tars(folder: Path, found: Iterable[Sample]) -> int:
 def add_sample(tar: tarfile.TarFile, sample: Sample) -> None:
     """Add a sample to a tar."""
     texts, weights = zip(*sample.captions, strict=True)
-    facts = {"caption": texts, "weights": weights, "licence": sample.licence}
+    facts = {"caption": texts, "weights": weights, "licence": sample.licence, "picture": sample.picture}
     for ending, content in (("png", sample.content), ("json", json.dumps(facts, ensure_ascii=False).encode())):
         info = tarfile.TarInfo(f"{sample.key}.{ending}")
         info.size = len(content)

@@ -70,7 +70,7 @@ def test_the_commands_make_shards_and_a_folder_that_the_trainer_reads(data, tmp_
 
 @pytest.mark.parametrize("write", [write_folder, write_tars])
 def test_what_a_stopped_call_wrote_is_not_kept(tmp_path, write):
-    one, other = (Sample(key, b"", [(key, 1.0)], "MIT") for key in "ab")
+    one, other = (Sample(key, b"", [(key, 1.0)], "MIT", key) for key in "ab")
 
     def stopped() -> Iterator[Sample]:
         yield one
@@ -203,3 +203,11 @@ def test_the_file_of_names_holds_out_what_the_card_says():
     label, family = next(iter(split.pairs.items()))
     kinds = {style: split.kind(Picture(style, dataclasses.replace(DOG, label=label), True, "")) for style in STYLES}
     assert {style.split("-")[0] for style, kind in kinds.items() if kind == "pairs"} == {family}
+
+
+def test_a_tar_says_which_samples_show_one_picture(tmp_path):
+    shown = [Sample(f"noto-{number}", b"", [("a dog", 1.0)], "MIT", "noto") for number in range(2)]
+    assert write_tars(tmp_path / "new", shown) == 2
+    with tarfile.open(tmp_path / "new" / "000000.tar") as tar:
+        facts = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]
+    assert [each["picture"] for each in facts] == ["noto", "noto"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.buckets import bucket_sizes
-from ptdit_diffusers.training.data.duplicates import average_hash, grouped
+from ptdit_diffusers.training.data.duplicates import average_hash, grouped, joined
 from ptdit_diffusers.training.data.encode import PictureEncoder, video
 from ptdit_diffusers.training.data.media import read_frames
 from ptdit_diffusers.training.data.shards import (
@@ -43,7 +43,8 @@ def vae(tiny_model_folder):
 def encode(vae, source, folder: Path, part=0, parts=1, **options) -> PictureEncoder:
     """Encode one part of a source, as the command does."""
     encoder = PictureEncoder(vae, ShardWriter(folder, f"{part}-", only=parts > 1), SIZES, **options)
-    encoder.encode(DataSource(str(source)).pictures(part, parts))
+    source = source if isinstance(source, DataSource) else DataSource(str(source))
+    encoder.encode(source.pictures(part, parts))
     write_part(part_path(folder, "data", part, parts), encoder.found, encoder.skipped)
     return encoder
 
@@ -79,7 +80,7 @@ def tars(tmp_path) -> Path:
         files = {}
         for number in range(3):
             key = f"{shard}{number}"
-            facts = {"caption": ["a red star", "star"], "weights": [3, 1], "quality": 5 + number}
+            facts = {"caption": ["a red star", "star"], "weights": [3, 1], "quality": 5 + number, "thing": number // 2}
             files |= {f"{key}.png": png(10 * shard + number), f"{key}.json": json.dumps(facts).encode()}
         write_tar(folder / f"{shard:03d}.tar", files)
     return folder
@@ -108,6 +109,20 @@ def test_a_folder_is_encoded_once_and_a_new_picture_alone_gets_a_new_version(vae
     newer = Encoded(merge(tmp_path / "encoded", "data", 1, {}), 64)
     assert len(newer.index) == 6 and newer.version != encoded.version
     assert len(Encoded(encoded.version, 64).index) == 5  # the old version stays
+
+
+def test_samples_of_one_name_of_a_group_share_one(vae, tars, tmp_path):
+    apart = version_of(vae, tars, tmp_path / "apart")
+    together = version_of(vae, DataSource(str(tars), group_column="thing"), tmp_path / "together")
+    assert len(set(apart.index["group"].tolist())) == 6
+    things = {}
+    for number, group in enumerate(together.index["group"].tolist()):
+        name = together.caption_lines(number)["name"]  # 000.tar:02.png
+        things.setdefault(int(name.split(":")[1][1]) // 2, set()).add(group)
+    assert sorted(map(len, things.values())) == [1, 1] and things[0] != things[1]
+    hashes = np.arange(4, dtype=np.uint64)
+    assert joined(hashes, ["", "a", "a", ""]).tolist() == [0, 1, 1, 3]
+    assert joined(hashes[[0, 0, 1, 2]], ["a", "", "b", "a"]).tolist() == [0, 0, 1, 0]  # what is alike stays so, too
 
 
 def test_parts_of_tars_together_are_the_whole(vae, tars, tmp_path):

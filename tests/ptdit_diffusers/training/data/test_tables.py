@@ -88,13 +88,14 @@ def test_a_json_row_that_is_not_a_file_with_a_caption_is_refused_with_its_line(t
         rows(tmp_path, "metadata.jsonl", text)
 
 
-def test_a_row_has_several_captions_with_weights_a_quality_and_a_licence(tmp_path):
+def test_a_row_has_several_captions_with_weights_a_quality_a_licence_and_a_group(tmp_path):
     (tmp_path / "metadata.jsonl").write_text(
         '{"file_name": "a.png", "text": ["a tabby", "", "cat"], "weights": [3, 1], "quality": 5, "Licence": "CC0"}\n'
-        '{"file_name": "b.png", "text": "one"}\n'
+        '{"file_name": "b.png", "text": "one", "Cat": 0}\n'
     )
-    one, two = (row.facts for row in read_table(tmp_path / "metadata.jsonl", licence_column="licence"))
-    assert one == Facts(("a tabby", "cat"), (3.0, 1.0), 5.0, "CC0") and two == Facts(("one",), (1.0,))
+    one, two = (row.facts for row in read_table(tmp_path / "metadata.jsonl", "", "licence", "cat"))
+    assert one == Facts(("a tabby", "cat"), (3.0, 1.0), 5.0, "CC0")
+    assert two == Facts(("one",), (1.0,), group="0") and read_table(tmp_path / "metadata.jsonl")[1].facts.group == ""
     (tmp_path / "metadata.csv").write_text("file_name,text,quality\na.png,one,5.5\nb.png,two,\n")
     assert [row.facts.quality for row in read_table(tmp_path / "metadata.csv")] == [5.5, None]
 

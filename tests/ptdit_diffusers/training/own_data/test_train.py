@@ -220,6 +220,11 @@ def test_the_card_counts_the_licences_of_the_pictures(config, drawn, tmp_path):
     assert "Data that are not here any more" in card(read_settings(path), "cats", 12, "as they are")
 
 
+def test_a_column_of_groups_that_no_file_has_is_said(config, caplog):
+    assert encode.main(["--config", str(config()), "--set", "data.group_column=object"]) == 0
+    assert "no file has a 'object' (data.group_column), so none are held out together" in caplog.text
+
+
 def test_a_shard_that_vanishes_is_named_counted_and_replaced_and_the_run_goes_on(config, tmp_path, caplog):
     path = config(data={"validation": 0}, stages=[STAGE | {"buckets": 4.0}])
     assert run(path, "run.sheet=[]", "run.stop_after=2") == 0
