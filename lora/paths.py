@@ -308,7 +308,7 @@ def make_missing(paths: Paths, settings: DistillSettings, chunks: Sequence[range
     if settings.base_weights == "none":
         transformer.fuse_linear_layers()
     if settings.compile:
-        transformer.compile_repeated_blocks(dynamic=False)
+        transformer.compile_repeated_blocks()  # captions differ in length
     with torch.no_grad():
         paths.make(transformer, chunks, device)
     del transformer
