@@ -34,11 +34,11 @@ from ptdit_diffusers.training.trackers import begin_tracking
 from .adapter import adapter_layers, adapter_values
 from .command_line import check_packages, make_parser, read_settings, refuse_other_settings
 from .distill_config import DistillSettings
-from .distill_task import SegmentTask
+from .distill_task import SegmentTask, check_start
 from .export import MODEL_FILE, check_push
 from .paths import Paths, check_grid, make_missing
 from .requirements import check_device, run_bytes
-from .tdm import TDMTask, check_start
+from .tdm import TDMTask
 from .train import finish, kept_batch, refuse_other_base, refuse_used
 from .validate import check_prompts, read_prompts
 

@@ -44,7 +44,7 @@ class DistillSettings(TrainingSettings):
     targets: str = setting("all-linear", TrainingSettings.__dataclass_fields__["targets"].metadata["help"])
     inner: float = setting(0.0, "share of samples inside a segment, on the line between its ends; 0..1. Above 0 the "
                                 "student also does with more steps")  # fmt: skip
-    start: str = setting("", "folder `lora` of a student that stage tdm goes on from (default: from the teacher)")
+    start: str = setting("", "folder `lora` of a student to go on from (default: from the teacher)")
     fake_lr: float = setting(5.0, "learning rate of the fake score of stage tdm, as a factor of `lr`")
     schedule: str = setting("linear", TrainingSettings.__dataclass_fields__["schedule"].metadata["help"])
     ema: float = setting(0.998, TrainingSettings.__dataclass_fields__["ema"].metadata["help"])
@@ -69,8 +69,8 @@ class DistillSettings(TrainingSettings):
             raise ValueError(
                 "compile: stage tdm changes adapters in each step, which would be compiled again; leave it out."
             )
-        if self.start and self.stage != "tdm":
-            raise ValueError(f"start={self.start!r} is for stage tdm, not {self.stage!r}; leave it out.")
+        if self.start and self.rank == 0:
+            raise ValueError(f"start={self.start!r} is an adapter, which rank=0 does not train; leave it out.")
         if self.fake_lr <= 0:
             raise ValueError(f"fake_lr={self.fake_lr} must be above 0, for example 5.")
         if self.rank == 0 and self.base_weights != "none":

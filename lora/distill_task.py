@@ -14,9 +14,11 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ptdit_diffusers.core.few_steps import LORA_FILE, read_distillation
 from ptdit_diffusers.core.sampling import choose_windows, size_conditions
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
@@ -29,7 +31,7 @@ from ptdit_diffusers.training.sheets import step_name, write_sheet
 from ptdit_diffusers.training.task import trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
-from .adapter import add_adapter, folded_weights
+from .adapter import NAME, add_adapter, folded_weights
 from .distill_config import DistillSettings
 from .distill_export import export_lora, export_model
 from .paths import Paths
@@ -134,7 +136,9 @@ class SegmentTask(NetworkTask):
         accelerator: Accelerator,
         global_batch: int = 0,
     ) -> None:
-        """Load the teacher and make what is trained of it the student; `global_batch` as for `SegmentBatches`."""
+        """Load the teacher and make what is trained of it the student, which `start` may name; `global_batch` as for
+        `SegmentBatches`.
+        """
         self.settings, self.base, self.paths, self.accelerator = settings, base, paths, accelerator
         ranks = accelerator.process_index, accelerator.num_processes
         self.data = SegmentBatches(paths, settings, *ranks, global_batch)
@@ -143,6 +147,8 @@ class SegmentTask(NetworkTask):
         if settings.rank:
             self.model = base.load_transformer(self.dtype, settings.base_weights, self.device)
             add_adapter(self.model, settings.adapter())
+            if settings.start:
+                self.model.load_state_dict(start_weights(settings), strict=False)
         else:
             self.model = base.load_transformer(torch.float32, "none", self.device).requires_grad_(True)
         self.model.set_windows(proxy_mode="mean")
@@ -290,3 +296,36 @@ class SegmentTask(NetworkTask):
                 logger.info("saved %s", export_lora(folder, weights, settings, self.paths))
         elif self.accelerator.is_main_process:
             logger.info("saved %s", export_model(folder, self.model, self.base, settings, self.paths))
+
+
+def start_weights(settings: DistillSettings) -> dict[str, Tensor]:
+    """Return the weights of the student that `start` names, under the names of the model's parameters.
+
+    Raises:
+        ValueError: The folder holds no student of so many steps and of this rank and these layers.
+    """
+    path = Path(settings.start) / LORA_FILE
+    facts = read_distillation(path) if path.is_file() else None
+    if facts is None:
+        raise ValueError(f"start {settings.start!r} holds no student; give the folder `lora` of stage segments.")
+    if facts["steps"] != settings.steps:
+        raise ValueError(
+            f"start {settings.start!r} is a student of {facts['steps']} steps; nearest: steps={facts['steps']}."
+        )
+    found = {}
+    for key, value in load_file(path).items():
+        layer, _, side = key.removeprefix("transformer.").rpartition(".lora_")
+        found[f"{layer}.lora_{side[0]}.{NAME}.weight"] = value.float()
+        rank = value.shape[0] if side[0] == "A" else value.shape[1]
+        if rank != settings.rank:
+            raise ValueError(f"start {settings.start!r} has rank {rank}; nearest: rank={rank}.")
+    return found
+
+
+def check_start(settings: DistillSettings, layers: Sequence[str]) -> None:
+    """Raise ValueError where the student that `start` names does not fit the adapter; see `start_weights`."""
+    if not settings.start:
+        return
+    asked = {f"{layer}.lora_{side}.{NAME}.weight" for layer in layers for side in "AB"}
+    if set(start_weights(settings)) != asked:
+        raise ValueError(f"start {settings.start!r} is on other layers than targets={settings.targets!r}.")

@@ -6,20 +6,17 @@ follows what the student makes; the teacher is the model without adapters. No da
 Letters: B samples, C latent channels, F H W latent frames, rows, columns; T noise levels of the steps, t between two.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from ptdit_diffusers.core.few_steps import LORA_FILE, read_distillation
 from ptdit_diffusers.core.sampling import apply_guidance
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel
@@ -80,19 +77,15 @@ class TDMTask(SegmentTask):
         accelerator: Accelerator,
         global_batch: int = 0,
     ) -> None:
-        """Load the teacher, add both adapters, and take up the student that `start` names."""
+        """Load the teacher and the student, and add the adapter of the fake score."""
         super().__init__(settings, base, paths, accelerator, global_batch)
         self.data = TDMBatches(paths, settings, accelerator.process_index, accelerator.num_processes, global_batch)
         layers = [name for name, layer in self.model.named_modules() if hasattr(layer, "base_layer")]
         torch.manual_seed(settings.seed + 1)
         self.model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=layers), FAKE)
-        both = {name: each for name, each in self.model.named_parameters() if ".lora_" in name}
-        self.adapters = list(both.values())
+        self.adapters = [each for name, each in self.model.named_parameters() if ".lora_" in name]
         for parameter in self.adapters:
             parameter.data = parameter.data.float()
-        if settings.start:
-            for name, value in start_weights(settings).items():
-                both[name].data.copy_(value)
         self.act_as(NAME)
         empty, mask = pad_text([paths.cache.text("")], paths.tokens)
         self.empty = empty.to(self.device), mask.to(self.device)
@@ -189,36 +182,3 @@ def renoised(
         added = (level.square() - (kept * end).square()).clamp(min=0).sqrt()
         joined = (kept * end * noise + added * fresh) / level
         return clean, kept * result + added * fresh, joined - clean
-
-
-def start_weights(settings: DistillSettings) -> dict[str, Tensor]:
-    """Return the weights of the student that `start` names, under the names of the model's parameters.
-
-    Raises:
-        ValueError: The folder holds no student of so many steps and of this rank and these layers.
-    """
-    path = Path(settings.start) / LORA_FILE
-    facts = read_distillation(path) if path.is_file() else None
-    if facts is None:
-        raise ValueError(f"start {settings.start!r} holds no student; give the folder `lora` of stage segments.")
-    if facts["steps"] != settings.steps:
-        raise ValueError(
-            f"start {settings.start!r} is a student of {facts['steps']} steps; nearest: steps={facts['steps']}."
-        )
-    found = {}
-    for key, value in load_file(path).items():
-        layer, _, side = key.removeprefix("transformer.").rpartition(".lora_")
-        found[f"{layer}.lora_{side[0]}.{NAME}.weight"] = value.float()
-        rank = value.shape[0] if side[0] == "A" else value.shape[1]
-        if rank != settings.rank:
-            raise ValueError(f"start {settings.start!r} has rank {rank}; nearest: rank={rank}.")
-    return found
-
-
-def check_start(settings: DistillSettings, layers: Sequence[str]) -> None:
-    """Raise ValueError where the student that `start` names does not fit the adapter; see `start_weights`."""
-    if not settings.start:
-        return
-    asked = {f"{layer}.lora_{side}.{NAME}.weight" for layer in layers for side in "AB"}
-    if set(start_weights(settings)) != asked:
-        raise ValueError(f"start {settings.start!r} is on other layers than targets={settings.targets!r}.")

@@ -21,6 +21,7 @@ from lora.distill_task import SegmentBatches, SegmentTask, segment_batch
 from lora.paths import Paths, noise_levels
 from lora.tdm import TDMBatches
 from ptdit_diffusers import PTDiTModularPipeline
+from ptdit_diffusers.core.few_steps import LORA_FILE
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.base_model import BaseModel
 from tests.processes import run_ranks
@@ -348,7 +349,8 @@ def test_a_student_of_all_weights_is_a_model_folder_that_is_no_base(distill, pro
         (["--stage", "tdm", "--rank", "0"], "rank=0 has no adapter, which stage tdm needs"),
         (["--stage", "tdm", "--compile"], "compile: stage tdm changes adapters"),
         (["--stage", "tdm", "--start", "nowhere"], "start 'nowhere' holds no student"),
-        (["--start", "x"], "start='x' is for stage tdm, not 'segments'"),
+        (["--start", "nowhere"], "start 'nowhere' holds no student"),
+        (["--start", "x", "--rank", "0"], "start='x' is an adapter, which rank=0 does not train"),
         (["--inner", "1.5"], "inner=1.5 must be at most 1; nearest: 1"),
         (["--resolution", "70"], "resolution=70 is not a multiple of 16; nearest: 64 or 80"),
         (["--prompts", "nowhere"], "prompts 'nowhere' is no file; give one with a caption per line"),
@@ -413,6 +415,20 @@ def test_the_presets_are_settings_of_a_distillation():
 def student(distill, tmp_path) -> Path:
     assert distill("tiny-2steps", "--max-steps", "1") == 0
     return tmp_path / "tiny-2steps" / "lora"
+
+
+def test_it_goes_on_from_a_student_and_refuses_one_that_does_not_fit(distill, student, tmp_path, capsys):
+    assert distill("on", "--start", student, "--max-steps", "1", "--lr", "1e-12") == 0
+    one, two = (load_file(folder / LORA_FILE) for folder in (student, tmp_path / "on" / "lora"))
+    assert any(value.any() for key, value in one.items() if "lora_B" in key)
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    for flags, words in (
+        (["--rank", "4"], "has rank 2; nearest: rank=2"),
+        (["--targets", "attention"], "is on other layers than targets='attention'"),
+        (["--steps", "4"], "is a student of 2 steps; nearest: steps=2"),
+    ):
+        assert distill("bad", "--start", student, *flags) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("form", ["folder", "comfyui"])
