@@ -120,8 +120,9 @@ def register() -> None:
             models[ours[0]] = config
         else:
             models.append(config)
-    for folder in student_folders():  # LoRAs of few steps that come with the nodes
-        folder_paths.add_model_folder_path("loras", str(folder / "comfyui"))
+    for folder in student_folders():  # that come with the nodes; the wheel has not this form
+        if (folder / "comfyui").is_dir():
+            folder_paths.add_model_folder_path("loras", str(folder / "comfyui"))
     wrap_once(comfy.model_detection, "detect_unet_config", with_detection)
     wrap_once(comfy.lora, "model_lora_keys_unet", with_lora_names)
     wrap_once(comfy.lora, "model_lora_keys_clip", with_text_lora_names)

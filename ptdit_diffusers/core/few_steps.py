@@ -39,6 +39,16 @@ def student_folders() -> list[Path]:
     return sorted(path.parent for path in WEIGHTS.glob(f"*-*steps/{LORA_FILE}"))
 
 
+def resolve_student(source: Any) -> Any:
+    """Return the folder of the short name of a LoRA of few steps that the package has; other sources unchanged.
+
+    A local file or folder goes first, so a short name never hides one.
+    """
+    if not isinstance(source, str) or Path(source).exists():
+        return source
+    return next((str(folder) for folder in student_folders() if folder.name == source), source)
+
+
 def embedded_students() -> list[str]:
     """Return the short names of the embedded models that have one, sorted."""
     return sorted({folder.name.rpartition("-")[0] for folder in student_folders()})

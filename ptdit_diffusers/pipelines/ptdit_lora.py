@@ -11,7 +11,7 @@ from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.utils import _get_model_file
 from torch import Tensor
 
-from ptdit_diffusers.core.few_steps import DISTILLED, LORA_FILE, read_distillation
+from ptdit_diffusers.core.few_steps import DISTILLED, LORA_FILE, read_distillation, resolve_student
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 
 from .ptdit_lora_names import (
@@ -131,7 +131,8 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         """Read a LoRA file, folder, Hub id or dictionary and give its weights diffusers' names.
 
         Args:
-            pretrained_model_name_or_path_or_dict: As for every pipeline of diffusers. Keys may be diffusers'
+            pretrained_model_name_or_path_or_dict: As for every pipeline of diffusers, or the short name of a LoRA of
+                few steps that comes with the package, such as "shapes-128-4steps". Keys may be diffusers'
                 (`transformer.`), ComfyUI's (`diffusion_model.`), raw peft's (`base_model.model.`), bare module names,
                 or kohya's (`lora_unet_transformer_blocks_0_attn1_to_q`), and of the text encoder diffusers'
                 (`text_encoder.`) or ComfyUI's; `.alpha` is folded into the weights.
@@ -144,15 +145,16 @@ class PTDiTLoraLoaderMixin(CogVideoXLoraLoaderMixin):
             ValueError: The file holds no LoRA, or one of another kind; names the first keys.
         """
         wants_metadata, options = kwargs.pop("return_lora_metadata", False), dict(kwargs)
+        source = resolve_student(pretrained_model_name_or_path_or_dict)
         try:
-            weights, metadata = fetch_lora(pretrained_model_name_or_path_or_dict, kwargs)
+            weights, metadata = fetch_lora(source, kwargs)
             weights = super().lora_state_dict(weights, **kwargs)
         except (RecursionError, json.JSONDecodeError) as error:
             raise ValueError("the metadata of this LoRA file is no JSON of an adapter's settings.") from error
-        if not _names_no_layer(pretrained_model_name_or_path_or_dict):
+        if not _names_no_layer(source):
             weights = convert_foreign_lora(weights)
             metadata = None if metadata is None else adapter_settings(weights, metadata)
-            student = distillation_of(pretrained_model_name_or_path_or_dict, options)
+            student = distillation_of(source, options)
             if student is not None:
                 metadata = (metadata or adapter_settings(weights, {})) | {DISTILLED: student}
         return (weights, metadata) if wants_metadata else weights
