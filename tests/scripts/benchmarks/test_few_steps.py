@@ -50,6 +50,12 @@ def test_rows_count_forwards_and_the_reference_is_itself(
     assert rows[REFERENCE]["spread"]["latents"] > 0
     assert output.with_suffix(".png").stat().st_size > 1000
     assert "| mine, euler, guidance 1, 1 steps | 1 |" in capsys.readouterr().out
+    kept, name = json.loads(output.read_text(encoding="utf-8")), "mine, euler, guidance 1, 1 steps"
+    row = kept["rows"].pop(name)
+    output.write_text(json.dumps(kept), encoding="utf-8")
+    (output.with_suffix(".latents") / "reference.safetensors").unlink()  # as on another machine
+    assert main(words) == 0
+    assert json.loads(output.read_text(encoding="utf-8"))["rows"][name]["relative_error"] == row["relative_error"]
     monkeypatch.setattr(few_steps, "Bench", None)  # nothing is made again
     assert main(words) == 0
     with pytest.raises(SystemExit):
