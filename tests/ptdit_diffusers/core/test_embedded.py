@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ptdit_diffusers.core import embedded as ptdit_embedded
+from ptdit_diffusers.core import few_steps
 from ptdit_diffusers.core.embedded import embedded_model_path, resolve_model
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
+from ptdit_diffusers.pipelines.ptdit_lora import PTDiTLoraLoaderMixin
 
 
 @pytest.fixture
@@ -41,3 +45,20 @@ def test_a_package_without_weights_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(ptdit_embedded, "WEIGHTS", tmp_path)
     with pytest.raises(ValueError, match="none is installed"):
         embedded_model_path("shapes-128")
+
+
+def test_a_lora_of_few_steps_loads_by_its_short_name(tmp_path, monkeypatch):
+    folder = tmp_path / "weights" / "tiny-4steps"
+    folder.mkdir(parents=True)
+    weights = {
+        "transformer.proj_out.lora_A.weight": torch.ones(2, 4),
+        "transformer.proj_out.lora_B.weight": torch.ones(4, 2),
+    }
+    save_file(weights, folder / few_steps.LORA_FILE)
+    monkeypatch.setattr(few_steps, "WEIGHTS", folder.parent)
+    assert few_steps.student_folders() == [folder] and few_steps.embedded_students() == ["tiny"]
+    assert PTDiTLoraLoaderMixin.lora_state_dict("tiny-4steps").keys() == weights.keys()
+    assert few_steps.resolve_student("owner/model") == "owner/model"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-4steps").mkdir()  # a local folder goes first
+    assert few_steps.resolve_student("tiny-4steps") == "tiny-4steps"
