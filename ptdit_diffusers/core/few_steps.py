@@ -30,8 +30,8 @@ def read_distillation(path: Path) -> dict[str, Any] | None:
 
 def embedded_student(model: str) -> Path | None:
     """Return the LoRA file of few steps that the package has for an embedded model, None where there is none."""
-    found = sorted(WEIGHTS.glob(f"{model}-*steps/{LORA_FILE}"))
-    return found[0] if found else None
+    found = (folder / LORA_FILE for folder in student_folders() if folder.name.rpartition("-")[0] == model)
+    return next(found, None)
 
 
 def student_folders() -> list[Path]:
