@@ -31,7 +31,7 @@ from ptdit_diffusers.training.processes import (
 from ptdit_diffusers.training.run import Run
 from ptdit_diffusers.training.trackers import begin_tracking
 
-from .adapter import adapter_layers, adapter_values
+from .adapter import adapter_values
 from .command_line import check_packages, make_parser, read_settings, refuse_other_settings
 from .distill_config import DistillSettings
 from .distill_task import SegmentTask, check_start
@@ -188,13 +188,13 @@ def refuse_other_run(settings: DistillSettings, base: BaseModel, paths: Paths, a
             fewer samples than processes.
         OSError: There is too little disk space.
     """
+    if settings.rank:
+        check_start(settings)
     values = adapter_values(base.transformer_config, settings.adapter()) if settings.rank else all_values(base)
     folder = Path(settings.output_dir)
     values *= 1 + (settings.stage == "tdm")  # the fake score
     require_space("output_dir", folder, run_bytes(values, settings.keep, settings.ema > 0, False))
     refuse_used(settings)
-    if settings.rank:
-        check_start(settings, adapter_layers(base.transformer_config, settings.adapter()))
     saved = load_checkpoint(folder) if settings.resume else None
     if saved is None:
         return settings.batch_size * accelerator.num_processes

@@ -89,6 +89,8 @@ class DistillSettings(TrainingSettings):
             rank=self.rank,
             targets=self.targets,
             base_weights=self.base_weights,
+            start=self.start,
+            resume=self.resume,
             seed=self.seed,
         )
 

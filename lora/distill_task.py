@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -31,7 +30,7 @@ from ptdit_diffusers.training.sheets import step_name, write_sheet
 from ptdit_diffusers.training.task import trained_parameters
 from ptdit_diffusers.training.trackers import track_pictures
 
-from .adapter import NAME, add_adapter, folded_weights
+from .adapter import add_adapter, folded_weights, reads_start
 from .distill_config import DistillSettings
 from .distill_export import export_lora, export_model
 from .paths import Paths
@@ -147,8 +146,6 @@ class SegmentTask(NetworkTask):
         if settings.rank:
             self.model = base.load_transformer(self.dtype, settings.base_weights, self.device)
             add_adapter(self.model, settings.adapter())
-            if settings.start:
-                self.model.load_state_dict(start_weights(settings), strict=False)
         else:
             self.model = base.load_transformer(torch.float32, "none", self.device).requires_grad_(True)
         self.model.set_windows(proxy_mode="mean")
@@ -298,12 +295,14 @@ class SegmentTask(NetworkTask):
             logger.info("saved %s", export_model(folder, self.model, self.base, settings, self.paths))
 
 
-def start_weights(settings: DistillSettings) -> dict[str, Tensor]:
-    """Return the weights of the student that `start` names, under the names of the model's parameters.
+def check_start(settings: DistillSettings) -> None:
+    """Check that a run begins with a student of as many steps as its own; the adapter checks the weights.
 
     Raises:
-        ValueError: The folder holds no student of so many steps and of this rank and these layers.
+        ValueError: The folder that `start` names holds no student, or one of other steps.
     """
+    if not reads_start(settings.adapter()):
+        return
     path = Path(settings.start) / LORA_FILE
     facts = read_distillation(path) if path.is_file() else None
     if facts is None:
@@ -312,20 +311,3 @@ def start_weights(settings: DistillSettings) -> dict[str, Tensor]:
         raise ValueError(
             f"start {settings.start!r} is a student of {facts['steps']} steps; nearest: steps={facts['steps']}."
         )
-    found = {}
-    for key, value in load_file(path).items():
-        layer, _, side = key.removeprefix("transformer.").rpartition(".lora_")
-        found[f"{layer}.lora_{side[0]}.{NAME}.weight"] = value.float()
-        rank = value.shape[0] if side[0] == "A" else value.shape[1]
-        if rank != settings.rank:
-            raise ValueError(f"start {settings.start!r} has rank {rank}; nearest: rank={rank}.")
-    return found
-
-
-def check_start(settings: DistillSettings, layers: Sequence[str]) -> None:
-    """Raise ValueError where the student that `start` names does not fit the adapter; see `start_weights`."""
-    if not settings.start:
-        return
-    asked = {f"{layer}.lora_{side}.{NAME}.weight" for layer in layers for side in "AB"}
-    if set(start_weights(settings)) != asked:
-        raise ValueError(f"start {settings.start!r} is on other layers than targets={settings.targets!r}.")

@@ -423,8 +423,8 @@ def test_it_goes_on_from_a_student_and_refuses_one_that_does_not_fit(distill, st
     assert any(value.any() for key, value in one.items() if "lora_B" in key)
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     for flags, words in (
-        (["--rank", "4"], "has rank 2; nearest: rank=2"),
-        (["--targets", "attention"], "is on other layers than targets='attention'"),
+        (["--rank", "4"], "not 4; nearest: 2"),
+        (["--targets", "attention"], "Nearest: the targets with which it was trained"),
         (["--steps", "4"], "is a student of 2 steps; nearest: steps=2"),
     ):
         assert distill("bad", "--start", student, *flags) == 2
