@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ptdit_diffusers.training.data.captions import CaptionChoices, check_ending
-from ptdit_diffusers.training.data.media import READ
+from ptdit_diffusers.training.data.media import EXTRACTIONS, READ
 from ptdit_diffusers.training.optimizers import OPTIMIZERS
 from ptdit_diffusers.training.schedules import SCHEDULES
 from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of
@@ -26,7 +26,6 @@ TARGETS = {  # preset -> regular expression that the whole name of a Linear laye
 INITS = ("default", "gaussian", "pissa", "olora")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SAVED = ("fp32", "bf16", "fp16")
-EXTRACTIONS = ("head", "chunk")
 BASES = ("none", "fp8", "int8", "nf4")
 REPORTS = ("none", *TRACKERS)
 SYNONYMS = {  # names that other trainers have -> ours

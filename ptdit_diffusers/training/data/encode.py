@@ -19,7 +19,7 @@ from ptdit_diffusers.pipelines.ptdit_text import lost_part, tokenize, unknown_wo
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash
-from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item, crop_places, loose_sides
+from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item, crop_places, loose_sides, piece_name
 from ptdit_diffusers.training.data.media import (
     EVEN,
     UnreadableError,
@@ -29,7 +29,7 @@ from ptdit_diffusers.training.data.media import (
     read_alpha,
     read_frames,
     read_opacity,
-    read_sample,
+    read_samples,
 )
 from ptdit_diffusers.training.data.shards import Found, ShardWriter, bucket_text, variant
 from ptdit_diffusers.training.data.sources import Picture
@@ -190,6 +190,7 @@ class PictureEncoder:
         num_frames: Taken from each clip.
         num_views: Taken from each folder of views; 0 = they are left out.
         fps: Frames a second that are taken of a clip; 0 = all.
+        all_pieces: Take every piece of `num_frames` of a clip, which are held out together; not only the first.
         flip: Encode mirrored copies, too.
         crops: Of each picture, at random places that depend on nothing but its content; 0 = one, cut evenly.
         alpha_mask: Encode also what is opaque.
@@ -204,13 +205,14 @@ class PictureEncoder:
         num_frames: int = 1,
         num_views: int = 0,
         fps: float = 0.0,
+        all_pieces: bool = False,
         flip: bool = False,
         crops: int = 0,
         alpha_mask: bool = False,
         max_skips: float = 1.0,
     ) -> None:
         self.vae, self.writer, self.sizes = vae, writer, sizes
-        self.num_frames, self.num_views, self.fps = num_frames, num_views, fps
+        self.num_frames, self.num_views, self.fps, self.all_pieces = num_frames, num_views, fps, all_pieces
         self.crops, self.alpha_mask, self.max_skips = crops, alpha_mask, max_skips
         self.copies = (False, True)[: 1 + flip]  # mirrored or not
         self.found: list[Found] = []
@@ -258,20 +260,37 @@ class PictureEncoder:
             )
 
     def add(self, picture: Picture) -> None:
-        """Read a picture, and encode it when enough of its size wait."""
+        """Read a picture or clip, and encode what is trained on of it."""
+        source = picture.file, self.num_frames, self.num_views, self.fps, self.all_pieces
         try:
             if picture.problem:
                 raise UnreadableError(picture.problem)
             key = picture.key()
-            frames = read_sample(picture.file, self.num_frames, self.num_views, self.fps)
-            alpha = read_opacity(picture.file, len(frames), self.fps) if self.alpha_mask else []
+            for number, frames in enumerate(read_samples(*source)):
+                self.add_sample(picture, key, frames, number * self.num_frames)
         except (UnreadableError, OSError) as error:
             self.skip(picture.name, str(getattr(error, "strerror", None) or error))
+
+    def add_sample(self, picture: Picture, key: str, frames: list[Image.Image], begin: int) -> None:
+        """Note a sample, and encode it when enough of its size wait.
+
+        Args:
+            picture: The file that it is of.
+            key: Of the file.
+            frames: Of the sample.
+            begin: Number of the first one.
+        """
+        try:
+            alpha = read_opacity(picture.file, len(frames), self.fps, begin) if self.alpha_mask else []
+        except UnreadableError as error:  # other pieces of the clip may be opaque
+            self.skip(piece_name(picture.name, begin), str(error))
             return
         facts, views = picture.facts, is_views(picture.file)
-        key += f"-fps{self.fps:g}" if self.fps and len(frames) > 1 and not views else ""
+        moves = len(frames) > 1 and not views
+        key += (f"-fps{self.fps:g}" if self.fps and moves else "") + (f"-from{begin}" if begin else "")
+        group = picture.group(self.all_pieces and moves)
+        texts, of_all = (facts.captions, facts.weights, facts.quality), (facts.licence, group)
         self.without_caption += not picture.has_caption
-        texts, of_all = (facts.captions, facts.weights, facts.quality), (facts.licence, facts.group)
         self.found.append(found := Found(picture.name, key, *texts, average_hash(frames[0]), {}, *of_all))
         for resolution, sizes in self.sizes.items():
             height, width = nearest_size(frames[0].height, frames[0].width, sizes)

@@ -148,7 +148,7 @@ def find_items(
         name = entry.path.relative_to(top).as_posix() if entry.path.is_relative_to(top) else str(entry.path)
         facts = {"hashes": average_hash(first), "loose": loose_sides(first, best), "masked": alpha_mask, "fps": rate}
         for begin in range(0, pieces * frames, frames):
-            part = f"{name} from frame {begin}" if begin else name
+            part = piece_name(name, begin)
             found.items.append(Item(entry.path, caption, frames, *best, name=part, begin=begin, **facts))
     if several:
         found.notes.append(f"{several} files have several captions; the first is taken")
@@ -159,6 +159,11 @@ def find_items(
             f"{'; '.join(filter(None, [reasons or 'it holds no pictures or videos', *found.notes]))}."
         )
     return found
+
+
+def piece_name(name: str, begin: int) -> str:
+    """Return the name of a piece of a clip in messages; `begin` is its first frame."""
+    return f"{name} from frame {begin}" if begin else name
 
 
 def _moves(entry: Entry) -> bool:

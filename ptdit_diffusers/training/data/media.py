@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 PICTURES = (".png", ".apng", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
 CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # need PyAV; the others are read by Pillow
+EXTRACTIONS = ("head", "chunk")  # of a clip: its first frames, or all pieces of so many
 VIEWS = ".views"  # a folder NAME.views holds pictures of one object from all around, in the order of their names
 READ = (*PICTURES, *CONTAINERS, VIEWS)
 NOT_READ = {  # pictures and videos of other kinds -> what to save them as
@@ -179,8 +180,24 @@ def read_sample(
     return views
 
 
-def read_opacity(path: Path | Member | MemberViews, count: int, fps: float = 0.0) -> list[Image.Image]:
-    """Return how opaque the pixels of the `count` frames or views are that `read_sample` returned, 8 bits each.
+def read_samples(
+    path: Path | Member | MemberViews, num_frames: int, num_views: int = 0, fps: float = 0.0, all_pieces: bool = False
+) -> Iterator[list[Image.Image]]:
+    """Yield what `read_sample` returns, or all pieces of `num_frames` of a clip; a rest is left out.
+
+    Raises:
+        UnreadableError: As `read_sample`.
+    """
+    pieces = count_frames(path, fps) // num_frames if all_pieces and is_clip(path) else 1
+    if pieces < 2:
+        yield read_sample(path, num_frames, num_views, fps)
+        return
+    frames = _at_rate(_frames(path, picture_to_rgb), fps)
+    yield from (list(islice(frames, num_frames)) for _ in range(pieces))
+
+
+def read_opacity(path: Path | Member | MemberViews, count: int, fps: float = 0.0, begin: int = 0) -> list[Image.Image]:
+    """Return how opaque the pixels of the `count` frames or views of a sample are, 8 bits each; a piece has a `begin`.
 
     Raises:
         UnreadableError: As `read_frames`, or nothing is opaque.
@@ -189,7 +206,7 @@ def read_opacity(path: Path | Member | MemberViews, count: int, fps: float = 0.0
         files = view_files(path)
         found = [read_alpha(file, 1)[0] for file in files[:: len(files) // count]]
     else:
-        found = read_alpha(path, count, fps=fps if count > 1 else 0.0)
+        found = read_alpha(path, count, begin, fps if count > 1 else 0.0)
     if not any(each.getbbox() for each in found):
         raise UnreadableError("is wholly transparent (alpha_mask)")
     return found

@@ -36,6 +36,10 @@ class Picture:
             return hashlib.sha256("".join(map(_hash, view_files(self.file))).encode()).hexdigest()[:32]
         return _hash(self.file)[:32]
 
+    def group(self, is_piece: bool) -> str:
+        """Return the name of what is held out together with it, "" for nothing; pieces of a clip always are."""
+        return self.facts.group or (self.name if is_piece else "")
+
 
 def _hash(file: Path | TarMember) -> str:
     return file_hash(file) if isinstance(file, Path) else hashlib.sha256(file.read_bytes()).hexdigest()

@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers.training_utils import free_memory
+from PIL import Image
 from torch import Tensor
 
 from ptdit_diffusers.core.captions import prepare_prompts
@@ -18,10 +19,12 @@ from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash, grouped, joined
 from ptdit_diffusers.training.data.encode import video
-from ptdit_diffusers.training.data.media import UnreadableError, clip_length, fit, read_opacity, read_sample
+from ptdit_diffusers.training.data.find import piece_name
+from ptdit_diffusers.training.data.media import UnreadableError, clip_length, fit, read_opacity, read_samples
+from ptdit_diffusers.training.data.sources import Picture
 from ptdit_diffusers.training.own_data.model import make_base, make_transformer, stage_sizes
 from ptdit_diffusers.training.own_data.prepare import source_of
-from ptdit_diffusers.training.own_data.settings import TRAINED, OwnDataSettings, by_source
+from ptdit_diffusers.training.own_data.settings import TRAINED, DataSettings, OwnDataSettings, by_source
 from ptdit_diffusers.training.own_data.vae import POOR_PSNR, reconstructions
 from ptdit_diffusers.training.own_data.words import has_word_list, report, unknown_words
 from ptdit_diffusers.training.processes import attention_kernels
@@ -41,7 +44,7 @@ class Looked:
     captions: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     hashes: list[tuple[int, int, int]] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)  # what data.group_column says
+    groups: list[str] = field(default_factory=list)  # names of what is held out together
     sides: list[tuple[int, int]] = field(default_factory=list)  # height, width
     skipped: list[tuple[str, str]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -49,6 +52,24 @@ class Looked:
     without: list[str] = field(default_factory=list)
     enlarged: int = 0
     pictures: list[Tensor] = field(default_factory=list)  # (3, 1, H, W), some
+
+    def add(
+        self, picture: Picture, frames: list[Image.Image], data: DataSettings, sizes: Sequence[tuple[int, int]]
+    ) -> None:
+        """Note a sample that would be trained on, in the nearest of the `sizes` (height, width)."""
+        height, width = frames[0].height, frames[0].width
+        best, length = nearest_size(height, width, sizes), clip_length(picture.file, len(frames))
+        self.names.append(picture.name)
+        self.captions += picture.facts.captions
+        self.without += [] if picture.has_caption else [picture.name]
+        self.hashes.append(average_hash(frames[0]))
+        self.groups.append(picture.group(data.all_pieces and length > 1))
+        self.sides.append((height, width))
+        self.kinds[picture.file.suffix.lower()] += 1
+        self.buckets[(length, *best)] += 1
+        self.enlarged += height < best[0] or width < best[1]
+        if len(self.pictures) < RECONSTRUCTED:
+            self.pictures.append(video([fit(frames[0], best[1], best[0])]))
 
 
 def inspect(settings: OwnDataSettings, tars: int = 0) -> Iterator[str]:
@@ -92,25 +113,18 @@ def look(settings: OwnDataSettings, base: BaseModel, tars: int) -> Looked:
         try:
             if picture.problem:
                 raise UnreadableError(picture.problem)
-            frames = read_sample(picture.file, data.num_frames, data.num_views, data.fps)
-            if data.alpha_mask:
-                read_opacity(picture.file, len(frames), data.fps)
+            source = picture.file, data.num_frames, data.num_views, data.fps, data.all_pieces
+            for number, frames in enumerate(read_samples(*source)):
+                begin = number * data.num_frames
+                try:
+                    if data.alpha_mask:
+                        read_opacity(picture.file, len(frames), data.fps, begin)
+                except UnreadableError as error:
+                    looked.skipped.append((piece_name(picture.name, begin), str(error)))
+                    continue
+                looked.add(picture, frames, data, sizes)
         except UnreadableError as error:
             looked.skipped.append((picture.name, str(error)))
-            continue
-        height, width = frames[0].height, frames[0].width
-        best = nearest_size(height, width, sizes)
-        looked.names.append(picture.name)
-        looked.captions += picture.facts.captions
-        looked.without += [] if any(picture.facts.captions) else [picture.name]
-        looked.hashes.append(average_hash(frames[0]))
-        looked.groups.append(picture.facts.group)
-        looked.sides.append((height, width))
-        looked.kinds[picture.file.suffix.lower()] += 1
-        looked.buckets[(clip_length(picture.file, len(frames)), *best)] += 1
-        looked.enlarged += height < best[0] or width < best[1]
-        if len(looked.pictures) < RECONSTRUCTED:
-            looked.pictures.append(video([fit(frames[0], best[1], best[0])]))
     return looked
 
 
@@ -134,7 +148,7 @@ def about_files(settings: OwnDataSettings, looked: Looked, tars: int) -> Iterato
     alike = [group for group, number in numbers.items() if number > 1]
     if alike:
         first = [name for name, group in zip(looked.names, groups.tolist(), strict=True) if group == alike[0]]
-        what = "near-duplicates or of one data.group_column" if any(looked.groups) else "near-duplicates"
+        what = "near-duplicates or of one clip or data.group_column" if any(looked.groups) else "near-duplicates"
         yield (
             f"{sum(numbers[group] for group in alike)} are {what}, in {len(alike)} groups, for example "
             f"{_some(first)}; a group is held out as a whole"

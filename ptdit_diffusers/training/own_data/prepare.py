@@ -63,7 +63,7 @@ def maker_folder(settings: OwnDataSettings, base: BaseModel) -> Path:
 def encoding_name(settings: OwnDataSettings, base: BaseModel) -> str:
     """Return a name of an encoding: it changes with all that decides about its samples."""
     data = settings.data
-    further = {name: value for name in ("num_views", "fps") if (value := getattr(data, name))}
+    further = {name: value for name in ("num_views", "fps", "all_pieces") if (value := getattr(data, name))}
     return source_of(settings).encoding_name(
         {"sizes": stage_sizes(settings, base), "num_frames": data.num_frames, **further}
     )
@@ -90,7 +90,7 @@ def encode_part(
         logger.warning("damaged, and made again: %s", problem)
     vae = base.load_vae(torch.float32, device)
     data = settings.data
-    names = "num_frames num_views fps flip crops alpha_mask max_skips".split()
+    names = "num_frames num_views fps all_pieces flip crops alpha_mask max_skips".split()
     encoder = PictureEncoder(vae, writer, sizes, **{name: getattr(data, name) for name in names})
     encoder.encode(source.pictures(part, parts))
     name = encoding_name(settings, base)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.captions import CaptionChoices, check_ending
-from ptdit_diffusers.training.data.media import READ
+from ptdit_diffusers.training.data.media import EXTRACTIONS, READ
 from ptdit_diffusers.training.settings import LoopSettings, at_least, build, one_of, parse_yaml, read_yaml
 from ptdit_diffusers.training.times import Times
 from ptdit_diffusers.training.trackers import TRACKERS
@@ -57,6 +57,7 @@ class DataSettings:
     alpha_mask: bool = False  # transparency is a mask: what is transparent is not trained on
     num_frames: int = 1  # frames taken from a clip, 4n + 1; pictures always have one
     fps: float = 0.0  # frames a second that are taken of a clip, which must have as many; 0 = all
+    frame_extraction: str = "head"  # of a clip: head = its first num_frames, chunk = all pieces of so many
     num_views: int = 0  # pictures taken from each folder of views, NAME.views; 0 = none are there
     caption_dropout: float = 0.1  # share of samples trained without their caption, for guidance
     max_skips: float = 0.01  # share of the files that may be unreadable
@@ -72,13 +73,21 @@ class DataSettings:
                 raise ValueError(f"data.{name}={value} must be at most 1; nearest: 1.")
         at_least("data.fps", self.fps, 0)
         at_least("data.image_variations", self.image_variations, 1)
-        if self.fps and self.num_frames == 1:
-            raise ValueError(f"data.fps={self.fps:g} is for clips, but data.num_frames=1; nearest: num_frames=17.")
+        one_of("data.frame_extraction", self.frame_extraction, EXTRACTIONS)
+        for_clips = {"fps": f"{self.fps:g}"} if self.fps else {}
+        for_clips |= {"frame_extraction": repr(self.frame_extraction)} if self.all_pieces else {}
+        for name, value in for_clips.items() if self.num_frames == 1 else ():
+            raise ValueError(f"data.{name}={value} is for clips, but data.num_frames=1; nearest: num_frames=17.")
         if self.num_views and self.num_views < 2:
             raise ValueError(f"data.num_views={self.num_views} must be 0 or at least 2; nearest: 2.")
         if self.num_frames < 1 or self.num_frames % 4 != 1:
             low = max(1, (self.num_frames - 1) // 4 * 4 + 1)
             raise ValueError(f"data.num_frames={self.num_frames} is not of the form 4n + 1; nearest: {low}.")
+
+    @property
+    def all_pieces(self) -> bool:
+        """Whether every piece of a clip is trained on."""
+        return self.frame_extraction == "chunk"
 
     @property
     def crops(self) -> int:

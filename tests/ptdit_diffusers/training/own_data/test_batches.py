@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ptdit_diffusers.training.own_data.batches import OwnBatches, stage_data
+from ptdit_diffusers.training.own_data.inspect import inspect
 from ptdit_diffusers.training.own_data.model import make_base
 from ptdit_diffusers.training.own_data.prepare import encode_part, merge_parts
 from ptdit_diffusers.training.own_data.settings import DataSettings, OwnDataSettings, changed, read_settings
@@ -74,6 +75,31 @@ def test_frames_of_clips_are_taken_at_a_rate_and_other_rates_are_encoded_apart(c
     assert "skipped clip.png: has fewer than 25 frames a second (fps)" in caplog.text
     with pytest.raises(ValueError, match="data.fps=8 is for clips, but data.num_frames=1; nearest: num_frames=17"):
         DataSettings(source="x", fps=8.0)
+
+
+def test_all_pieces_of_clips_are_trained_on_and_held_out_together(colors, tmp_path):
+    """Two pieces that are no near-duplicates, and a rest of two frames; what `head` encoded is not encoded again."""
+    shown = [Image.new("L", (64, 64)) for _ in range(12)]
+    for number, frame in enumerate(shown):
+        frame.paste(255 - 4 * number, (0, 0, 32, 64) if number < 5 else (20, 8, 50, 30))
+    shown[0].save(tmp_path / "data" / "clip.png", save_all=True, append_images=shown[1:], duration=50, loop=0)
+    names = {}
+    for way in ("head", "chunk"):
+        settings = replace(colors, data=replace(colors.data, frame_extraction=way))
+        data = encoded(settings).stages[0].encoded
+        names[way] = [data.caption_lines(number)["name"] for number in range(len(data.index))]
+    assert names["head"].count("clip.png") == 1 and names["chunk"].count("clip.png") == 2
+    clips = [number for number, name in enumerate(names["chunk"]) if name == "clip.png"]
+    assert len(set(data.index["group"][clips].tolist())) == 1
+    one, two = (data.latents(number)[0] for number in clips[:2])
+    assert (one - two).abs().max() > 0.1  # other frames
+    assert len(list((tmp_path / "encoded").rglob("1x64x64/*.safetensors"))) == 1
+    lines = list(inspect(settings))
+    assert "bucket 64x64, 5 frames: 2" in lines and any("clip.png, clip.png" in line for line in lines)
+    with pytest.raises(ValueError, match="data.frame_extraction='chunk' is for clips, but data.num_frames=1; nearest"):
+        DataSettings(source="x", frame_extraction="chunk")
+    with pytest.raises(ValueError, match="data.frame_extraction='chunks'.*nearest: 'chunk'"):
+        DataSettings(source="x", frame_extraction="chunks")
 
 
 def test_a_checkpoint_from_before_a_setting_had_its_default(colors):

@@ -100,7 +100,7 @@ def test_a_new_vae_learns_pictures_of_its_own_and_measures_its_scale(config, dra
     pictures.mkdir()
     for number in range(8):
         (pictures / f"{number}.png").write_bytes((drawn / f"{number:04d}.png").read_bytes())
-    vae = {"train": "new", "steps": 80, "batch": 2, "crop": 32, "lr": 5e-3, "hidden_size": 12, "source": str(pictures)}
+    vae = {"train": "new", "steps": 80, "batch": 2, "crop": 32, "lr": 1e-3, "hidden_size": 12, "source": str(pictures)}
     lines = [{"file_name": f"{i}.png", "text": "", "licence": "CC0" if i else "MIT"} for i in range(8)]
     (pictures / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     data = {"source": "nowhere", "licence_column": "licence"}
