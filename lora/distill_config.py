@@ -65,10 +65,6 @@ class DistillSettings(TrainingSettings):
             raise ValueError(f"held_out={self.held_out} leaves none of paths={self.paths}; nearest: {self.paths - 1}.")
         if self.stage == "tdm" and self.rank == 0:
             raise ValueError("rank=0 has no adapter, which stage tdm needs; nearest: rank=64.")
-        if self.stage == "tdm" and self.compile:
-            raise ValueError(
-                "compile: stage tdm changes adapters in each step, which would be compiled again; leave it out."
-            )
         if self.start and self.rank == 0:
             raise ValueError(f"start={self.start!r} is an adapter, which rank=0 does not train; leave it out.")
         if self.fake_lr <= 0:

@@ -347,7 +347,6 @@ def test_a_student_of_all_weights_is_a_model_folder_that_is_no_base(distill, pro
         (["--held-out", "5"], "held_out=5 leaves none of paths=5; nearest: 4"),
         (["--stage", "segment"], "stage='segment' must be one of paths, segments, tdm; nearest: 'segments'"),
         (["--stage", "tdm", "--rank", "0"], "rank=0 has no adapter, which stage tdm needs"),
-        (["--stage", "tdm", "--compile"], "compile: stage tdm changes adapters"),
         (["--stage", "tdm", "--start", "nowhere"], "start 'nowhere' holds no student"),
         (["--start", "nowhere"], "start 'nowhere' holds no student"),
         (["--start", "x", "--rank", "0"], "start='x' is an adapter, which rank=0 does not train"),

@@ -71,6 +71,25 @@ def test_a_fake_score_that_is_the_teachers_moves_nothing_and_one_that_is_not_mov
     assert max(p.grad.abs().max() for n, p in task.model.named_parameters() if ".default." in n) > 1e-5
 
 
+def test_compiled_blocks_follow_the_adapters(task):
+    """Each way to act has its own graph; a stale one would give the numbers of another adapter."""
+    with torch.no_grad():
+        for name, parameter in task.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            task.model.compile_repeated_blocks(dynamic=False, backend="eager")
+        for number in (0, 1, 0):
+            task.model.zero_grad()
+            loss, numbers = task.loss(task.data[number])
+            loss.backward()
+            found.append([*numbers.values(), *(p.grad.clone() for p in task.model.parameters() if p.grad is not None)])
+    for plain, fast in zip(found[:3], found[3:], strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
+
+
 def test_student_fake_score_and_teacher_are_one_model(task):
     with torch.no_grad():
         for name, parameter in task.model.named_parameters():
