@@ -3,6 +3,8 @@
 Of every step of the student the distribution of its results is compared with the teacher's, at noise levels between
 the ends of the step (TDM of github.com/Luo-Yihong/TDM, after DMD, arXiv 2311.18828). The fake score, a second adapter,
 follows what the student makes; the teacher is the model without adapters. No data are needed but captions.
+With `keep_first` the first step, which decides what is where, learns from the teacher's paths instead; DP-DMD (arXiv
+2602.03139) does so to keep diversity.
 Letters: B samples, C latent channels, F H W latent frames, rows, columns; T noise levels of the steps, t between two.
 """
 
@@ -26,7 +28,7 @@ from ptdit_diffusers.training.task import trained_parameters
 
 from .adapter import NAME
 from .distill_config import DistillSettings
-from .distill_task import SegmentBatches, SegmentTask
+from .distill_task import SegmentBatches, SegmentTask, segment_batch
 from .paths import Paths, pad_text
 
 FAKE = "fake"  # the second adapter
@@ -45,8 +47,9 @@ class TDMBatches(Dataset):
         self.global_batch = self.order.global_batch
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """Return `noise` and `fresh` (B, C, F, H, W), `share` (B,) in 0..1, text, `segment` (B,), all the same, and
-        `weight` () as `SegmentBatches`.
+        """Return `noise` and `fresh` (B, C, F, H, W), `share` (B,) in 0..1, text, `segment` (B,), all the same,
+        `weight` () as `SegmentBatches`, and whether the student `learns` (). Where the first step keeps to the paths,
+        the noise is theirs, and `path` is their velocity in the first segment, shaped like it.
         """
         settings = self.settings
         segment = int(numpy_generator(settings.seed, Stream.PATH_PLACE, number).integers(settings.steps))
@@ -55,7 +58,7 @@ class TDMBatches(Dataset):
         generators = [torch_generator(settings.seed, Stream.FEW_STEPS, place) for place in places]
         shape = self.paths.noise(0).shape
         text, mask = self.paths.text(indices)
-        return {
+        batch = {
             "noise": torch.stack([torch.randn(shape, generator=each) for each in generators]),
             "fresh": torch.stack([torch.randn(shape, generator=each) for each in generators]),
             "share": torch.cat([torch.rand(1, generator=each) for each in generators]),
@@ -63,7 +66,12 @@ class TDMBatches(Dataset):
             "text": text,
             "mask": mask,
             "weight": torch.tensor(self.order.share),
+            "learns": torch.tensor(float(number >= settings.fake_first * settings.accumulation)),
         }
+        if settings.keep_first and segment == 0:
+            kept = segment_batch(self.paths, indices, batch["segment"], torch.zeros(len(places)))
+            batch |= {"noise": kept["noisy"], "path": kept["target"]}
+        return batch
 
 
 class TDMTask(SegmentTask):
@@ -140,9 +148,14 @@ class TDMTask(SegmentTask):
             real = self.guided(noisy, t, text, mask)
             self.act_as(FAKE)
             fake = self.predict(noisy, t, text, mask)
-            weight = (clean - (noisy - level * real)).abs().mean((1, 2, 3, 4), keepdim=True)
-            target = clean + level * (fake - real) / weight.clamp(min=1e-4)
-        student = 0.5 * (clean - target).square().mean() * batch["weight"]
+            if "path" in batch:
+                way = begin * (velocity - batch["path"])
+                weight = way.abs().mean((1, 2, 3, 4), keepdim=True)
+            else:
+                way = level * (fake - real)
+                weight = (clean - (noisy - level * real)).abs().mean((1, 2, 3, 4), keepdim=True)
+            target = clean + way / weight.clamp(min=1e-4)
+        student = 0.5 * (clean - target).square().mean() * batch["weight"] * batch["learns"]
         follows = (self.predict(noisy, t, text, mask) - own).square().mean() * batch["weight"]
         self.act_as(NAME)
         distance = weight.mean() * batch["weight"]

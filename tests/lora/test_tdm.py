@@ -71,6 +71,26 @@ def test_a_fake_score_that_is_the_teachers_moves_nothing_and_one_that_is_not_mov
     assert max(p.grad.abs().max() for n, p in task.model.named_parameters() if ".default." in n) > 1e-5
 
 
+def test_the_first_step_can_keep_to_the_paths_and_the_fake_score_can_learn_alone(task):
+    task.settings.keep_first, task.settings.fake_first = True, 1
+    task.settings.teacher_steps = 4  # two in a segment, which one forward of the teacher cannot make
+    task.paths.make(task.model, task.paths.missing(), torch.device("cpu"))
+    first = next(number for number in range(1, 9) if task.data[number]["segment"][0] == 0)
+    batch, order = task.data[first], task.data.order
+    indices = [order.index(first * order.global_batch + place) for place in order.places]
+    states = torch.stack([task.paths.states(index, (0, 1)) for index in indices])
+    begin, end = task.paths.times[:2]
+    torch.testing.assert_close(batch["noise"], states[:, 0])
+    torch.testing.assert_close(batch["noise"] - (begin - end) * batch["path"], states[:, 1])
+    task.loss(batch)[0].backward()
+    student = [p.grad for n, p in task.model.named_parameters() if ".default." in n]
+    assert max(grad.abs().max() for grad in student) > 1e-5  # without it nothing moves the teacher itself
+    task.model.zero_grad()
+    task.loss(batch | {"learns": task.data[0]["learns"]})[0].backward()
+    assert all(not p.grad.any() for n, p in task.model.named_parameters() if ".default." in n)
+    assert any(p.grad.any() for n, p in task.model.named_parameters() if f".{FAKE}." in n)
+
+
 def test_compiled_blocks_follow_the_adapters(task):
     """Each way to act has its own graph; a stale one would give the numbers of another adapter."""
     with torch.no_grad():
