@@ -6,7 +6,8 @@
 Each row generates the same held-out prompts from the same noise. `forwards` are those of the network per sample: a
 guided step has two, and of a cache only the share of blocks that it computes counts. Rows that the JSON has are kept,
 so a stopped call goes on when it is made again. `--development` takes other prompts, of combinations that training
-has: choose with them. The plot is written beside the JSON, as PNG; latents go to a folder beside it.
+has: choose with them. The plot is written beside the JSON, as PNG; latents go to a folder beside it. `--seconds` times
+all rows that the JSON has in one run, on one batch of prompts, so that they can be compared.
 """
 
 import statistics
@@ -134,11 +135,8 @@ class Bench:
         """Generate the prompts in one way, verify the samples, and compare them with the reference."""
         prompts = [task.prompt for task in self.tasks]
         with self.pipeline(row) as pipe, counted(pipe) as count:
-            started = time.process_time()
             latents = self.sample(pipe, row, prompts, self.args.seed * 1_000_003)
-            sampled = time.process_time()
             pictures = self.pictures(pipe, latents)
-            decoded = time.process_time()
             forwards = count[0] / len(pipe.transformer.transformer_blocks) / len(prompts)
             diversity = self.diversity(pipe, row) if row.student or row.name == REFERENCE else {}
         if row.name == REFERENCE:
@@ -151,16 +149,28 @@ class Bench:
             name: {"right": right, "asked": asked, "interval": [round(end, 4) for end in wilson(right, asked)]}
             for name, (right, asked) in tally.items()
         }
-        seconds = {"network": (sampled - started) / len(prompts), "vae": (decoded - sampled) / len(prompts)}
         return {
             **asdict(row),
             "series": row.series,
             "forwards": round(forwards, 2),
-            "cpu_seconds": {name: round(value, 4) for name, value in seconds.items()},
             "table": table,
             **self.distance(latents, pictures, self.reference()),
             **diversity,
         }
+
+    @torch.no_grad()
+    def seconds(self, row: Row) -> dict[str, float]:
+        """Return the processor seconds per sample of network and VAE, in one batch of prompts."""
+        prompts = [task.prompt for task in self.tasks[: self.args.batch]]
+        with self.pipeline(row) as pipe:
+            started = time.process_time()
+            latents = self.sample(pipe, row, prompts, 0)
+            sampled = time.process_time()
+            self.pictures(pipe, latents)
+            ended = time.process_time()
+        return {
+            "network": round((sampled - started) / len(prompts), 4), "vae": round((ended - sampled) / len(prompts), 4)
+        }  # fmt: skip
 
     def keep(self, latents: Tensor) -> None:
         """Write the latents of the reference."""
@@ -267,25 +277,29 @@ def draw(record: dict[str, Any], target: Path) -> None:
     """Draw the share of right answers over forwards, and what is wholly right over seconds, of all series."""
     from matplotlib.figure import Figure
 
-    rows = list(record["rows"].values())
-    questions = [name for name in rows[0]["table"] if rows[0]["table"][name]["asked"]]
+    rows, seconds = record["rows"], record.get("seconds", {})
+    first = next(iter(rows.values()))["table"]
+    questions = [name for name in first if first[name]["asked"]]
     shown = [name for name in questions if name.startswith("right") and "," not in name][:5] + questions[-1:]
     figure = Figure(figsize=(15, 3.6 * (-(-(len(shown) + 1) // 3))), layout="constrained")
     axes = figure.subplots(-(-(len(shown) + 1) // 3), 3, squeeze=False).flatten()
-    series = list(dict.fromkeys(row["series"] for row in rows))
-    for axis, question in zip(axes, [*shown, shown[-1]], strict=False):
-        over_time = axis is axes[len(shown)]
+    series = list(dict.fromkeys(row["series"] for row in rows.values()))
+    over_forwards = {name: row["forwards"] for name, row in rows.items()}
+    over_seconds = {name: sum(seconds[name].values()) for name in rows if name in seconds}
+    places = [(question, over_forwards, "forwards") for question in shown]
+    places += [(shown[-1], over_seconds, "CPU seconds per sample")] if over_seconds else []
+    for axis, (question, across, label) in zip(axes, places, strict=False):
         for number, name in enumerate(series):
-            mine = sorted((row for row in rows if row["series"] == name), key=lambda row: row["forwards"])
-            x = [sum(row["cpu_seconds"].values()) if over_time else row["forwards"] for row in mine]
-            cells = [row["table"][question] for row in mine]
+            mine = sorted((each for each in across if rows[each]["series"] == name), key=across.__getitem__)
+            cells = [rows[each]["table"][question] for each in mine]
             y = np.array([100 * cell["right"] / max(1, cell["asked"]) for cell in cells])
             low, high = (np.array([100 * cell["interval"][end] for cell in cells]) for end in (0, 1))
             style = {"marker": "o", "markersize": 3, "capsize": 2, "color": f"C{number % 10}", "linewidth": 1}
-            axis.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], label=name, **style)
-        axis.set(title=question, xscale="log", xlabel="CPU seconds per sample" if over_time else "forwards")
+            errors = [np.maximum(y - low, 0), np.maximum(high - y, 0)]
+            axis.errorbar([across[each] for each in mine], y, errors, label=name, **style)
+        axis.set(title=question, xscale="log", xlabel=label)
         axis.grid(alpha=0.3)
-    for axis in axes[len(shown) + 1 :]:
+    for axis in axes[len(places) :]:
         axis.set_axis_off()
     axes[0].legend(fontsize=6)
     figure.savefig(target, dpi=90)
@@ -304,8 +318,9 @@ def table(record: dict[str, Any]) -> str:
     for name, row in rows.items():
         shares = [f"{100 * row['table'][each]['right'] / max(1, row['table'][each]['asked']):.1f}" for each in shown]
         ratio = f"{row['spread']['latents'] / own['latents']:.2f}" if own and "spread" in row else "-"
-        spent = sum(row["cpu_seconds"].values())
-        cells = [name, f"{row['forwards']:g}", *shares, f"{row['relative_error']:.3f}", ratio, f"{spent:.2f}"]
+        spent = record.get("seconds", {}).get(name)
+        spent = f"{sum(spent.values()):.2f}" if spent else "-"
+        cells = [name, f"{row['forwards']:g}", *shares, f"{row['relative_error']:.3f}", ratio, spent]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -324,6 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--development", action="store_true", help="prompts of combinations that training has, to choose with")
     add("--diversity-prompts", type=int, default=50, help="prompts of the diversity (default: %(default)s)")
     add("--diversity-seeds", type=int, default=16, help="seeds of each (default: %(default)s)")
+    add("--seconds", action="store_true", help="also time all rows of the file, in this run")
     add("--shell", action="store_true", help="also time `ptdit generate` from the shell, with loading")
     add("--output", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args(arguments)
@@ -345,13 +361,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     rows = [row for row in all_rows(list(students)) if args.rows in row.name or row.name == REFERENCE]
     waiting = [row for row in rows if row.name not in record["rows"]]
-    bench = Bench(args, verifier, students) if waiting else None
+    bench = Bench(args, verifier, students) if waiting or args.seconds else None
     for row in waiting:
         record["rows"][row.name] = bench.measure(row)
         record |= {"date": now(), "processor": processor(), "versions": versions(("torch", "diffusers"))}
         write_record(args.output, record)
         last = list(record["rows"][row.name]["table"].items())[-1]
         sys.stderr.write(f"{row.name}: {last[0]} {last[1]['right']} of {last[1]['asked']}\n")
+    if args.seconds:
+        known = [row for row in all_rows(list(students)) if row.name in record["rows"]]
+        record["seconds"] = {row.name: bench.seconds(row) for row in known}
+        record["seconds_processor"] = processor()
+        write_record(args.output, record)
     if args.shell:
         record["shell_seconds"] = shell_seconds(args.model, bench.tasks[0].prompt if bench else "a red circle")
         write_record(args.output, record)

@@ -54,8 +54,12 @@ def test_rows_count_forwards_and_the_reference_is_itself(
     row = kept["rows"].pop(name)
     output.write_text(json.dumps(kept), encoding="utf-8")
     (output.with_suffix(".latents") / "reference.safetensors").unlink()  # as on another machine
-    assert main(words) == 0
-    assert json.loads(output.read_text(encoding="utf-8"))["rows"][name]["relative_error"] == row["relative_error"]
+    assert main([*words, "--seconds"]) == 0
+    record = json.loads(output.read_text(encoding="utf-8"))
+    assert record["rows"][name]["relative_error"] == row["relative_error"]
+    assert record["seconds"].keys() == record["rows"].keys() and record["seconds_processor"]
+    assert all(min(each.values()) > 0 for each in record["seconds"].values())
+    assert f"{sum(record['seconds'][name].values()):.2f} |" in capsys.readouterr().out
     monkeypatch.setattr(few_steps, "Bench", None)  # nothing is made again
     assert main(words) == 0
     with pytest.raises(SystemExit):
