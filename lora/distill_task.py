@@ -296,10 +296,10 @@ class SegmentTask(NetworkTask):
 
 
 def check_start(settings: DistillSettings) -> None:
-    """Check that a run begins with a student of as many steps as its own; the adapter checks the weights.
+    """Check that a run begins with a student, and stage tdm with one of its own steps; the adapter checks the weights.
 
     Raises:
-        ValueError: The folder that `start` names holds no student, or one of other steps.
+        ValueError: The folder that `start` names holds no student, or for stage tdm one of other steps.
     """
     if not reads_start(settings.adapter()):
         return
@@ -307,7 +307,7 @@ def check_start(settings: DistillSettings) -> None:
     facts = read_distillation(path) if path.is_file() else None
     if facts is None:
         raise ValueError(f"start {settings.start!r} holds no student; give the folder `lora` of stage segments.")
-    if facts["steps"] != settings.steps:
+    if settings.stage == "tdm" and facts["steps"] != settings.steps:
         raise ValueError(
             f"start {settings.start!r} is a student of {facts['steps']} steps; nearest: steps={facts['steps']}."
         )

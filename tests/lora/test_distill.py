@@ -424,7 +424,7 @@ def test_it_goes_on_from_a_student_and_refuses_one_that_does_not_fit(distill, st
     for flags, words in (
         (["--rank", "4"], "not 4; nearest: 2"),
         (["--targets", "attention"], "Nearest: the targets with which it was trained"),
-        (["--steps", "4"], "is a student of 2 steps; nearest: steps=2"),
+        (["--stage", "tdm", "--steps", "4"], "is a student of 2 steps; nearest: steps=2"),
     ):
         assert distill("bad", "--start", student, *flags) == 2
         assert words in capsys.readouterr().err.splitlines()[-1]
