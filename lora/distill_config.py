@@ -47,7 +47,9 @@ class DistillSettings(TrainingSettings):
     start: str = setting("", "folder `lora` of a student to go on from (default: from the teacher)")
     fake_lr: float = setting(5.0, "learning rate of the fake score of stage tdm, as a factor of `lr`")
     fake_first: int = setting(0, "steps of stage tdm in which the fake score learns alone")
-    keep_first: bool = setting(False, "in stage tdm, the student's first step keeps learning from the teacher's paths")
+    keep_first: int = setting(
+        0, "in stage tdm, so many first steps of the student keep learning from the teacher's paths"
+    )
     schedule: str = setting("linear", TrainingSettings.__dataclass_fields__["schedule"].metadata["help"])
     ema: float = setting(0.998, TrainingSettings.__dataclass_fields__["ema"].metadata["help"])
 
@@ -57,7 +59,8 @@ class DistillSettings(TrainingSettings):
         one_of("stage", self.stage, STAGES)
         for name in ("steps", "paths", "path_batch", "held_out"):
             at_least(name, getattr(self, name), 1)
-        at_least("fake_first", self.fake_first, 0)
+        for name in ("fake_first", "keep_first"):
+            at_least(name, getattr(self, name), 0)
         at_least("rank", self.rank, 0)
         at_least("guidance", self.guidance, 1)
         self.check_shares(inner=1)

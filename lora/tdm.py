@@ -3,13 +3,14 @@
 Of every step of the student the distribution of its results is compared with the teacher's, at noise levels between
 the ends of the step (TDM of github.com/Luo-Yihong/TDM, after DMD, arXiv 2311.18828). The fake score, a second adapter,
 follows what the student makes; the teacher is the model without adapters. No data are needed but captions.
-With `keep_first` the first step, which decides what is where, learns from the teacher's paths instead; DP-DMD (arXiv
-2602.03139) does so to keep diversity.
+The first `keep_first` steps, which decide what is where, learn from the teacher's paths instead; DP-DMD (arXiv
+2602.03139) does so with the first one to keep diversity.
 Letters: B samples, C latent channels, F H W latent frames, rows, columns; T noise levels of the steps, t between two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ class TDMBatches(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Return `noise` and `fresh` (B, C, F, H, W), `share` (B,) in 0..1, text, `segment` (B,), all the same,
-        `weight` () as `SegmentBatches`, and whether the student `learns` (). Where the first step keeps to the paths,
-        the noise is theirs, and `path` is their velocity in the first segment, shaped like it.
+        `weight` () as `SegmentBatches`, and whether the student `learns` (). In a step that keeps to the paths there
+        are also `start`, their states before it, and `path`, their velocity in it, shaped like the noise.
         """
         settings = self.settings
         segment = int(numpy_generator(settings.seed, Stream.PATH_PLACE, number).integers(settings.steps))
@@ -68,9 +69,9 @@ class TDMBatches(Dataset):
             "weight": torch.tensor(self.order.share),
             "learns": torch.tensor(float(number >= settings.fake_first * settings.accumulation)),
         }
-        if settings.keep_first and segment == 0:
+        if segment < settings.keep_first:
             kept = segment_batch(self.paths, indices, batch["segment"], torch.zeros(len(places)))
-            batch |= {"noise": kept["noisy"], "path": kept["target"]}
+            batch |= {"start": kept["noisy"], "path": kept["target"]}
         return batch
 
 
@@ -135,10 +136,7 @@ class TDMTask(SegmentTask):
         times, step = self.paths.times[::stride], int(batch["segment"][0])
         text, mask = batch["text"], batch["mask"]
         begin, end = times[step], times[step + 1]
-        with torch.no_grad():
-            state = batch["noise"]
-            for one, two in zip(times[:step], times[1:], strict=False):
-                state = state - (one - two) * self.predict(state, torch.full_like(batch["share"], one), text, mask)
+        state = batch["start"] if "path" in batch else self.reached(batch, times[: step + 1])
         velocity = self.predict(state, torch.full_like(batch["share"], begin), text, mask)
         t = end + (begin - end) * batch["share"].clamp(min=NEAREST)
         clean, noisy, own = renoised(state, velocity, begin, end, t, batch["fresh"])
@@ -160,6 +158,15 @@ class TDMTask(SegmentTask):
         self.act_as(NAME)
         distance = weight.mean() * batch["weight"]
         return student + follows, {"loss_student": student.detach(), "loss_fake": follows.detach(), "w0": distance}
+
+    @torch.no_grad()
+    def reached(self, batch: dict[str, Any], times: Sequence[float]) -> Tensor:
+        """Return the states (B, C, F, H, W) that the student's own steps reach from noise, at the last level."""
+        state = batch["noise"]
+        for one, two in pairwise(times):
+            level = torch.full_like(batch["share"], one)
+            state = state - (one - two) * self.predict(state, level, batch["text"], batch["mask"])
+        return state
 
     def guided(self, noisy: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Return the teacher's guided velocity (B, C, F, H, W)."""

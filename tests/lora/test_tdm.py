@@ -71,8 +71,8 @@ def test_a_fake_score_that_is_the_teachers_moves_nothing_and_one_that_is_not_mov
     assert max(p.grad.abs().max() for n, p in task.model.named_parameters() if ".default." in n) > 1e-5
 
 
-def test_the_first_step_can_keep_to_the_paths_and_the_fake_score_can_learn_alone(task):
-    task.settings.keep_first, task.settings.fake_first = True, 1
+def test_first_steps_can_keep_to_the_paths_and_the_fake_score_can_learn_alone(task):
+    task.settings.keep_first, task.settings.fake_first = 1, 1
     task.settings.teacher_steps = 4  # two in a segment, which one forward of the teacher cannot make
     task.paths.make(task.model, task.paths.missing(), torch.device("cpu"))
     first = next(number for number in range(1, 9) if task.data[number]["segment"][0] == 0)
@@ -80,8 +80,8 @@ def test_the_first_step_can_keep_to_the_paths_and_the_fake_score_can_learn_alone
     indices = [order.index(first * order.global_batch + place) for place in order.places]
     states = torch.stack([task.paths.states(index, (0, 1)) for index in indices])
     begin, end = task.paths.times[:2]
-    torch.testing.assert_close(batch["noise"], states[:, 0])
-    torch.testing.assert_close(batch["noise"] - (begin - end) * batch["path"], states[:, 1])
+    torch.testing.assert_close(batch["start"], states[:, 0])
+    torch.testing.assert_close(batch["start"] - (begin - end) * batch["path"], states[:, 1])
     task.loss(batch)[0].backward()
     student = [p.grad for n, p in task.model.named_parameters() if ".default." in n]
     assert max(grad.abs().max() for grad in student) > 1e-5  # without it nothing moves the teacher itself
