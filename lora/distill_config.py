@@ -44,6 +44,8 @@ class DistillSettings(TrainingSettings):
     targets: str = setting("all-linear", TrainingSettings.__dataclass_fields__["targets"].metadata["help"])
     inner: float = setting(0.0, "share of samples inside a segment, on the line between its ends; 0..1. Above 0 the "
                                 "student also does with more steps")  # fmt: skip
+    own_states: float = setting(0.0, "share of the batches that begin where the student's own steps lead, and whose "
+                                     "targets the teacher makes from there; 0..1")  # fmt: skip
     start: str = setting("", "folder `lora` of a student to go on from (default: from the teacher)")
     fake_lr: float = setting(5.0, "learning rate of the fake score of stage tdm, as a factor of `lr`")
     fake_first: int = setting(0, "steps of stage tdm in which the fake score learns alone")
@@ -63,7 +65,7 @@ class DistillSettings(TrainingSettings):
             at_least(name, getattr(self, name), 0)
         at_least("rank", self.rank, 0)
         at_least("guidance", self.guidance, 1)
-        self.check_shares(inner=1)
+        self.check_shares(inner=1, own_states=1)
         check_multiple("points", self.points, "steps", self.steps)
         check_multiple("teacher_steps", self.teacher_steps, "points", self.points)
         check_warmup(self.warmup, self.max_steps)
@@ -71,6 +73,10 @@ class DistillSettings(TrainingSettings):
             raise ValueError(f"held_out={self.held_out} leaves none of paths={self.paths}; nearest: {self.paths - 1}.")
         if self.stage == "tdm" and self.rank == 0:
             raise ValueError("rank=0 has no adapter, which stage tdm needs; nearest: rank=64.")
+        if self.own_states and self.rank == 0:
+            raise ValueError(f"own_states={self.own_states} needs the teacher in the same weights; nearest: rank=64.")
+        if self.own_states and self.steps == 1:
+            raise ValueError(f"own_states={self.own_states} is for several steps; nearest: steps=2.")
         if self.start and self.rank == 0:
             raise ValueError(f"start={self.start!r} is an adapter, which rank=0 does not train; leave it out.")
         if self.fake_lr <= 0:

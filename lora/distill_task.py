@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ptdit_diffusers.core.few_steps import LORA_FILE, read_distillation
-from ptdit_diffusers.core.sampling import choose_windows, size_conditions
+from ptdit_diffusers.core.sampling import apply_guidance, choose_windows, size_conditions
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
 from ptdit_diffusers.training.checkpoint import whole
@@ -33,7 +34,7 @@ from ptdit_diffusers.training.trackers import track_pictures
 from .adapter import add_adapter, folded_weights, reads_start
 from .distill_config import DistillSettings
 from .distill_export import export_lora, export_model
-from .paths import Paths
+from .paths import Paths, noise_levels, pad_text
 from .task import NetworkTask
 from .validate import Sampling, generate_validation, quarter_steps, save_validation
 
@@ -72,12 +73,19 @@ class SegmentBatches(Dataset):
         return int(self.order[rest])
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """Return the batch of `segment_batch`, and `weight` (), the share."""
+        """Return the batch of `segment_batch`, and `weight` (), the share. In a batch of the student's own states all
+        `segment` are equal, and `start` is the noise that its steps begin with, in place of `noisy`, `time`, `target`.
+        """
         settings, mine = self.settings, slice(self.places.start, self.places.stop)
         choice = numpy_generator(settings.seed, Stream.PATH_PLACE, number)
         segments = choice.permutation(self.global_batch) % settings.steps
         shares = choice.random((2, self.global_batch))
         indices = [self.index(number * self.global_batch + place) for place in self.places]
+        if choice.random() < settings.own_states:
+            segment, (text, mask) = int(choice.integers(1, settings.steps)), self.paths.text(indices)
+            start = torch.stack([self.paths.noise(index) for index in indices])
+            batch = {"start": start, "segment": torch.full((len(indices),), segment), "text": text, "mask": mask}
+            return batch | {"weight": torch.tensor(self.share)}
         inside = torch.from_numpy(shares[1][mine]) * torch.from_numpy(shares[0][mine] < settings.inner)
         batch = segment_batch(self.paths, indices, torch.from_numpy(segments[mine]), inside.float())
         return batch | {"weight": torch.tensor(self.share)}
@@ -142,12 +150,15 @@ class SegmentTask(NetworkTask):
         ranks = accelerator.process_index, accelerator.num_processes
         self.data = SegmentBatches(paths, settings, *ranks, global_batch)
         self.schedule = named_schedule(settings.schedule, settings.lr, settings.warmup, settings.max_steps)
+        self.fine_times = noise_levels(base, settings.teacher_steps, paths.side, settings.num_frames)
         self.device, self.dtype = accelerator.device, choose_dtype(settings.precision, accelerator.device)
         if settings.rank:
             self.model = base.load_transformer(self.dtype, settings.base_weights, self.device)
             add_adapter(self.model, settings.adapter())
         else:
             self.model = base.load_transformer(torch.float32, "none", self.device).requires_grad_(True)
+        empty, mask = pad_text([paths.cache.text("")], paths.tokens)
+        self.empty = empty.to(self.device), mask.to(self.device)
         self.model.set_windows(proxy_mode="mean")
         if settings.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -179,13 +190,47 @@ class SegmentTask(NetworkTask):
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean square error of the velocity, and that of each segment."""
+        if "start" in batch:
+            batch = batch | self.continued(batch)
         predicted = self.predict(batch["noisy"], batch["time"], batch["text"], batch["mask"])
         error = (predicted - batch["target"]).square().flatten(1).mean(1)
         numbers = {}
-        for segment in range(self.settings.steps):
+        for segment in range(0 if self.settings.own_states else self.settings.steps):  # a batch of these has one alone
             here = batch["segment"] == segment
             numbers[f"loss_{segment + 1}"] = (error.detach() * here).sum() / here.sum().clamp(min=1)
         return error.mean() * batch["weight"], numbers
+
+    @torch.no_grad()
+    def continued(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return `noisy`, `time` and `target` of states that the student reaches, where the teacher goes on."""
+        settings, segment = self.settings, int(batch["segment"][0])
+        each, fine = settings.teacher_steps // settings.steps, self.fine_times
+        text, mask = batch["text"], batch["mask"]
+        noisy = self.reached(batch["start"], fine[: segment * each + 1 : each], text, mask)
+        levels = fine[segment * each : (segment + 1) * each + 1]
+        with self.teacher():
+            state = noisy
+            for one, two in pairwise(levels):
+                state = state - (one - two) * self.guided(state, torch.full((len(state),), one).to(state), text, mask)
+        time = torch.full((len(noisy),), levels[0]).to(noisy)
+        return {"noisy": noisy, "time": time, "target": (noisy - state) / (levels[0] - levels[-1])}
+
+    @torch.no_grad()
+    def reached(self, noise: Tensor, times: Sequence[float], text: Tensor, mask: Tensor) -> Tensor:
+        """Return the states (B, C, F, H, W) that the student's own steps reach from noise, at the last level."""
+        state = noise
+        for one, two in pairwise(times):
+            state = state - (one - two) * self.predict(state, torch.full((len(state),), one).to(state), text, mask)
+        return state
+
+    def guided(self, noisy: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """Return the teacher's guided velocity (B, C, F, H, W), while the model is the teacher."""
+        scale = self.settings.guidance
+        if scale == 1:
+            return self.predict(noisy, t, text, mask)
+        empty, its_mask = self.empty[0].expand_as(text), self.empty[1].expand_as(mask)
+        pair = [torch.cat(each) for each in ([noisy] * 2, [t] * 2, [empty, text], [its_mask, mask])]
+        return apply_guidance(self.predict(*pair), scale)
 
     def notes(self) -> dict[str, Any]:
         return {

@@ -8,9 +8,8 @@ The first `keep_first` steps, which decide what is where, learn from the teacher
 Letters: B samples, C latent channels, F H W latent frames, rows, columns; T noise levels of the steps, t between two.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from ptdit_diffusers.core.sampling import apply_guidance
 from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.optimizers import make_optimizers
@@ -30,7 +28,7 @@ from ptdit_diffusers.training.task import trained_parameters
 from .adapter import NAME
 from .distill_config import DistillSettings
 from .distill_task import SegmentBatches, SegmentTask, segment_batch
-from .paths import Paths, pad_text
+from .paths import Paths
 
 FAKE = "fake"  # the second adapter
 NEAREST = 0.02  # share of a step that t keeps from its end, where the equations divide by t
@@ -49,7 +47,7 @@ class TDMBatches(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Return `noise` and `fresh` (B, C, F, H, W), `share` (B,) in 0..1, text, `segment` (B,), all the same,
-        `weight` () as `SegmentBatches`, and whether the student `learns` (). In a step that keeps to the paths there
+        `weight` () as `SegmentBatches`, and whether the student `learns` (B,). In a step that keeps to the paths there
         are also `start`, their states before it, and `path`, their velocity in it, shaped like the noise.
         """
         settings = self.settings
@@ -67,7 +65,7 @@ class TDMBatches(Dataset):
             "text": text,
             "mask": mask,
             "weight": torch.tensor(self.order.share),
-            "learns": torch.tensor(float(number >= settings.fake_first * settings.accumulation)),
+            "learns": torch.full((len(places),), float(number >= settings.fake_first * settings.accumulation)),
         }
         if segment < settings.keep_first:
             kept = segment_batch(self.paths, indices, batch["segment"], torch.zeros(len(places)))
@@ -96,8 +94,6 @@ class TDMTask(SegmentTask):
         for parameter in self.adapters:
             parameter.data = parameter.data.float()
         self.act_as(NAME)
-        empty, mask = pad_text([paths.cache.text("")], paths.tokens)
-        self.empty = empty.to(self.device), mask.to(self.device)
 
     def act_as(self, adapter: str | None) -> None:
         """Let the model be the student (NAME), the fake score (FAKE) or the teacher (None)."""
@@ -136,7 +132,7 @@ class TDMTask(SegmentTask):
         times, step = self.paths.times[::stride], int(batch["segment"][0])
         text, mask = batch["text"], batch["mask"]
         begin, end = times[step], times[step + 1]
-        state = batch["start"] if "path" in batch else self.reached(batch, times[: step + 1])
+        state = batch["start"] if "path" in batch else self.reached(batch["noise"], times[: step + 1], text, mask)
         velocity = self.predict(state, torch.full_like(batch["share"], begin), text, mask)
         t = end + (begin - end) * batch["share"].clamp(min=NEAREST)
         clean, noisy, own = renoised(state, velocity, begin, end, t, batch["fresh"])
@@ -153,29 +149,11 @@ class TDMTask(SegmentTask):
                 way = level * (fake - real)
                 weight = (clean - (noisy - level * real)).abs().mean((1, 2, 3, 4), keepdim=True)
             target = clean + way / weight.clamp(min=1e-4)
-        student = 0.5 * (clean - target).square().mean() * batch["weight"] * batch["learns"]
+        student = 0.5 * (clean - target).square().mean() * batch["weight"] * batch["learns"].mean()
         follows = (self.predict(noisy, t, text, mask) - own).square().mean() * batch["weight"]
         self.act_as(NAME)
         distance = weight.mean() * batch["weight"]
         return student + follows, {"loss_student": student.detach(), "loss_fake": follows.detach(), "w0": distance}
-
-    @torch.no_grad()
-    def reached(self, batch: dict[str, Any], times: Sequence[float]) -> Tensor:
-        """Return the states (B, C, F, H, W) that the student's own steps reach from noise, at the last level."""
-        state = batch["noise"]
-        for one, two in pairwise(times):
-            level = torch.full_like(batch["share"], one)
-            state = state - (one - two) * self.predict(state, level, batch["text"], batch["mask"])
-        return state
-
-    def guided(self, noisy: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Return the teacher's guided velocity (B, C, F, H, W)."""
-        scale = self.settings.guidance
-        if scale == 1:
-            return self.predict(noisy, t, text, mask)
-        empty, its_mask = self.empty[0].expand_as(text), self.empty[1].expand_as(mask)
-        pair = [torch.cat(each) for each in ([noisy] * 2, [t] * 2, [empty, text], [its_mask, mask])]
-        return apply_guidance(self.predict(*pair), scale)
 
 
 def renoised(
