@@ -73,6 +73,15 @@ class DistillSettings(TrainingSettings):
             raise ValueError(f"held_out={self.held_out} leaves none of paths={self.paths}; nearest: {self.paths - 1}.")
         if self.stage == "tdm" and self.rank == 0:
             raise ValueError("rank=0 has no adapter, which stage tdm needs; nearest: rank=64.")
+        of_stages = {"own_states": "segments", "fake_first": "tdm", "keep_first": "tdm"}
+        for name, stage in of_stages.items() if self.stage != "paths" else ():
+            if getattr(self, name) and self.stage != stage:
+                raise ValueError(f"{name}={getattr(self, name)} is of stage {stage}, not {self.stage}; leave it out.")
+        if self.keep_first >= self.steps:
+            raise ValueError(
+                f"keep_first={self.keep_first} leaves none of steps={self.steps} to stage tdm; nearest: "
+                f"{self.steps - 1}."
+            )
         if self.own_states and self.rank == 0:
             raise ValueError(f"own_states={self.own_states} needs the teacher in the same weights; nearest: rank=64.")
         if self.own_states and self.steps == 1:

@@ -77,6 +77,14 @@ def test_it_trains_and_resumes_bit_for_bit_and_refuses_what_cannot_be(prompts, t
     capsys.readouterr()
     for flags, words in (
         (["--steps", "2", "--rank", "0"], "own_states=0.5 needs the teacher in the same weights; nearest: rank=64"),
+        (
+            ["--steps", "2", "--rank", "2", "--stage", "tdm"],
+            "own_states=0.5 is of stage segments, not tdm; leave it out",
+        ),
+        (
+            ["--steps", "2", "--rank", "2", "--fake-first", "3"],
+            "fake_first=3 is of stage tdm, not segments; leave it out",
+        ),
         (["--steps", "1", "--rank", "2"], "own_states=0.5 is for several steps; nearest: steps=2"),
     ):
         assert run("bad", *flags) == 2 and words in capsys.readouterr().err

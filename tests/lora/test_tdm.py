@@ -91,6 +91,11 @@ def test_first_steps_can_keep_to_the_paths_and_the_fake_score_can_learn_alone(ta
     assert any(p.grad.any() for n, p in task.model.named_parameters() if f".{FAKE}." in n)
 
 
+def test_a_step_must_be_left_to_the_stage():
+    with pytest.raises(ValueError, match="keep_first=4 leaves none of steps=4 to stage tdm; nearest: 3"):
+        DistillSettings(output_dir="x", prompts="y", stage="tdm", keep_first=4)
+
+
 def test_compiled_blocks_follow_the_adapters(task):
     """Each way to act has its own graph; a stale one would give the numbers of another adapter."""
     with torch.no_grad():
