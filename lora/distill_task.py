@@ -74,7 +74,7 @@ class SegmentBatches(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Return the batch of `segment_batch`, and `weight` (), the share. In a batch of the student's own states all
-        `segment` are equal, and `start` is the noise that its steps begin with, in place of `noisy`, `time`, `target`.
+        `segment` are equal, and `noise` is what its steps begin with, in place of `noisy`, `time`, `target`.
         """
         settings, mine = self.settings, slice(self.places.start, self.places.stop)
         choice = numpy_generator(settings.seed, Stream.PATH_PLACE, number)
@@ -83,8 +83,8 @@ class SegmentBatches(Dataset):
         indices = [self.index(number * self.global_batch + place) for place in self.places]
         if choice.random() < settings.own_states:
             segment, (text, mask) = int(choice.integers(1, settings.steps)), self.paths.text(indices)
-            start = torch.stack([self.paths.noise(index) for index in indices])
-            batch = {"start": start, "segment": torch.full((len(indices),), segment), "text": text, "mask": mask}
+            noise = torch.stack([self.paths.noise(index) for index in indices])
+            batch = {"noise": noise, "segment": torch.full((len(indices),), segment), "text": text, "mask": mask}
             return batch | {"weight": torch.tensor(self.share)}
         inside = torch.from_numpy(shares[1][mine]) * torch.from_numpy(shares[0][mine] < settings.inner)
         batch = segment_batch(self.paths, indices, torch.from_numpy(segments[mine]), inside.float())
@@ -190,7 +190,7 @@ class SegmentTask(NetworkTask):
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean square error of the velocity, and that of each segment."""
-        if "start" in batch:
+        if "noise" in batch:
             batch = batch | self.continued(batch)
         predicted = self.predict(batch["noisy"], batch["time"], batch["text"], batch["mask"])
         error = (predicted - batch["target"]).square().flatten(1).mean(1)
@@ -206,7 +206,7 @@ class SegmentTask(NetworkTask):
         settings, segment = self.settings, int(batch["segment"][0])
         each, fine = settings.teacher_steps // settings.steps, self.fine_times
         text, mask = batch["text"], batch["mask"]
-        noisy = self.reached(batch["start"], fine[: segment * each + 1 : each], text, mask)
+        noisy = self.reached(batch["noise"], fine[: segment * each + 1 : each], text, mask)
         levels = fine[segment * each : (segment + 1) * each + 1]
         with self.teacher():
             state = noisy

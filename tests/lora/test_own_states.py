@@ -44,9 +44,9 @@ def test_the_target_is_the_teachers_own_way_from_where_the_student_is(prompts, t
     assert batch["segment"].tolist() == [1, 1] and "noisy" not in batch
     found = task.continued(batch)
     levels = noise_levels(base, 4, paths.side, 1)
-    expected = task.reached(batch["start"], levels[:3:2], batch["text"], batch["mask"])
+    expected = task.reached(batch["noise"], levels[:3:2], batch["text"], batch["mask"])
     torch.testing.assert_close(found["noisy"], expected)
-    assert (expected - batch["start"]).abs().max() > 1e-2
+    assert (expected - batch["noise"]).abs().max() > 1e-2
     with task.teacher(), torch.no_grad():
         state = expected
         for one, two in pairwise(levels[2:]):
