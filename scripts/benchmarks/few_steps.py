@@ -359,6 +359,11 @@ def main(arguments: list[str] | None = None) -> int:
         students = find_students(args.student)
     except ValueError as error:
         parser.error(str(error))
+    unnamed = sorted({row["student"] for row in record["rows"].values()} - {"", *students})
+    if args.seconds and unnamed:
+        parser.error(
+            f"--seconds times all rows of {args.output}, also of {', '.join(unnamed)}; name it with --student."
+        )
     rows = [row for row in all_rows(list(students)) if args.rows in row.name or row.name == REFERENCE]
     waiting = [row for row in rows if row.name not in record["rows"]]
     bench = Bench(args, verifier, students) if waiting or args.seconds else None

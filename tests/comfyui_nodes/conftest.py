@@ -74,19 +74,6 @@ def random_lora(naming: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def write_student(folder: Path) -> None:
-    """A LoRA on many layers of shapes-128, of the form of a distilled one: for diffusers and for ComfyUI."""
-    shapes = load_file(embedded_model_path("shapes-128") / "transformer/diffusion_pytorch_model.safetensors")
-    generator, weights = torch.Generator().manual_seed(6), {}
-    for name, value in shapes.items():
-        if name.startswith("transformer_blocks.") and value.ndim == 2 and name.endswith(".weight"):
-            layer = name.removesuffix(".weight")
-            weights[f"{layer}.lora_A.weight"] = torch.randn(2, value.shape[1], generator=generator) * 0.1
-            weights[f"{layer}.lora_B.weight"] = torch.randn(value.shape[0], 2, generator=generator) * 0.1
-    for prefix, name in (("transformer", "student_diffusers"), ("diffusion_model", "student")):
-        save_file({f"{prefix}.{key}": value for key, value in weights.items()}, folder / f"{name}.safetensors")
-
-
 def write_text_lora(folder: Path) -> None:
     """A LoRA on the text encoder of shapes-128: for diffusers and for ComfyUI."""
     from lora.export import COMFYUI_TEXT_PREFIX  # it imports all that a training needs
@@ -214,7 +201,6 @@ def write_models(models: Path) -> None:
     save_file(prefixed, models / "checkpoints/tiny.safetensors")
     for naming in ("diffusers", "comfy", "kohya"):
         save_file(random_lora(naming), models / f"loras/{naming}.safetensors")
-    write_student(models / "loras")
     write_text_lora(models / "loras")
     torch.manual_seed(3)
     vae = PTDiTVAEBackbone()

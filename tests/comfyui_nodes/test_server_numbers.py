@@ -14,6 +14,7 @@ from .test_server import finite_latents, one_step
 
 pytestmark = pytest.mark.comfy
 PROMPT, SEED = "a big blue square above a red circle, white background", 3
+STUDENT = "shapes-128-4steps"  # comes with the nodes, in the list of LoRAs
 LIMITS = {"bf16": 0.03, "fp8": 0.1}  # relative error of the latent after 8 steps against fp32
 
 
@@ -83,7 +84,7 @@ def test_a_student_of_four_steps_gives_with_stock_nodes_the_latent_of_the_diffus
     """LoraLoaderModelOnly, and KSampler with steps 4, cfg 1, sampler euler, scheduler simple."""
     g = Graph()
     model, positive, negative, latent = embedded(g, "fp32")
-    model = g("LoraLoaderModelOnly", model=model, lora_name="student.safetensors", strength_model=1.0)
+    model = g("LoraLoaderModelOnly", model=model, lora_name=f"{STUDENT}.safetensors", strength_model=1.0)
     given = {"model": g("PTDiTModelSampling", model=model, latent=latent, shift=0.0, round_timestep=False)}
     given |= {"positive": positive, "negative": negative, "latent_image": latent}
     few = {"steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
@@ -95,7 +96,7 @@ def test_a_student_of_four_steps_gives_with_stock_nodes_the_latent_of_the_diffus
     noise = torch.randn(1, 4, 1, 16, 16, generator=torch.Generator().manual_seed(SEED))
     settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent", "latents": noise}
     teacher = pipe(PROMPT, **settings).images
-    pipe.load_lora_weights(server.base / "models/loras", weight_name="student_diffusers.safetensors")
+    pipe.load_lora_weights(STUDENT)
     try:
         expected = pipe(PROMPT, **settings).images
     finally:

@@ -60,6 +60,9 @@ def test_rows_count_forwards_and_the_reference_is_itself(
     assert record["seconds"].keys() == record["rows"].keys() and record["seconds_processor"]
     assert all(min(each.values()) > 0 for each in record["seconds"].values())
     assert f"{sum(record['seconds'][name].values()):.2f} |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--model", str(tiny_model_folder), "--output", str(output), *sizes, "--seconds"])
+    assert "also of mine; name it with --student" in capsys.readouterr().err
     monkeypatch.setattr(few_steps, "Bench", None)  # nothing is made again
     assert main(words) == 0
     with pytest.raises(SystemExit):
