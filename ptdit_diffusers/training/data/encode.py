@@ -19,7 +19,7 @@ from ptdit_diffusers.pipelines.ptdit_text import lost_part, tokenize, unknown_wo
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash
-from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item, crop_places, loose_sides, piece_name
+from ptdit_diffusers.training.data.find import PROGRESS_SECONDS, SHOWN, Item, crop_places, loose_sides
 from ptdit_diffusers.training.data.media import (
     EVEN,
     UnreadableError,
@@ -28,8 +28,6 @@ from ptdit_diffusers.training.data.media import (
     is_views,
     read_alpha,
     read_frames,
-    read_opacity,
-    read_samples,
 )
 from ptdit_diffusers.training.data.shards import Found, ShardWriter, bucket_text, variant
 from ptdit_diffusers.training.data.sources import Picture
@@ -261,30 +259,18 @@ class PictureEncoder:
 
     def add(self, picture: Picture) -> None:
         """Read a picture or clip, and encode what is trained on of it."""
-        source = picture.file, self.num_frames, self.num_views, self.fps, self.all_pieces
         try:
-            if picture.problem:
-                raise UnreadableError(picture.problem)
-            key = picture.key()
-            for number, frames in enumerate(read_samples(*source)):
-                self.add_sample(picture, key, frames, number * self.num_frames)
-        except (UnreadableError, OSError) as error:
-            self.skip(picture.name, str(getattr(error, "strerror", None) or error))
-
-    def add_sample(self, picture: Picture, key: str, frames: list[Image.Image], begin: int) -> None:
-        """Note a sample, and encode it when enough of its size wait.
-
-        Args:
-            picture: The file that it is of.
-            key: Of the file.
-            frames: Of the sample.
-            begin: Number of the first one.
-        """
-        try:
-            alpha = read_opacity(picture.file, len(frames), self.fps, begin) if self.alpha_mask else []
-        except UnreadableError as error:  # other pieces of the clip may be opaque
-            self.skip(piece_name(picture.name, begin), str(error))
+            key = "" if picture.problem else picture.key()
+        except OSError as error:
+            self.skip(picture.name, str(error.strerror or error))
             return
+        for begin, frames, opacity in picture.samples(self, self.skip):
+            self.add_sample(picture, key, begin, frames, opacity)
+
+    def add_sample(
+        self, picture: Picture, key: str, begin: int, frames: list[Image.Image], opacity: list[Image.Image]
+    ) -> None:
+        """Note a sample of a file, and encode it when enough of its size wait; `key` is the file's."""
         facts, views = picture.facts, is_views(picture.file)
         moves = len(frames) > 1 and not views
         key += (f"-fps{self.fps:g}" if self.fps and moves else "") + (f"-from{begin}" if begin else "")
@@ -305,7 +291,7 @@ class PictureEncoder:
                 places = self.places(key, frames[0], (height, width))
                 waiting.videos.append(self.variants(frames, (width, height), places, video, views))
                 area = partial(latent_area, views=views)
-                waiting.areas.append(self.variants(alpha, (width, height), places, area, views) if alpha else {})
+                waiting.areas.append(self.variants(opacity, (width, height), places, area, views) if opacity else {})
             if len(waiting.keys) == BATCH:
                 self.encode_bucket(bucket, views)
 

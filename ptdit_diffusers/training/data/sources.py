@@ -2,18 +2,36 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from PIL import Image
 
 from ptdit_diffusers.core.files import file_hash
-from ptdit_diffusers.training.data.find import with_trigger
+from ptdit_diffusers.training.data.find import piece_name, with_trigger
 from ptdit_diffusers.training.data.listing import CAPTIONS, Listing, list_data
-from ptdit_diffusers.training.data.media import is_views, view_files
+from ptdit_diffusers.training.data.media import (
+    UnreadableError,
+    is_views,
+    read_opacity,
+    read_samples,
+    view_files,
+)
 from ptdit_diffusers.training.data.tables import Facts
 from ptdit_diffusers.training.data.tars import TarMember, TarViews, is_tars, list_tar, tar_names
+
+
+class Reading(Protocol):
+    """What is taken of a file: settings of `PictureEncoder` and of the section `data`, which say what they mean."""
+
+    num_frames: int
+    num_views: int
+    fps: float
+    all_pieces: bool
+    alpha_mask: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,30 @@ class Picture:
         if is_views(self.file):
             return hashlib.sha256("".join(map(_hash, view_files(self.file))).encode()).hexdigest()[:32]
         return _hash(self.file)[:32]
+
+    def samples(
+        self, reading: Reading, skip: Callable[[str, str], None]
+    ) -> Iterator[tuple[int, list[Image.Image], list[Image.Image]]]:
+        """Yield the samples that are trained on: number of the first frame, frames, and how opaque they are.
+
+        Args:
+            reading: What is taken; the last value is empty unless it asks for masks.
+            skip: Is called with name and reason for a file, or a piece of a clip, that cannot be used.
+        """
+        try:
+            if self.problem:
+                raise UnreadableError(self.problem)
+            source = self.file, reading.num_frames, reading.num_views, reading.fps, reading.all_pieces
+            for number, frames in enumerate(read_samples(*source)):
+                begin = number * reading.num_frames
+                try:
+                    opacity = read_opacity(self.file, len(frames), reading.fps, begin) if reading.alpha_mask else []
+                except UnreadableError as error:  # other pieces of the clip may be opaque
+                    skip(piece_name(self.name, begin), str(error))
+                    continue
+                yield begin, frames, opacity
+        except (UnreadableError, OSError) as error:
+            skip(self.name, str(getattr(error, "strerror", None) or error))
 
     def group(self, is_piece: bool) -> str:
         """Return the name of what is held out together with it, "" for nothing; pieces of a clip always are."""

@@ -19,8 +19,7 @@ from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.buckets import nearest_size
 from ptdit_diffusers.training.data.duplicates import average_hash, grouped, joined
 from ptdit_diffusers.training.data.encode import video
-from ptdit_diffusers.training.data.find import piece_name
-from ptdit_diffusers.training.data.media import UnreadableError, clip_length, fit, read_opacity, read_samples
+from ptdit_diffusers.training.data.media import clip_length, fit
 from ptdit_diffusers.training.data.sources import Picture
 from ptdit_diffusers.training.own_data.model import make_base, make_transformer, stage_sizes
 from ptdit_diffusers.training.own_data.prepare import source_of
@@ -52,6 +51,10 @@ class Looked:
     without: list[str] = field(default_factory=list)
     enlarged: int = 0
     pictures: list[Tensor] = field(default_factory=list)  # (3, 1, H, W), some
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note a file that is left out."""
+        self.skipped.append((name, reason))
 
     def add(
         self, picture: Picture, frames: list[Image.Image], data: DataSettings, sizes: Sequence[tuple[int, int]]
@@ -108,23 +111,9 @@ def inspect_source(settings: OwnDataSettings, tars: int) -> Iterator[str]:
 def look(settings: OwnDataSettings, base: BaseModel, tars: int) -> Looked:
     """Read every file once."""
     sizes, looked = stage_sizes(settings, base)[settings.stages[-1].resolution], Looked()
-    data = settings.data
     for picture in source_of(settings).pictures(tars=tars):
-        try:
-            if picture.problem:
-                raise UnreadableError(picture.problem)
-            source = picture.file, data.num_frames, data.num_views, data.fps, data.all_pieces
-            for number, frames in enumerate(read_samples(*source)):
-                begin = number * data.num_frames
-                try:
-                    if data.alpha_mask:
-                        read_opacity(picture.file, len(frames), data.fps, begin)
-                except UnreadableError as error:
-                    looked.skipped.append((piece_name(picture.name, begin), str(error)))
-                    continue
-                looked.add(picture, frames, data, sizes)
-        except UnreadableError as error:
-            looked.skipped.append((picture.name, str(error)))
+        for _, frames, _ in picture.samples(settings.data, looked.skip):
+            looked.add(picture, frames, settings.data, sizes)
     return looked
 
 

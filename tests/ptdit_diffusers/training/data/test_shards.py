@@ -1,5 +1,6 @@
 """Encoded shards: parts without locks, nothing encoded twice, damage found at first open; tars read by an index."""
 
+import errno
 import io
 import json
 import logging
@@ -16,7 +17,7 @@ from PIL import Image
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.buckets import bucket_sizes
 from ptdit_diffusers.training.data.duplicates import average_hash, grouped, joined
-from ptdit_diffusers.training.data.encode import PictureEncoder, video
+from ptdit_diffusers.training.data.encode import BATCH, PictureEncoder, video
 from ptdit_diffusers.training.data.media import read_frames
 from ptdit_diffusers.training.data.shards import (
     BadShardError,
@@ -225,6 +226,20 @@ def test_too_many_bad_files_stop_the_encoding(vae, tmp_path):
         (folder / f"{number}.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="11 of 11 files cannot be used, more than max_skips=0.001"):
         encode(vae, folder, tmp_path / "encoded", max_skips=0.001)
+
+
+def test_a_full_disk_stops_the_encoding_and_is_not_taken_for_bad_pictures(vae, tmp_path, monkeypatch, caplog):
+    (tmp_path / "pictures").mkdir()
+    for number in range(BATCH):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / "pictures" / f"{number}.png")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ShardWriter, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        encode(vae, tmp_path / "pictures", tmp_path / "encoded")
+    assert "skipped" not in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "changed"])
