@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -150,15 +151,12 @@ class SegmentTask(NetworkTask):
         ranks = accelerator.process_index, accelerator.num_processes
         self.data = SegmentBatches(paths, settings, *ranks, global_batch)
         self.schedule = named_schedule(settings.schedule, settings.lr, settings.warmup, settings.max_steps)
-        self.fine_times = noise_levels(base, settings.teacher_steps, paths.side, settings.num_frames)
         self.device, self.dtype = accelerator.device, choose_dtype(settings.precision, accelerator.device)
         if settings.rank:
             self.model = base.load_transformer(self.dtype, settings.base_weights, self.device)
             add_adapter(self.model, settings.adapter())
         else:
             self.model = base.load_transformer(torch.float32, "none", self.device).requires_grad_(True)
-        empty, mask = pad_text([paths.cache.text("")], paths.tokens)
-        self.empty = empty.to(self.device), mask.to(self.device)
         self.model.set_windows(proxy_mode="mean")
         if settings.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -167,6 +165,17 @@ class SegmentTask(NetworkTask):
             self.model.compile_repeated_blocks(dynamic=False)
         trained = f"an adapter of rank {settings.rank}" if settings.rank else "all weights"
         logger.info("%s on %s: %s, %d steps", self.dtype, self.device, trained, settings.max_steps)
+
+    @cached_property
+    def fine_times(self) -> list[float]:
+        """Noise levels of all the teacher's steps."""
+        return noise_levels(self.base, self.settings.teacher_steps, self.paths.side, self.settings.num_frames)
+
+    @cached_property
+    def empty(self) -> tuple[Tensor, Tensor]:
+        """Embedding (1, L, D) of the empty caption, and its mask (1, L)."""
+        text, mask = pad_text([self.paths.cache.text("")], self.paths.tokens)
+        return text.to(self.device), mask.to(self.device)
 
     def batches(self, rank: int) -> SegmentBatches:
         return self.data

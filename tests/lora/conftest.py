@@ -14,6 +14,15 @@ log_every: 1
 checkpoint_every: 2
 precision: fp32
 """
+CAPTIONS = ["a red star", "a blue ring above a white square", "two green circles"]
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory) -> Path:
+    """A file of captions to distill with."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(CAPTIONS) + "\n", encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -26,20 +26,14 @@ from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.base_model import BaseModel
 from tests.processes import run_ranks
 
-CAPTIONS = ["a red star", "a blue ring above a white square", "two green circles"]
+from .conftest import CAPTIONS
+
 CHUNK = paths_module.CHUNK
 FILE = "lora/pytorch_lora_weights.safetensors"
 SMALL = (
     "--steps 2 --points 4 --teacher-steps 8 --paths 5 --held-out 2 --rank 2 --batch-size 2 --max-steps 4 --lr 0.01 "
     "--log-every 1 --checkpoint-every 2 --precision fp32"
 ).split()
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    path.write_text("\n".join(CAPTIONS) + "\n", encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

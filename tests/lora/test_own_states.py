@@ -1,9 +1,7 @@
 """Distillation on the student's own states: where its steps lead, the teacher goes on; runs of the real command."""
 
 from itertools import pairwise
-from pathlib import Path
 
-import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -15,15 +13,10 @@ from lora.distill_task import SegmentTask
 from lora.paths import Paths, noise_levels
 from ptdit_diffusers.training.base_model import BaseModel
 
+from .conftest import CAPTIONS
+
 FILE = "lora/pytorch_lora_weights.safetensors"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def prompts(tmp_path) -> Path:
-    path = tmp_path / "prompts.txt"
-    path.write_text("a red star\na blue ring\n", encoding="utf-8")
-    return path
 
 
 def test_the_target_is_the_teachers_own_way_from_where_the_student_is(prompts, tiny_model_folder, tmp_path):
@@ -33,7 +26,7 @@ def test_the_target_is_the_teachers_own_way_from_where_the_student_is(prompts, t
         base=str(tiny_model_folder), prompts=str(prompts), output_dir=str(tmp_path / "x"), own_states=1.0,
         steps=2, points=2, teacher_steps=4, paths=3, held_out=1, rank=2, batch_size=2, guidance=3.0,
     )  # fmt: skip
-    paths = Paths(base, settings, ["a red star", "a blue ring"])
+    paths = Paths(base, settings, CAPTIONS)
     paths.cache.add_captions(dict.fromkeys(["", *paths.captions], ""), CPU)
     task = SegmentTask(settings, base, paths, Accelerator(cpu=True))
     with torch.no_grad():

@@ -1,7 +1,5 @@
 """Trajectory distribution matching: its equations, its three models in one, and runs of the real command."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -14,6 +12,8 @@ from lora.paths import Paths
 from lora.tdm import FAKE, TDMTask, renoised
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.checkpoint import load_checkpoint
+
+from .conftest import CAPTIONS
 
 FILE = "lora/pytorch_lora_weights.safetensors"
 
@@ -37,13 +37,6 @@ def test_the_noisy_state_is_that_of_the_clean_one_and_joins_both_noises():
 
 
 @pytest.fixture
-def prompts(tmp_path) -> Path:
-    path = tmp_path / "prompts.txt"
-    path.write_text("a red star\na blue ring\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture
 def task(prompts, tiny_model_folder, tmp_path) -> TDMTask:
     AcceleratorState._reset_state(True)
     base = BaseModel(str(tiny_model_folder))
@@ -51,7 +44,7 @@ def task(prompts, tiny_model_folder, tmp_path) -> TDMTask:
         base=str(tiny_model_folder), prompts=str(prompts), output_dir=str(tmp_path / "x"), stage="tdm", guidance=1.0,
         steps=2, points=2, teacher_steps=2, paths=3, held_out=1, rank=2, batch_size=2,
     )  # fmt: skip
-    paths = Paths(base, settings, ["a red star", "a blue ring"])
+    paths = Paths(base, settings, CAPTIONS)
     paths.cache.add_captions(dict.fromkeys(["", *paths.captions], ""), torch.device("cpu"))
     return TDMTask(settings, base, paths, Accelerator(cpu=True))
 
