@@ -32,7 +32,7 @@ from .pipeline_ptdit import PTDiTPipeline
 from .ptdit_checks import ChecksMixin, check_numbers
 from .ptdit_denoising import DenoisingMixin, Tensors
 from .ptdit_latents import LatentsMixin
-from .ptdit_lora import PTDiTLoraLoaderMixin, warn_of_guidance
+from .ptdit_lora import PTDiTLoraLoaderMixin, warn_of_student
 from .ptdit_schedulers import exclusive
 from .ptdit_text import TEXT_TENSORS, TextMixin, join_text
 
@@ -260,7 +260,7 @@ class PTDiTDenoiseBlock(PTDiTPipelineBlock):
     def work(self, components: PTDiTModularPipeline, block: BlockState) -> None:
         """Replace `latents` (B, C, F, H, W)."""
         scale = getattr(components.guider, "guidance_scale", 1.0) if components.predictions() > 1 else 1.0
-        warn_of_guidance(components.transformer, scale)
+        warn_of_student(components.transformer, scale, block.num_frames, block.height, block.width)
         timesteps = components.prepare_schedule(block)
         tensors = {name: block[name] for name in ("latents", *TEXT_TENSORS)}
         block.latents = components.denoise(block, tensors, timesteps)

@@ -23,7 +23,7 @@ from .package_pipeline import PackagePipeline
 from .ptdit_checks import ChecksMixin, check_callback_inputs
 from .ptdit_denoising import DenoisingMixin, Tensors
 from .ptdit_latents import LatentsMixin
-from .ptdit_lora import PTDiTLoraLoaderMixin, warn_of_guidance
+from .ptdit_lora import PTDiTLoraLoaderMixin, warn_of_student
 from .ptdit_request import GenerationRequest
 from .ptdit_schedulers import COPY, exclusive
 from .ptdit_text import TEXT_TENSORS, TextMixin, join_text
@@ -99,7 +99,8 @@ class PTDiTPipelineBase(PackagePipeline, ChecksMixin, TextMixin, LatentsMixin, D
             request.callback_on_step_end_tensor_inputs = callback.tensor_inputs
         check_callback_inputs(request.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self.check_call(request)
-        warn_of_guidance(self.transformer, request.guidance_scale)
+        size = request.num_frames, request.height, request.width
+        warn_of_student(self.transformer, request.guidance_scale, *size)
         self._guidance_scale, self._guidance_rescale = request.guidance_scale, request.guidance_rescale
         self._attention_kwargs, self._interrupt, self._current_timestep = request.attention_kwargs, False, None
 

@@ -217,20 +217,35 @@ def distillation_of(source: Any, options: dict[str, Any]) -> dict[str, Any] | No
     return read_distillation(path) if path.suffix == ".safetensors" else None
 
 
-def warn_of_guidance(transformer: torch.nn.Module, scale: float) -> None:
-    """Warn where guidance meets an active LoRA that was distilled with guidance built in."""
-    if scale <= 1 or not getattr(transformer, "_hf_peft_config_loaded", False):
+def warn_of_student(transformer: torch.nn.Module, scale: float, num_frames: int, height: int, width: int) -> None:
+    """Warn where an active LoRA of few steps meets guidance, which it has built in, or a size it was not made for.
+
+    Args:
+        transformer: With the LoRA.
+        scale: Of the guidance; 1 = none.
+        num_frames, height, width: Of what is made. The noise levels depend on them, and the LoRA knows its own alone.
+    """
+    if not getattr(transformer, "_hf_peft_config_loaded", False):
         return
     layers = [layer for layer in transformer.modules() if hasattr(layer, "base_layer")]
     if all(layer.disable_adapters for layer in layers):
         return
     for name in transformer.active_adapters():
         student = getattr(transformer.peft_config[name], "distilled", None)
-        if student is not None:
+        if student is None:
+            continue
+        if scale > 1:
             warnings.warn(
                 f"the LoRA {name!r} was distilled for {student['steps']} steps with guidance built in: "
                 f"guidance_scale={scale:g} guides once more; use guidance_scale=1 and "
                 f"num_inference_steps={student['steps']}.",
+                stacklevel=2,
+            )
+        frames, side = student.get("num_frames", num_frames), student.get("resolution", 0)
+        if frames != num_frames or side and side**2 != height * width:
+            warnings.warn(
+                f"the LoRA {name!r} was distilled for num_frames={frames}, height={side}, width={side}, and does "
+                f"worse at num_frames={num_frames}, height={height}, width={width}.",
                 stacklevel=2,
             )
 

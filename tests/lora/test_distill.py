@@ -425,14 +425,14 @@ def test_it_goes_on_from_a_student_and_refuses_one_that_does_not_fit(distill, st
 
 
 @pytest.mark.parametrize("form", ["folder", "comfyui"])
-def test_guidance_above_one_meets_a_warning_where_a_distilled_lora_is_active(student, tiny_model_folder, form):
+def test_guidance_and_another_size_meet_a_warning_where_a_distilled_lora_is_active(student, tiny_model_folder, form):
     pipe = PTDiTPipeline.from_pretrained(tiny_model_folder)
     pipe.set_progress_bar_config(disable=True)
 
-    def warned(guidance: float) -> list[str]:
+    def warned(guidance: float, **size: int) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            pipe("a star", num_inference_steps=2, guidance_scale=guidance, output_type="latent")
+            pipe("a star", num_inference_steps=2, guidance_scale=guidance, output_type="latent", **size)
         return [str(each.message) for each in caught if "distilled" in str(each.message)]
 
     assert not warned(4)
@@ -440,6 +440,8 @@ def test_guidance_above_one_meets_a_warning_where_a_distilled_lora_is_active(stu
     (line,) = warned(4)
     assert "distilled for 2 steps" in line and "guidance_scale=4 guides once more" in line
     assert not warned(1)
+    (line,) = warned(1, width=96)
+    assert "for num_frames=1, height=64, width=64, and does worse at num_frames=1, height=64, width=96" in line
     pipe.disable_lora()
     assert not warned(4)
     pipe.enable_lora()
