@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ class Bench:
             "series": row.series,
             "forwards": round(forwards, 2),
             "table": table,
-            **self.distance(latents, pictures, self.reference()),
+            **self.distance(latents, pictures),
             **diversity,
         }
 
@@ -177,8 +178,9 @@ class Bench:
         self.latents.mkdir(parents=True, exist_ok=True)
         write_tensors(self.latents / "reference.safetensors", {"latents": latents})
 
+    @cached_property
     def reference(self) -> Tensor:
-        """Return the latents of the reference; where they are gone and only its row is kept, they are made again."""
+        """Latents of the reference; where they are gone and only its row is kept, they are made again."""
         path = self.latents / "reference.safetensors"
         if not path.is_file():
             row = next(each for each in all_rows([]) if each.name == REFERENCE)
@@ -186,12 +188,16 @@ class Bench:
                 self.keep(self.sample(pipe, row, [task.prompt for task in self.tasks], self.args.seed * 1_000_003))
         return load_file(path)["latents"]
 
-    def distance(self, latents: Tensor, pictures: np.ndarray, reference: Tensor) -> dict[str, float]:
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """The samples of the reference."""
+        return self.pictures(self.teacher, self.reference)
+
+    def distance(self, latents: Tensor, pictures: np.ndarray) -> dict[str, float]:
         """Return how far samples are from the reference's of the same noise: medians over samples."""
-        axes = tuple(range(1, latents.ndim))
+        reference, axes = self.reference, tuple(range(1, latents.ndim))
         error = (latents - reference).square().sum(axes).sqrt() / reference.square().sum(axes).sqrt()
-        shown = self.pictures(self.teacher, reference)
-        found = [psnr(one / 255, two / 255) for one, two in zip(pictures, shown, strict=True)]
+        found = [psnr(one / 255, two / 255) for one, two in zip(pictures, self.shown, strict=True)]
         return {"relative_error": round(float(error.median()), 4), "psnr_db": round(float(np.median(found)), 2)}
 
     def diversity(self, pipe: PTDiTPipeline, row: Row) -> dict[str, float]:
