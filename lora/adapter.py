@@ -1,6 +1,7 @@
 """The LoRA itself: which layers get one, its first values, and its weights with the scale folded in."""
 
 import difflib
+import logging
 import math
 import re
 import warnings
@@ -22,6 +23,8 @@ from ptdit_diffusers.training.task import trained_parameters
 
 from .config import TARGETS, LoRASettings
 from .text_encoder import Networks, text_layers
+
+logger = logging.getLogger("lora")
 
 NAME = "default"  # of the adapter in the model
 INITS = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "olora": "olora"}  # ours -> peft's
@@ -212,12 +215,14 @@ def reads_start(settings: LoRASettings) -> bool:
 def start_weights(settings: LoRASettings, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return the weights of the LoRA that a training starts from, `<layer>.lora_A.weight` and so on, without scale.
 
+    Their ranks may be higher than those of `shapes`; `take_start` cuts them.
+
     Args:
         settings: Of the run; `start` is a file or folder in any form that the pipeline reads, but for ComfyUI's DoRA.
         shapes: From `adapter_shapes`.
 
     Raises:
-        ValueError: There is none, or it is on other layers, of other ranks or widths or of another kind.
+        ValueError: There is none, or it is on other layers, of lower ranks, of other widths or of another kind.
     """
     start = f"start {settings.start!r}"
     if not Path(settings.start).exists():
@@ -237,7 +242,10 @@ def start_weights(settings: LoRASettings, shapes: Mapping[str, tuple[int, ...]])
             f"{start} is on {len(found)} layers, targets={settings.targets!r} are {len(ranks)}; one of them alone has "
             f"{other!r}. Nearest: the targets with which it was trained."
         )
-    if different := [layer for layer, rank in ranks.items() if found[layer] != rank]:
+    different = [
+        layer for layer, rank in ranks.items() if found[layer] < rank or settings.dora and found[layer] > rank
+    ]
+    if different:
         layer = different[0]
         raise ValueError(f"{start} has rank {found[layer]} in {layer}, not {ranks[layer]}; nearest: {found[layer]}.")
     if any(key.endswith("magnitude_vector") for key in weights) != settings.dora:
@@ -250,13 +258,26 @@ def start_weights(settings: LoRASettings, shapes: Mapping[str, tuple[int, ...]])
             f"{start} {'lacks' if key in shapes else 'also has'} {key!r}; nearest: one with lora_A and lora_B alone."
         )
     for key, shape in shapes.items():
-        if weights[key].shape != shape:
+        layer, _, kind = key.rpartition(".lora_")
+        own = {"A.weight": (found[layer], shape[-1]), "B.weight": (shape[0], found[layer])}.get(kind, shape)
+        if weights[key].shape != own:
             raise ValueError(
-                f"{start}: {key} has the shape {tuple(weights[key].shape)}, not {shape}; nearest: a LoRA of this base."
+                f"{start}: {key} has the shape {tuple(weights[key].shape)}, not {own}; nearest: a LoRA of this base."
             )
-    for layer, rank in ranks.items():
+    for layer, rank in found.items():
         weights[f"{layer}.lora_B.weight"] *= strength(layer, rank, facts or {})
     return weights
+
+
+def lower_rank(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the matrices (rank, inputs) and (outputs, rank) whose product is nearest to that of two of a higher rank.
+
+    Nearest in the sum of squares: the largest singular values are kept.
+    """
+    (left, left_rest), (right, right_rest) = torch.linalg.qr(b), torch.linalg.qr(a.T)
+    u, values, v = torch.linalg.svd(left_rest @ right_rest.T)
+    root = values[:rank].sqrt()
+    return root[:, None] * (v[:rank] @ right.T), left @ u[:, :rank] * root
 
 
 def strength(layer: str, rank: int, facts: Mapping[str, Any]) -> float:
@@ -311,8 +332,22 @@ def peft_config(ranks: Mapping[str, int], settings: LoRASettings) -> LoraConfig:
 
 @torch.no_grad()
 def take_start(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy the weights of a LoRA into the adapter, whose own scale is taken out of them."""
+    """Copy the weights of a LoRA into the adapter, whose own scale is taken out of them; higher ranks are cut."""
     parameters, layers = adapter_parameters(model), named_layers(model)
+    weights, cut, kept, all_of = dict(weights), 0, 0.0, 0.0
+    for layer, found in ranks_of({key: value.shape for key, value in weights.items()}).items():
+        down, up = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+        rank = len(parameters[parameter_name(down)])
+        if found > rank:
+            whole = (weights[up] @ weights[down]).square().sum()
+            weights[down], weights[up] = lower_rank(weights[down], weights[up], rank)
+            cut, all_of = cut + 1, all_of + float(whole)
+            kept += float((weights[up] @ weights[down]).square().sum())
+    if cut:
+        share = 100 * kept / max(all_of, 1e-30)
+        logger.info(
+            "the start has a higher rank in %d layers and was cut; %.1f %% of its squares are kept", cut, share
+        )
     for key, value in weights.items():
         layer, _, kind = key.rpartition(".lora_")
         scale = layers[layer].scaling[NAME] if kind == "B.weight" else 1.0

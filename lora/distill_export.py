@@ -108,7 +108,7 @@ def card(folder: Path, facts: dict[str, Any], settings: DistillSettings, load: l
         "---",
         f"base_model: {base}",
         "library_name: diffusers",
-        f"tags: [{'lora, ' if settings.rank else ''}text-to-image, ptdit, distillation]",
+        f"tags: [{'lora, ' if settings.rank else ''}text-to-{'video' if frames else 'image'}, ptdit, distillation]",
         "---",
         "",
         f"# {kind} of {steps} steps, distilled from {base}",

@@ -8,7 +8,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora.adapter import adapter_values, add_adapter, folded_weights, layer_ranks, rate_factors
+from lora.adapter import (
+    adapter_parameters,
+    adapter_values,
+    add_adapter,
+    folded_weights,
+    layer_ranks,
+    ranks_of,
+    rate_factors,
+)
 from lora.command_line import make_parser, read_settings
 from lora.config import LoRASettings
 from lora.export import base_layer_weights, write_lora
@@ -89,6 +97,20 @@ def test_a_training_starts_from_a_lora_of_either_form(tmp_path, options, form):
     fresh = tiny()
     add_adapter(fresh, LoRASettings(output_dir="x", rank=4, start=str(tmp_path / form), **options))
     torch.testing.assert_close(output(fresh), output(model), atol=2e-4, rtol=1e-3)
+
+
+def test_a_start_of_a_higher_rank_is_cut_to_the_nearest_and_this_is_said(tmp_path, caplog):
+    model, weights = trained(LoRASettings(output_dir="x", rank=4, alpha=8.0))
+    write_lora(tmp_path, "mine", weights, {}, "base")
+    fresh = tiny()
+    with caplog.at_level("INFO", "lora"):
+        add_adapter(fresh, LoRASettings(output_dir="x", rank=2, start=str(tmp_path)))
+    assert "has a higher rank in 20 layers and was cut" in caplog.text
+    kept = folded_weights(fresh, adapter_parameters(fresh), {})
+    for layer in ranks_of({key: value.shape for key, value in kept.items()}):
+        before, after = (each[f"{layer}.lora_B.weight"] @ each[f"{layer}.lora_A.weight"] for each in (weights, kept))
+        u, values, v = torch.linalg.svd(before, full_matrices=False)
+        torch.testing.assert_close(after, (u[:, :2] * values[:2]) @ v[:2], atol=1e-5, rtol=1e-4)
 
 
 def test_the_card_names_the_lora_that_a_run_started_from_also_after_resumes_without_it(train, tmp_path):
