@@ -244,8 +244,8 @@ def warn_of_student(transformer: torch.nn.Module, scale: float, num_frames: int,
         frames, side = student.get("num_frames", num_frames), student.get("resolution", 0)
         if frames != num_frames or side and side**2 != height * width:
             warnings.warn(
-                f"the LoRA {name!r} was distilled for num_frames={frames}, height={side}, width={side}, and does "
-                f"worse at num_frames={num_frames}, height={height}, width={width}.",
+                f"the LoRA {name!r} was distilled for num_frames={frames}, height={side}, width={side}, and may do "
+                f"worse at num_frames={num_frames}, height={height}, width={width}, where the noise levels differ.",
                 stacklevel=2,
             )
 

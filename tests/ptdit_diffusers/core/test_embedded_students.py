@@ -21,8 +21,8 @@ LIMIT = 4_000_000  # bytes of a file
 
 
 def test_the_models_have_their_students():
-    assert [folder.name for folder in STUDENTS] == ["shapes-128-4steps"]
-    assert embedded_student("shapes-128") == STUDENTS[0] / LORA_FILE
+    assert [folder.name for folder in STUDENTS] == ["clips-128-4steps", "shapes-128-4steps"]
+    assert embedded_student("shapes-128") == STUDENTS[1] / LORA_FILE
 
 
 @pytest.mark.parametrize("folder", STUDENTS, ids=lambda folder: folder.name)
