@@ -117,7 +117,7 @@ def card(folder: Path, facts: dict[str, Any], settings: DistillSettings, load: l
         f"{facts['teacher_guidance']:g} built in. Use it with `guidance_scale=1`, `num_inference_steps={steps}`, and "
         f"with the scheduler of {base} as it is (time shift {facts['shift']:g} at {facts['resolution']} pixels, noise "
         f"levels {', '.join(f'{level:g}' for level in facts['times'])}). Guidance above 1 overdrives it, a negative "
-        "prompt has no effect, and other numbers of steps are worse.",
+        "prompt has no effect, and it was not trained for other numbers of steps.",
         "",
         "```python",
         "from ptdit_diffusers import PTDiTPipeline",

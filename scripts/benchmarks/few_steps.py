@@ -10,6 +10,7 @@ has: choose with them. The plot is written beside the JSON, as PNG; latents go t
 all rows that the JSON has in one run, on one batch of prompts, so that they can be compared.
 """
 
+import math
 import statistics
 import subprocess
 import sys
@@ -46,6 +47,7 @@ CACHES = {
         raw_vision_callback=lambda module, args, kwargs: list(kwargs["hidden_states"].unbind(0))
     ),
 }
+ALL_RIGHT = "everything right"  # the question about a whole sample
 REFERENCE = "teacher, euler, guidance 4, 30 steps"
 SETTINGS = "data_set model prompts seed length size development diversity_prompts diversity_seeds".split()
 
@@ -142,6 +144,7 @@ class Bench:
             diversity = self.diversity(pipe, row) if row.student or row.name == REFERENCE else {}
         if row.name == REFERENCE:
             self.keep(latents)
+            self.shown = pictures
         tally = self.verifier.tally(
             self.verifier.verify(self.verifier.request(task), each)
             for task, each in zip(self.tasks, pictures, strict=True)
@@ -279,14 +282,20 @@ def shell_seconds(model: str, prompt: str, times: int = 3) -> dict[str, float]:
     return found
 
 
+def main_questions(asked: dict[str, Any]) -> list[str]:
+    """Return the questions that table and plot show: the first four about single things, and everything together."""
+    single = [
+        name for name in asked if name.startswith(("right", "asked")) and "," not in name and asked[name]["asked"]
+    ]
+    return [*single[:4], ALL_RIGHT]
+
+
 def draw(record: dict[str, Any], target: Path) -> None:
     """Draw the share of right answers over forwards, and what is wholly right over seconds, of all series."""
     from matplotlib.figure import Figure
 
     rows, seconds = record["rows"], record.get("seconds", {})
-    first = next(iter(rows.values()))["table"]
-    questions = [name for name in first if first[name]["asked"]]
-    shown = [name for name in questions if name.startswith("right") and "," not in name][:5] + questions[-1:]
+    shown = main_questions(next(iter(rows.values()))["table"])
     figure = Figure(figsize=(15, 3.6 * (-(-(len(shown) + 1) // 3))), layout="constrained")
     axes = figure.subplots(-(-(len(shown) + 1) // 3), 3, squeeze=False).flatten()
     series = list(dict.fromkeys(row["series"] for row in rows.values()))
@@ -304,18 +313,21 @@ def draw(record: dict[str, Any], target: Path) -> None:
             errors = [np.maximum(y - low, 0), np.maximum(high - y, 0)]
             axis.errorbar([across[each] for each in mine], y, errors, label=name, **style)
         axis.set(title=question, xscale="log", xlabel=label)
+        low, high = (round(math.log2(end(across.values()))) for end in (min, max))
+        ticks = [2.0**power for power in range(low, high + 1)]
+        axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     for axis in axes[len(places) :]:
         axis.set_axis_off()
-    axes[0].legend(fontsize=6)
+    axes[1].legend(fontsize=6, loc="lower right")
     figure.savefig(target, dpi=90)
 
 
 def table(record: dict[str, Any]) -> str:
     """Return the rows in Markdown."""
     rows = record["rows"]
-    questions = list(next(iter(rows.values()))["table"])
-    shown = [name for name in questions if name.startswith("right") and "," not in name][:4] + questions[-1:]
+    shown = main_questions(next(iter(rows.values()))["table"])
     lines = [
         f"| way | forwards | {' | '.join(shown)} | error | diversity | CPU s |",
         "| --- " * (len(shown) + 5) + "|",
@@ -377,8 +389,8 @@ def main(arguments: list[str] | None = None) -> int:
         record["rows"][row.name] = bench.measure(row)
         record |= {"date": now(), "processor": processor(), "versions": versions(("torch", "diffusers"))}
         write_record(args.output, record)
-        last = list(record["rows"][row.name]["table"].items())[-1]
-        sys.stderr.write(f"{row.name}: {last[0]} {last[1]['right']} of {last[1]['asked']}\n")
+        found = record["rows"][row.name]["table"][ALL_RIGHT]
+        sys.stderr.write(f"{row.name}: {ALL_RIGHT} {found['right']} of {found['asked']}\n")
     if args.seconds:
         known = [row for row in all_rows(list(students)) if row.name in record["rows"]]
         record["seconds"] = {row.name: bench.seconds(row) for row in known}

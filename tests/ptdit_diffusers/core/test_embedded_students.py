@@ -54,6 +54,18 @@ def test_the_scheduler_of_the_base_goes_through_the_levels_of_the_training(folde
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("folder", STUDENTS, ids=lambda folder: folder.name)
+def test_the_code_on_the_card_runs_without_a_warning_of_the_student(folder, recwarn):
+    (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    made = {}
+    exec(block, made)
+    last = made.get("picture") or made["clip"][-1]
+    low, high = last.convert("L").getextrema()
+    assert last.size == (128, 128) and high - low > 60
+    assert not [each for each in recwarn if "distilled" in str(each.message)]
+
+
+@pytest.mark.slow
 def test_four_forwards_draw_what_prompts_of_known_combinations_ask_for():
     """24 prompts; 30 guided steps draw two in three without any error."""
     verifier = VERIFIERS["pictures"]
