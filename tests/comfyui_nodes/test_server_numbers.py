@@ -14,18 +14,17 @@ from .test_server import finite_latents, one_step
 
 pytestmark = pytest.mark.comfy
 PROMPT, SEED = "a big blue square above a red circle, white background", 3
-STUDENT = "shapes-128-4steps"  # comes with the nodes, in the list of LoRAs
 LIMITS = {"bf16": 0.03, "fp8": 0.1}  # relative error of the latent after 8 steps against fp32
 
 
-def embedded(g: Graph, weights: str, prompt: str = PROMPT) -> tuple:
-    """Model, positive, negative and latent of the embedded model."""
-    loader = g("PTDiTFolderLoader", folder=EMBEDDED, weight_dtype=weights)
+def embedded(g: Graph, weights: str, prompt: str = PROMPT, folder: str = EMBEDDED, frames: int = 1) -> tuple:
+    """Model, positive, negative and latent of an embedded model."""
+    loader = g("PTDiTFolderLoader", folder=folder, weight_dtype=weights)
     clip = output(loader, 1)
     positive, negative = (
         g("PTDiTTextEncode", clip=clip, text=text, literal=True, cleaning=False) for text in (prompt, "")
     )
-    latent = g("PTDiTEmptyLatent", width=128, height=128, aspect="1:1", length=1, views=0, batch_size=1)
+    latent = g("PTDiTEmptyLatent", width=128, height=128, aspect="1:1", length=frames, views=0, batch_size=1)
     return loader, positive, negative, latent
 
 
@@ -78,13 +77,17 @@ def test_fp32_gives_the_latent_of_the_diffusers_pipeline(server, pipe, steps, cf
     assert text < 5e-6 and own_text < 2e-5 * largest, words  # two implementations of T5 round differently
 
 
+@pytest.mark.parametrize("model_name, prompt, frames", [
+    ("shapes-128", PROMPT, 1),
+    ("clips-128", "a red circle moves to the right, white background", 17),
+])  # fmt: skip
 def test_a_student_of_four_steps_gives_with_stock_nodes_the_latent_of_the_diffusers_pipeline(
-    server, pipe, record_property
+    server, model_name, prompt, frames, record_property
 ):
     """LoraLoaderModelOnly, and KSampler with steps 4, cfg 1, sampler euler, scheduler simple."""
-    g = Graph()
-    model, positive, negative, latent = embedded(g, "fp32")
-    model = g("LoraLoaderModelOnly", model=model, lora_name=f"{STUDENT}.safetensors", strength_model=1.0)
+    student, g = f"{model_name}-4steps", Graph()  # it comes with the nodes, in the list of LoRAs
+    model, positive, negative, latent = embedded(g, "fp32", prompt, EMBEDDED.replace("shapes-128", model_name), frames)
+    model = g("LoraLoaderModelOnly", model=model, lora_name=f"{student}.safetensors", strength_model=1.0)
     given = {"model": g("PTDiTModelSampling", model=model, latent=latent, shift=0.0, round_timestep=False)}
     given |= {"positive": positive, "negative": negative, "latent_image": latent}
     few = {"steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
@@ -92,17 +95,21 @@ def test_a_student_of_four_steps_gives_with_stock_nodes_the_latent_of_the_diffus
     result = server.queue(g)
     assert result["ok"], result["message"]
     (stored,) = finite_latents(server, result)
-    stored = stored.unsqueeze(2) * pipe.vae.config.scaling_factor
-    noise = torch.randn(1, 4, 1, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    pipe = PTDiTPipeline.from_pretrained(model_name)
+    stored = (stored if stored.ndim == 5 else stored.unsqueeze(2)) * pipe.vae.config.scaling_factor
+    shape = (1, 4, (frames - 1) // 4 + 1, 16, 16)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
     settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent", "latents": noise}
-    teacher = pipe(PROMPT, **settings).images
-    pipe.load_lora_weights(STUDENT)
-    try:
-        expected = pipe(PROMPT, **settings).images
-    finally:
-        pipe.unload_lora_weights()
+
+    def latents() -> torch.Tensor:
+        made = pipe(prompt, num_frames=frames, **settings)
+        return made.images if frames == 1 else made.frames
+
+    teacher = latents()
+    pipe.load_lora_weights(student)
+    expected = latents()
     difference = (stored - expected).abs().max().item()
-    record_property("differences of a student of 4 steps", f"{difference:.2e}, largest {expected.abs().max():.2f}")
+    record_property(f"differences of {student}", f"{difference:.2e}, largest {expected.abs().max():.2f}")
     assert difference < 1e-4
     assert (teacher - expected).abs().max() > 0.1  # the LoRA was in use
 
