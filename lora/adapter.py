@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -215,7 +216,7 @@ def reads_start(settings: LoRASettings) -> bool:
 def start_weights(settings: LoRASettings, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return the weights of the LoRA that a training starts from, `<layer>.lora_A.weight` and so on, without scale.
 
-    Their ranks may be higher than those of `shapes`; `take_start` cuts them.
+    Their ranks may be higher than those of `shapes`; `cut_ranks` cuts them.
 
     Args:
         settings: Of the run; `start` is a file or folder in any form that the pipeline reads, but for ComfyUI's DoRA.
@@ -275,9 +276,28 @@ def lower_rank(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Nearest in the sum of squares: the largest singular values are kept.
     """
     (left, left_rest), (right, right_rest) = torch.linalg.qr(b), torch.linalg.qr(a.T)
-    u, values, v = torch.linalg.svd(left_rest @ right_rest.T)
+    u, values, v = torch.linalg.svd(left_rest @ right_rest.T, full_matrices=False)
     root = values[:rank].sqrt()
-    return root[:, None] * (v[:rank] @ right.T), left @ u[:, :rank] * root
+    down, up = root[:, None] * (v[:rank] @ right.T), left @ u[:, :rank] * root
+    lack = rank - len(root)  # a layer may have fewer inputs or outputs than the rank
+    return F.pad(down, (0, 0, 0, lack)), F.pad(up, (0, lack))
+
+
+def cut_ranks(weights: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the weights of a LoRA of higher ranks in these ranks, and say how much of it that keeps."""
+    found, cut, squares = ranks_of({key: value.shape for key, value in weights.items()}), {}, []
+    for layer in (layer for layer, rank in found.items() if rank > ranks[layer]):
+        down, up = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+        cut[down], cut[up] = lower_rank(weights[down], weights[up], ranks[layer])
+        squares.append([float((each[up] @ each[down]).square().sum()) for each in (weights, cut)])
+    if squares:
+        before, after = map(sum, zip(*squares, strict=True))
+        logger.info(
+            "the start has a higher rank in %d layers and was cut; %.1f %% of its squares are kept",
+            len(squares),
+            100 * after / max(before, 1e-30),
+        )
+    return {**weights, **cut}
 
 
 def strength(layer: str, rank: int, facts: Mapping[str, Any]) -> float:
@@ -309,7 +329,7 @@ def add_adapter(model: nn.Module, settings: LoRASettings) -> dict[str, Tensor]:
     for parameter in trained_parameters(model).values():
         parameter.data = parameter.data.float()
     if reads_start(settings):
-        take_start(model, start_weights(settings, shapes))
+        take_start(model, cut_ranks(start_weights(settings, shapes), ranks))
     changed_base = settings.init in ("pissa", "olora")
     return {name: p.detach().cpu().clone() for name, p in adapter_parameters(model).items()} if changed_base else {}
 
@@ -332,22 +352,8 @@ def peft_config(ranks: Mapping[str, int], settings: LoRASettings) -> LoraConfig:
 
 @torch.no_grad()
 def take_start(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy the weights of a LoRA into the adapter, whose own scale is taken out of them; higher ranks are cut."""
+    """Copy the weights of a LoRA into the adapter, whose own scale is taken out of them."""
     parameters, layers = adapter_parameters(model), named_layers(model)
-    weights, cut, kept, all_of = dict(weights), 0, 0.0, 0.0
-    for layer, found in ranks_of({key: value.shape for key, value in weights.items()}).items():
-        down, up = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
-        rank = len(parameters[parameter_name(down)])
-        if found > rank:
-            whole = (weights[up] @ weights[down]).square().sum()
-            weights[down], weights[up] = lower_rank(weights[down], weights[up], rank)
-            cut, all_of = cut + 1, all_of + float(whole)
-            kept += float((weights[up] @ weights[down]).square().sum())
-    if cut:
-        share = 100 * kept / max(all_of, 1e-30)
-        logger.info(
-            "the start has a higher rank in %d layers and was cut; %.1f %% of its squares are kept", cut, share
-        )
     for key, value in weights.items():
         layer, _, kind = key.rpartition(".lora_")
         scale = layers[layer].scaling[NAME] if kind == "B.weight" else 1.0

@@ -14,6 +14,7 @@ from lora.adapter import (
     add_adapter,
     folded_weights,
     layer_ranks,
+    lower_rank,
     ranks_of,
     rate_factors,
 )
@@ -111,6 +112,13 @@ def test_a_start_of_a_higher_rank_is_cut_to_the_nearest_and_this_is_said(tmp_pat
         before, after = (each[f"{layer}.lora_B.weight"] @ each[f"{layer}.lora_A.weight"] for each in (weights, kept))
         u, values, v = torch.linalg.svd(before, full_matrices=False)
         torch.testing.assert_close(after, (u[:, :2] * values[:2]) @ v[:2], atol=1e-5, rtol=1e-4)
+
+
+def test_a_layer_with_fewer_outputs_than_the_rank_is_cut_too():
+    a, b = torch.randn(6, 8), torch.randn(3, 6)
+    down, up = lower_rank(a, b, 5)
+    assert down.shape == (5, 8) and up.shape == (3, 5)
+    torch.testing.assert_close(up @ down, b @ a)
 
 
 def test_the_card_names_the_lora_that_a_run_started_from_also_after_resumes_without_it(train, tmp_path):
