@@ -14,7 +14,7 @@ from .test_server import finite_latents, one_step
 
 pytestmark = pytest.mark.comfy
 PROMPT, SEED = "a big blue square above a red circle, white background", 3
-LIMITS = {"bf16": 0.03, "fp8": 0.1}  # relative error of the latent after 8 steps against fp32
+LIMITS = {"bf16": 0.06, "fp8": 0.1}  # relative error of the latent after 8 steps against fp32; processors differ
 
 
 def embedded(g: Graph, weights: str, prompt: str = PROMPT, folder: str = EMBEDDED, frames: int = 1) -> tuple:
