@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from ptdit_diffusers import PTDiTPipeline
 from ptdit_diffusers.conversion.quantize import store_in_fp8
+from ptdit_diffusers.core.devices import computes_bf16
 from ptdit_diffusers.core.embedded import embedded_model_path
 
 from .graph import EMBEDDED, Graph, Server, output, wrong_in
@@ -14,7 +15,8 @@ from .test_server import finite_latents, one_step
 
 pytestmark = pytest.mark.comfy
 PROMPT, SEED = "a big blue square above a red circle, white background", 3
-LIMITS = {"bf16": 0.06, "fp8": 0.1}  # relative error of the latent after 8 steps against fp32; processors differ
+BF16_LIMIT = 0.03 if computes_bf16("cpu") else 0.06  # a processor that imitates bf16 rounds more often
+LIMITS = {"bf16": BF16_LIMIT, "fp8": 0.1}  # relative error of the latent after 8 steps against fp32
 
 
 def embedded(g: Graph, weights: str, prompt: str = PROMPT, folder: str = EMBEDDED, frames: int = 1) -> tuple:

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from lora.export import COMFYUI_PREFIX
 from lora.paths import noise_levels
-from ptdit_diffusers import PTDiTPipeline
 from ptdit_diffusers.core.embedded import embedded_model_path
 from ptdit_diffusers.core.few_steps import LORA_FILE, embedded_student, read_distillation, student_folders
 from ptdit_diffusers.training.base_model import BaseModel
+from scripts.evaluation.generate import generate, load_pipeline, to_bytes
 from scripts.verifiers.registry import VERIFIERS
 
 STUDENTS = student_folders()
@@ -73,17 +73,11 @@ def test_the_code_on_the_card_runs_without_a_warning_of_the_student(folder, tmp_
 def test_four_forwards_draw_what_prompts_of_known_combinations_ask_for():
     """24 prompts; 30 guided steps draw two in three without any error."""
     verifier = VERIFIERS["pictures"]
-    pipe = PTDiTPipeline.from_pretrained("shapes-128")
+    pipe = load_pipeline("shapes-128")
     pipe.load_lora_weights("shapes-128-4steps")
     tasks = [verifier.task(number, 5, False) for number in range(24)]
-    made = pipe(
-        [task.prompt for task in tasks],
-        num_inference_steps=4,
-        guidance_scale=1,
-        output_type="np",
-        generator=[torch.Generator().manual_seed(number) for number in range(24)],
-    ).images
-    pictures = (made * 255).round().astype("uint8")[:, None]
+    made = generate(pipe, [task.prompt for task in tasks], 0, 24, num_inference_steps=4, guidance_scale=1)
+    pictures = [to_bytes(each)[None] for each in made]
     tally = verifier.tally(
         verifier.verify(verifier.request(task), each) for task, each in zip(tasks, pictures, strict=True)
     )
