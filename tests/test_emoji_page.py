@@ -12,7 +12,8 @@ from ptdit_diffusers.training.own_data.settings import read_settings
 from scripts.datasets.emoji.shards import GROUNDS_EACH
 from scripts.emoji.__main__ import parse
 
-PICTURES = 5263  # of training, each in twice GROUNDS_EACH samples
+PICTURES = 5263  # of training, each in twice GROUNDS_EACH samples, but five that are seen on few grounds
+SAMPLES = 42_097
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "emoji.md").read_text(encoding="utf-8")
 
@@ -48,9 +49,9 @@ def test_the_files_of_settings_train_a_model_of_the_size_that_the_page_names():
 def test_passes_are_counted_in_samples_and_pictures_of_training(name):
     settings, text = read_settings(ROOT / "scripts" / "configs" / "emoji.yaml"), (ROOT / name).read_text("utf-8")
     (batch,) = {stage.batch for stage in settings.stages}
-    samples = 2 * GROUNDS_EACH * PICTURES
+    assert 0 <= 2 * GROUNDS_EACH * PICTURES - SAMPLES < 10
     assert f"{PICTURES}" in text and f"in {PICTURES / batch:.0f} steps" in text
     if "card" not in name:
-        assert f"{samples * (1 - settings.data.validation) / batch:.0f} steps" in text
+        assert f"{SAMPLES * (1 - settings.data.validation) / batch:.0f} steps" in text
     if "emoji.yaml" not in name:
-        assert f"{samples:,} samples" in text
+        assert f"{SAMPLES:,} samples" in text

@@ -20,7 +20,16 @@ from scripts.emoji.judges import concept_codes, judge_path
 from scripts.emoji.sheets import write_sheets
 from scripts.evaluation.records import now, versions
 from scripts.verifiers.emoji.judge import Judge, Reading, load_judge
-from scripts.verifiers.emoji.scores import Asked, ground_color, kernel_distance, nearest, shares, small
+from scripts.verifiers.emoji.plain_style import PlainStyle
+from scripts.verifiers.emoji.scores import (
+    Asked,
+    frechet_distance,
+    ground_color,
+    kernel_distance,
+    nearest,
+    shares,
+    small,
+)
 
 KINDS = {  # what is asked -> what it is
     "trained": "pictures of training",
@@ -189,6 +198,34 @@ def baselines(
     return result
 
 
+def plain_styles(found: Sequence[Request], pictures: np.ndarray, judge: PlainStyle) -> dict[str, float]:
+    """Return how often the style of pictures on white is right by colors and edges alone, kind by kind."""
+    styles, rows = list(STYLES), {}
+    for kind in KINDS:
+        mine = [index for index, each in enumerate(found) if each.kind == kind and each.ground == WHITE]
+        if mine:
+            asked = np.array([styles.index(found[index].picture.style) for index in mine])
+            rows[kind] = round(float((judge.read(pictures[mine]) == asked).mean()), 4)
+    return rows
+
+
+def set_distances(made: np.ndarray, true: np.ndarray) -> dict[str, dict]:
+    """Return distances between the features (N, D) of pictures and of true ones, beside those of halves.
+
+    Halves are of the same sizes: one of the true pictures against the other half of them, or of the pictures.
+    """
+    order, names = np.random.default_rng(0).permutation(len(true)), ("mean", "deviation")
+    one, other = order[::2], order[1::2]
+    return {
+        "kernel_distance": dict(zip(names, kernel_distance(made, true), strict=True)),
+        "kernel_distance_of_true_halves": dict(zip(names, kernel_distance(true[one], true[other]), strict=True)),
+        "frechet_distance_of_halves": {
+            "made": frechet_distance(made[one], true[other]),
+            "true": frechet_distance(true[one], true[other]),
+        },
+    }
+
+
 def as_text(rows: dict, truth: dict) -> str:
     """Return the table: percentages of the pictures, and of true pictures in parentheses."""
     lines = [f"{'':9}{'pictures':>9}" + "".join(f"{name:>16}" for name in COLUMNS)]
@@ -215,8 +252,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     reading, true_reading = judge.read(made), judge.read(true)
     groups = twin_groups(pictures, codes)
     rows, truth = table(found, made, reading, codes, groups), table(found, true, true_reading, codes, groups)
-    half = np.random.default_rng(0).permutation(len(true))
-    first, second = true_reading.features[half[::2]], true_reading.features[half[1::2]]
+    known_styles = np.array([list(STYLES).index(each.style) for each in trained.pictures])
+    plain_style = PlainStyle.learn(trained.pixels, known_styles)
     names = ("model", "shape", "number", "steps", "guidance", "seed")
     results = {
         "date": now(),
@@ -229,12 +266,9 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         "baselines_for_pairs": rounded(baselines(found, judge, trained, codes, groups)),
         "copying_of_pairs": copying(found, made, reading, trained),
         "copying_of_true_pairs": copying(found, true, true_reading, trained),
-        "kernel_distance": dict(
-            zip(("mean", "deviation"), kernel_distance(reading.features, true_reading.features), strict=True)
-        ),
-        "kernel_distance_of_true_halves": dict(
-            zip(("mean", "deviation"), kernel_distance(first, second), strict=True)
-        ),
+        "style_by_colors_and_edges": plain_styles(found, made, plain_style),
+        "style_by_colors_and_edges_of_true_pictures": plain_styles(found, true, plain_style),
+        **set_distances(reading.features, true_reading.features),
         "pictures": [
             {"kind": each.kind, "prompt": each.prompt, "seed": args.seed + index}
             | {"read": [codes[int(reading.concepts[index, 0])], list(STYLES.values())[int(reading.styles[index])]]}
@@ -284,7 +318,12 @@ def summary(results: dict) -> str:
             f"(true {true['distance']:.3f}); the same concept in another style {100 * row[key]:.0f} % "
             f"(true {100 * true[key]:.0f} %)"
         )
+    made, true = (results[f"style_by_colors_and_edges{end}"] for end in ("", "_of_true_pictures"))
+    shown = ", ".join(f"{kind} {100 * made[kind]:.1f} ({100 * true[kind]:.1f})" for kind in made)
+    lines.append(f"style by colors and edges alone: {shown}")
     made, true = results["kernel_distance"], results["kernel_distance_of_true_halves"]
     halves = f"halves of true pictures {true['mean']:.2f} +- {true['deviation']:.2f}"
     lines.append(f"kernel distance x 1000: {made['mean']:.2f} +- {made['deviation']:.2f}; {halves}")
+    made, true = (results["frechet_distance_of_halves"][name] for name in ("made", "true"))
+    lines.append(f"Frechet distance of halves: {made:.2f}; of true ones {true:.2f}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Numbers of a judge's readings: shares that are right, distances to training pictures, distance between sets.
+"""Numbers of a judge's readings: shares that are right, distances to training pictures, distances between sets.
 
 Letters: N pictures, M training pictures, D features.
 """
@@ -85,6 +85,20 @@ def kernel_distance(one: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple[
         inner = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (xx, yy))
         found.append(inner - 2 * xy.mean())
     return 1000 * float(np.mean(found)), 1000 * float(np.std(found))
+
+
+def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the Frechet distance (arXiv 1706.08500) of features (N, D) of two sets, as if they were normal.
+
+    It grows with few pictures: compare only distances of sets of the same sizes, in features of the same judge.
+    """
+    means = [rows.astype(np.float64).mean(0) for rows in (one, other)]
+    covariances = [np.cov(rows.astype(np.float64), rowvar=False) for rows in (one, other)]
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    mixed = np.linalg.eigvalsh(root @ covariances[1] @ root)  # of the same eigenvalues as the product of both
+    spread = sum(map(np.trace, covariances)) - 2 * np.sqrt(mixed.clip(0)).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + spread)
 
 
 def ground_color(pictures: np.ndarray) -> np.ndarray:

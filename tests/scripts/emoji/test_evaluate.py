@@ -51,6 +51,8 @@ def test_a_judge_is_trained_and_true_pictures_are_evaluated(data, tmp_path, caps
     assert pair["prompt"] == "a dog face, bold flat"
     assert results["copying_of_pairs"]["pixels"]["other_style_of_the_concept"] == 1  # circles of one color
     assert set(results["baselines_for_pairs"]) == {"another style of the concept", "a random concept in the style"}
+    assert results["style_by_colors_and_edges"] == results["style_by_colors_and_edges_of_true_pictures"]
+    assert results["frechet_distance_of_halves"]["made"] == results["frechet_distance_of_halves"]["true"]
     assert {path.name for path in output.glob("*.png")} == {
         "samples-trained.png", "samples-pairs.png", "samples-grounds.png", "neighbors.png"
     }  # fmt: skip

@@ -7,7 +7,17 @@ import torch
 from scripts.verifiers.emoji import training
 from scripts.verifiers.emoji.judge import Judge, Reading, load_judge
 from scripts.verifiers.emoji.networks import CONCEPT_SIZE, PLAIN, ConceptNetwork, StyleNetwork
-from scripts.verifiers.emoji.scores import Asked, concept_credit, ground_color, kernel_distance, nearest, shares, small
+from scripts.verifiers.emoji.plain_style import PlainStyle
+from scripts.verifiers.emoji.scores import (
+    Asked,
+    concept_credit,
+    frechet_distance,
+    ground_color,
+    kernel_distance,
+    nearest,
+    shares,
+    small,
+)
 from scripts.verifiers.emoji.training import (
     MILD,
     NO_COLORS,
@@ -90,6 +100,9 @@ def test_distances_are_those_of_the_nearest_and_vanish_between_equal_sets():
     one, other = choice.normal(size=(300, 16)), choice.normal(size=(300, 16)) + 0.5
     near, far = kernel_distance(one[::2], one[1::2])[0], kernel_distance(one, other)[0]
     assert abs(near) < 0.05 * far
+    assert abs(frechet_distance(one, one)) < 1e-6 and np.isclose(frechet_distance(one, one + 0.5), 16 * 0.25)
+    wider = frechet_distance(one, 2 * one - one.mean(0))  # the square root of the covariance grows by itself
+    assert np.isclose(wider, np.trace(np.cov(one, rowvar=False)))
 
 
 def test_the_ground_is_the_color_of_the_border_and_pixels_are_compared_by_root_mean_squares():
@@ -98,3 +111,21 @@ def test_the_ground_is_the_color_of_the_border_and_pixels_are_compared_by_root_m
     assert ground_color(pictures)[0].tolist() == [66, 122, 214]
     gray = small(np.stack([np.full((64, 64, 3), value, np.uint8) for value in (0, 51)]))
     assert np.isclose(np.linalg.norm(gray[0] - gray[1]), 0.2)
+
+
+def test_colors_and_edges_alone_tell_flat_drawings_from_shaded_ones_and_do_not_see_the_ground():
+    choice = np.random.default_rng(0)
+
+    def disc(shaded: bool, ground: int = 255) -> np.ndarray:
+        picture = np.full((64, 64, 3), ground, np.uint8)
+        y, x = np.mgrid[:64, :64] - choice.integers(24, 40, (2, 1, 1))
+        light = (y + 32)[..., None] / 64 if shaded else 1
+        inside = x**2 + y**2 < choice.integers(8, 16) ** 2
+        return np.where(inside[..., None], choice.integers(60, 200, 3) * light, picture).astype(np.uint8)
+
+    styles = np.arange(80) % 2
+    pictures = np.stack([disc(bool(style)) for style in styles])
+    judge = PlainStyle.learn(pictures[:60], styles[:60])
+    assert (judge.read(pictures[60:]) == styles[60:]).mean() >= 0.9
+    off_white = np.where(pictures[60:] == 255, 245, pictures[60:]).astype(np.uint8)  # as a VAE makes it
+    assert (judge.read(off_white) == judge.read(pictures[60:])).all()
