@@ -20,10 +20,11 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.pipelines.ptdit_lora_text import TEXT_PREFIX
 from ptdit_diffusers.training.checkpoint import checkpoints
+from ptdit_diffusers.training.networks import Networks
 from ptdit_diffusers.training.task import trained_parameters
 
 from .config import TARGETS, LoRASettings
-from .text_encoder import Networks, text_layers
+from .text_encoder import text_layers
 
 logger = logging.getLogger("lora")
 

@@ -19,6 +19,7 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel, choose_dtype
 from ptdit_diffusers.training.checkpoint import whole
 from ptdit_diffusers.training.held_out import spread, warn_of_learning_by_heart
+from ptdit_diffusers.training.networks import Networks, transformer_of
 from ptdit_diffusers.training.objective import flow_matching
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.randomness import Stream
@@ -33,7 +34,7 @@ from .cache import Cache
 from .config import LoRASettings, TrainingSettings, check_warmup
 from .export import base_layer_weights, export
 from .samples import Sample
-from .text_encoder import Networks, embed
+from .text_encoder import embed
 from .validate import Sampling, generate_validation, quarter_steps, save_validation
 
 logger = logging.getLogger("lora")
@@ -106,7 +107,7 @@ class LoRATask(NetworkTask):
     @property
     def network(self) -> PTDiTTransformer3DModel:
         """The transformer."""
-        return self.model.transformer if isinstance(self.model, Networks) else self.model
+        return transformer_of(self.model)
 
     def optimizers(self) -> list[Optimizer]:
         if not self.settings.lr_pattern:

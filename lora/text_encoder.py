@@ -7,7 +7,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.training.base_model import BaseModel
 
 LARGEST = 150 * 10**6  # parameters: a T5 of size "base" is smaller, "large" is not, the official one has 4.7 billion
@@ -16,14 +15,6 @@ TARGETS = {  # preset -> regular expression that the whole name of a Linear laye
     "attention+ff": r".*SelfAttention\.[qkvo]|.*DenseReluDense\.w[io](_\d)?",
     "all-linear": r".*",
 }
-
-
-class Networks(nn.Module):
-    """Transformer and text encoder that are trained together."""
-
-    def __init__(self, transformer: PTDiTTransformer3DModel, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.transformer, self.text_encoder = transformer, text_encoder
 
 
 def checked_text_encoder(base: BaseModel, accelerator: Accelerator) -> nn.Module:

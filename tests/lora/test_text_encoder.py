@@ -24,9 +24,10 @@ from lora.adapter import (
 from lora.config import LoRASettings
 from lora.export import base_layer_weights, write_lora
 from lora.task import LoRATask
-from lora.text_encoder import Networks, checked_text_encoder, embed, text_layers
+from lora.text_encoder import checked_text_encoder, embed, text_layers
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.base_model import BaseModel
+from ptdit_diffusers.training.networks import Networks
 
 CPU = torch.device("cpu")
 FILE = "lora/pytorch_lora_weights.safetensors"

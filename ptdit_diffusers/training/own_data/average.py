@@ -10,7 +10,7 @@ from ptdit_diffusers.core.arguments import LineParser
 from ptdit_diffusers.training.average import average_snapshots, exponent
 from ptdit_diffusers.training.command import begin_log, exit_code
 from ptdit_diffusers.training.own_data.card import card
-from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_base, make_transformer
+from ptdit_diffusers.training.own_data.model import export_model, load_trained, make_base, make_networks
 from ptdit_diffusers.training.own_data.settings import OwnDataSettings
 from ptdit_diffusers.training.own_data.task import SNAPSHOTS
 from ptdit_diffusers.training.settings import build
@@ -53,10 +53,10 @@ def average(arguments: Sequence[str] | None) -> int:
     places = {"vae": flags.run / "vae/export/vae"}
     places |= {name: flags.run / "text/export" / name for name in ("tokenizer", "text_encoder")}
     base = make_base(settings, {name: place for name, place in places.items() if place.is_dir()})
-    transformer = make_transformer(settings, base)
-    load_trained(transformer, values)
+    model = make_networks(settings, base)
+    load_trained(model, values)
     text = card(settings, flags.output.resolve().name, step, f"their average of width {flags.width}")
-    export_model(settings, base, transformer.eval(), flags.output, text)
+    export_model(settings, base, model.eval(), flags.output, text)
     logger.info("wrote %s: width %s at step %d", flags.output, flags.width, step)
     return 0
 

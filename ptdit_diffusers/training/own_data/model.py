@@ -14,7 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptdit_diffusers.core.documents import read_mapping
 from ptdit_diffusers.core.files import replace_json
@@ -23,6 +23,7 @@ from ptdit_diffusers.models.transformer_ptdit import PTDiTTransformer3DModel
 from ptdit_diffusers.pipelines.pipeline_ptdit import PTDiTPipeline
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.buckets import bucket_sizes
+from ptdit_diffusers.training.networks import Networks, text_encoder_of, transformer_of
 from ptdit_diffusers.training.own_data.settings import NEW, TRAINED, OwnDataSettings
 from ptdit_diffusers.training.task import trained_parameters
 
@@ -99,6 +100,14 @@ def make_transformer(settings: OwnDataSettings, base: BaseModel) -> PTDiTTransfo
     return transformer.train()
 
 
+def make_networks(settings: OwnDataSettings, base: BaseModel) -> PTDiTTransformer3DModel | Networks:
+    """Return all that is trained: the transformer, together with the text encoder where that is trained, too."""
+    transformer = make_transformer(settings, base)
+    if not settings.text.train:
+        return transformer
+    return Networks(transformer, base.load_text_encoder(torch.device("cpu")).requires_grad_(True))
+
+
 def to_bf16(transformer: PTDiTTransformer3DModel) -> None:
     """Turn the weights to bf16, except those that the model keeps in float32."""
     for name, parameter in transformer.named_parameters():
@@ -142,22 +151,25 @@ def choose_trained(settings: OwnDataSettings, transformer: PTDiTTransformer3DMod
 
 
 def export_model(
-    settings: OwnDataSettings, base: BaseModel, transformer: PTDiTTransformer3DModel, folder: Path, card: str
+    settings: OwnDataSettings, base: BaseModel, model: PTDiTTransformer3DModel | Networks, folder: Path, card: str
 ) -> None:
     """Write a whole pipeline folder, which `ptdit generate --model` takes; a LoRA is merged and also beside it.
 
     Args:
         settings: Of the run.
         base: With the other parts.
-        transformer: What was trained.
+        model: What was trained.
         folder: To write; it is replaced as a whole.
         card: Text of its README.md.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    transformer, text_encoder = transformer_of(model), text_encoder_of(model)
     with new_folder(folder) as made:
-        for part in ("vae", "text_encoder", "tokenizer"):
+        for part in ("vae", "tokenizer") if text_encoder else ("vae", "text_encoder", "tokenizer"):
             earlier = sorted(folder.parent.glob(f"step-*/{part}"))  # of exports on the way
             shutil.copytree(base.part(part), made / part, copy_function=partial(link_or_copy, earlier[:1]))
+        if text_encoder:
+            text_encoder.save_pretrained(made / "text_encoder")
         base.scheduler.save_pretrained(made / "scheduler")
         if settings.train == "lora":
             layers = {name: value.contiguous() for name, value in get_peft_model_state_dict(transformer).items()}
@@ -192,13 +204,13 @@ def complete_index(source: Path, folder: Path) -> None:
     replace_json(folder / "model_index.json", index)
 
 
-def load_trained(transformer: PTDiTTransformer3DModel, values: Mapping[str, Tensor]) -> None:
+def load_trained(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Put trained values into the model, by name.
 
     Raises:
         ValueError: They are those of another model.
     """
-    own = trained_parameters(transformer)
+    own = trained_parameters(model)
     if own.keys() != values.keys() or any(own[name].shape != values[name].shape for name in own):
         raise ValueError("the values are those of a model of other sizes, or of another setting `train`.")
     with torch.no_grad():

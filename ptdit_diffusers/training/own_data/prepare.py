@@ -380,9 +380,11 @@ def encodes_online(settings: OwnDataSettings, base: BaseModel) -> bool:
     """Return whether captions are encoded in each step.
 
     Raises:
-        ValueError: They are read from the disk, but change from step to step.
+        ValueError: They are read from the disk, but change in each step; or a large text encoder is to be trained.
     """
     mode = settings.text.mode
+    if settings.text.train and not is_small(base):
+        raise ValueError(f"text.train: the text encoder of {base.name!r} is too large; nearest: text.train=False.")
     online = mode == "online" or (mode == "auto" and is_small(base))
     if not online and CaptionChoices.of(settings.data):
         raise ValueError(

@@ -113,6 +113,7 @@ class TextSettings:
     grow: bool = False  # teach the small text encoder the words of the captions that it does not know
     steps: int = 1000  # of that
     tokens: int = 200  # longest caption
+    train: bool = False  # train a small text encoder together with the transformer, with train: all
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the first illegal value."""
@@ -321,6 +322,15 @@ class OwnDataSettings:
             )
         if self.run.sheet_kind == "views" and not self.data.num_views:
             raise ValueError("run.sheet_kind='views' needs data.num_views; nearest: 'pictures'.")
+        if self.text.train and self.train != "all":
+            raise ValueError(f"text.train is for train: all, not {self.train!r}; nearest: text.train=False.")
+        if self.text.train and (self.parallel.shard > 1 or self.parallel.context > 1 or self.optimizer.half):
+            raise ValueError(
+                "text.train was not made for parallel.shard, parallel.context or optimizer.weights='bf16-stochastic'; "
+                "nearest: several processes without them (DDP)."
+            )
+        if self.text.train and self.text.mode == "cached":
+            raise ValueError("text.train changes the embeddings, which mode='cached' forbids; nearest: 'auto'.")
         if self.text.grow and self.text.mode == "cached":
             raise ValueError("text.grow changes the text encoder, which mode='cached' forbids; nearest: 'auto'.")
 

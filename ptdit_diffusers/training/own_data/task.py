@@ -26,6 +26,7 @@ from ptdit_diffusers.training.average import PowerAverages, snapshot_steps, writ
 from ptdit_diffusers.training.base_model import BaseModel, gpu_dtype
 from ptdit_diffusers.training.checkpoint import is_shared, whole
 from ptdit_diffusers.training.held_out import TOGETHER, spread, warn_of_learning_by_heart
+from ptdit_diffusers.training.networks import Networks, text_encoder_of, transformer_of
 from ptdit_diffusers.training.objective import flow_matching, shifted_times
 from ptdit_diffusers.training.optimizers import make_optimizers
 from ptdit_diffusers.training.own_data.batches import QUARTERS, OwnBatches, StageData, read_bad_shards
@@ -33,6 +34,7 @@ from ptdit_diffusers.training.own_data.card import card
 from ptdit_diffusers.training.own_data.model import (
     export_model,
     load_trained,
+    make_networks,
     make_transformer,
     outline,
     plain,
@@ -54,10 +56,10 @@ SNAPSHOTS = "snapshots"  # folder in that of the run
 
 
 class OwnDataTask(PartTask):
-    """The transformer, trained on encoded pictures and their captions."""
+    """The transformer, trained on encoded pictures and their captions; with it the text encoder, if asked for."""
 
     all_draw = True
-    model: PTDiTTransformer3DModel
+    model: PTDiTTransformer3DModel | Networks
     settings: OwnDataSettings
 
     def __init__(
@@ -68,7 +70,7 @@ class OwnDataTask(PartTask):
         texts: Sequence[OnlineText | CachedText],
         accelerator: Accelerator,
     ) -> None:
-        """Load the transformer."""
+        """Load what is trained."""
         self.settings, self.base, self.stages, self.texts = settings, base, stages, texts
         self.accelerator, self.device = accelerator, accelerator.device
         context = settings.parallel.context
@@ -76,24 +78,32 @@ class OwnDataTask(PartTask):
         self.data = OwnBatches(settings, base, stages, texts, *ranks)
         if settings.parallel.compile:
             check_compiler(self.device)
-        self.model = make_transformer(settings, base).to(self.device)
+        self.model = make_networks(settings, base).to(self.device)
+        if encoder := text_encoder_of(self.model):
+            for text in texts:
+                text.encoder = encoder
         if settings.optimizer.half:
-            to_bf16(self.model)
+            to_bf16(self.network)
         if settings.parallel.recompute:
-            self.model.enable_gradient_checkpointing()
+            self.network.enable_gradient_checkpointing()
         if settings.parallel.compile:
-            self.model.compile_repeated_blocks()
+            self.network.compile_repeated_blocks()
         bf16 = accelerator.mixed_precision == "bf16"
         self.peak, self.sample_flops = peak_flops(self.device, bf16, settings.run.peak_tflops), {}
         if not self.peak:
             logger.info("no mfu in the log: the peak of this device is not known; run.peak_tflops gives it")
         self.starts = [sum(stage.steps for stage in settings.stages[:i]) for i in range(len(settings.stages))]
 
+    @property
+    def network(self) -> PTDiTTransformer3DModel:
+        """The transformer."""
+        return transformer_of(self.model)
+
     def batches(self, rank: int) -> OwnBatches:
         return self.data
 
     def blocks(self) -> Sequence[nn.Module]:
-        return self.model.transformer_blocks
+        return self.network.transformer_blocks
 
     @property
     def shared(self) -> bool:
@@ -110,7 +120,7 @@ class OwnDataTask(PartTask):
 
     def work_of(self, batch: dict[str, Any]) -> dict[str, float]:
         samples, *shape = batch["latents"].shape
-        work: dict[str, float] = {"tokens": math.prod((samples, *shape[1:])) / self.model.config.patch_size**2}
+        work: dict[str, float] = {"tokens": math.prod((samples, *shape[1:])) / self.network.config.patch_size**2}
         if self.peak:
             text = batch.get("input_ids", batch.get("text")).shape[1]
             flops = self.sample_flops.get(tuple(shape)) or self.sample_flops.setdefault(
@@ -170,12 +180,12 @@ class OwnDataTask(PartTask):
         text, mask = self.texts[0].embed(batch)
         height, width = batch["latents"].shape[-2:]
         options = {
-            **choose_windows(self.model, "auto", "auto", height, width),
-            **size_conditions(self.model, height * 8, width * 8),
+            **choose_windows(self.network, "auto", "auto", height, width),
+            **size_conditions(self.network, height * 8, width * 8),
         }
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            return self.model.flow(self.model(noisy, text, timestep, mask, return_dict=False, **options)[0])
+            return self.network.flow(self.network(noisy, text, timestep, mask, return_dict=False, **options)[0])
 
         return flow_matching(predict, batch["latents"], batch["noise"], batch["time"], batch.get("area"))
 
@@ -276,7 +286,7 @@ class OwnDataTask(PartTask):
         run, stage = self.settings.run, self.settings.stages[self.settings.stage_at(max(0, step - 1))[0]]
         vae = self.base.load_vae(gpu_dtype(self.device), self.device)
         parts = {"tokenizer": None, "text_encoder": None, "vae": vae, "scheduler": self.base.scheduler}
-        pipe = PTDiTPipeline(transformer=self.model, **parts)
+        pipe = PTDiTPipeline(transformer=self.network, **parts)
         pipe.set_progress_bar_config(disable=True)
         pictures = []
         for index in range(len(prompts))[self.mine()]:

@@ -32,7 +32,7 @@ TOGETHER = 16  # captions encoded at once
 
 
 class OnlineText:
-    """Encodes captions in each step."""
+    """Encodes captions in each step; the encoder is frozen unless a task trains it."""
 
     def __init__(self, base: BaseModel, tokens: int, device: torch.device) -> None:
         self.tokenizer = base.load_tokenizer()
@@ -51,7 +51,6 @@ class OnlineText:
         )
         return {"input_ids": found.input_ids, "text_mask": found.attention_mask.bool()}
 
-    @torch.no_grad()
     def embed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Return embeddings (B, L, D) and mask of the rows, on the device."""
         mask = batch["text_mask"]
