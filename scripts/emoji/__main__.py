@@ -1,10 +1,12 @@
 """Emoji as training data, and judges of what a model of them makes. In this order:
 
-    python -m scripts.emoji fetch DATA       five packages of the npm registry, by name and checksum: 27 MB
+    python -m scripts.emoji fetch DATA       six packages of the npm registry, by name and checksum: 28 MB
     python -m scripts.emoji draw DATA        every icon as a picture, and an index
     python -m scripts.emoji shards DATA      pictures on grounds with captions, for ptdit train
     python -m scripts.emoji judge DATA       train a judge; it is never used in training
     python -m scripts.emoji evaluate DATA --model MODEL --output DIR
+    python -m scripts.emoji fifth DATA --output DIR      twenty pictures of a fifth style, for a LoRA
+    python -m scripts.emoji evaluate-fifth DATA --model MODEL --lora LORA --output DIR
     python -m scripts.emoji folder DATA --output DIR     some hundred pictures with captions, as a user has them
 
 DATA is a folder outside of the repository. The pictures are under the licenses of their authors: see docs/emoji.md.
@@ -21,6 +23,8 @@ from scripts.datasets.emoji.pictures import draw_all, read_index
 from scripts.datasets.emoji.shards import samples, some_samples, vae_samples, write_folder, write_tars
 from scripts.evaluation.options import add_sampling_options, make_parser
 from scripts.verifiers.emoji.networks import PLAIN, RESIDUAL
+
+TRUE_PICTURES = "; without it, true pictures are judged"
 
 
 def say(text: str) -> None:
@@ -68,6 +72,20 @@ def write_a_folder(args: argparse.Namespace) -> None:
     say(f"{args.output}: {count} pictures with metadata.jsonl")
 
 
+def write_a_fifth_style(args: argparse.Namespace) -> None:
+    """Write twenty pictures of a style that the model does not know."""
+    from scripts.emoji.fifth import write_fifth
+
+    say(f"{args.output}: {write_fifth(args.data, args.output)} pictures with metadata.jsonl")
+
+
+def evaluate_the_fifth_style(args: argparse.Namespace) -> None:
+    """Make pictures in the fifth style and the four others, without a LoRA and with it."""
+    from scripts.emoji.fifth import evaluate_fifth
+
+    evaluate_fifth(args, say)
+
+
 def write_split(args: argparse.Namespace) -> None:
     """Choose what is held out; for maintainers, once."""
     from ptdit_diffusers.core.files import replace_json
@@ -99,6 +117,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "folder": (write_a_folder, "write a folder of some hundred pictures"),
     "judge": (train_judge, "train a judge"),
     "evaluate": (evaluate_model, "judge the pictures of a model"),
+    "fifth": (write_a_fifth_style, "write twenty pictures of a fifth style"),
+    "evaluate-fifth": (evaluate_the_fifth_style, "judge the fifth style of a LoRA"),
     "split": (write_split, "choose what is held out; for maintainers"),
 }
 
@@ -120,14 +140,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--shape", choices=(RESIDUAL, PLAIN), default=RESIDUAL, help="of the network (default: %(default)s)")
     add("--samples", type=int, default=120_000, help="seen by the network of concepts (default: %(default)s)")
     add("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    add = made["evaluate"].add_argument
-    add("--model", help="folder or short name of a model; without it, true pictures are judged")
-    add("--output", type=Path, required=True, help="folder for results.json, table.txt and sheets")
-    add("--shape", choices=(RESIDUAL, PLAIN), default=RESIDUAL, help="of the judge (default: %(default)s)")
-    add("--number", type=int, default=200, help="pictures of each kind at most (default: %(default)s)")
-    add("--batch", type=int, default=25, help="pictures at a time (default: %(default)s)")
-    add("--device", help="torch device (default cuda where there is one, else cpu)")
-    add_sampling_options(made["evaluate"], steps=30, guidance=4.0, seed=0)
+    made["fifth"].add_argument("--output", type=Path, required=True, help="new folder")
+    for name in ("evaluate", "evaluate-fifth"):
+        add, fifth = made[name].add_argument, name != "evaluate"
+        add("--model", required=fifth, help="folder or short name of a model" + TRUE_PICTURES * (not fifth))
+        add("--lora", required=fifth, help="folder or file of a LoRA for it")
+        add("--output", type=Path, required=True, help="folder for results.json, pictures and sheets")
+        add("--shape", choices=(RESIDUAL, PLAIN), default=RESIDUAL, help="of the judge (default: %(default)s)")
+        add("--number", type=int, default=200, help="pictures of each kind at most (default: %(default)s)")
+        add("--batch", type=int, default=25, help="pictures at a time (default: %(default)s)")
+        add("--device", help="torch device (default cuda where there is one, else cpu)")
+        add_sampling_options(made[name], steps=30, guidance=4.0, seed=0)
     args = parser.parse_args(arguments)
     for name in ("number", "samples", "steps", "batch", "processes"):
         if getattr(args, name, 1) < 1:

@@ -40,6 +40,7 @@ KINDS = {  # what is asked -> what it is
     "unseen": "concept never seen",
 }
 COLUMNS = ("concept", "concept_5", "style", "both", "tone", "concept_tone", "ground", "all")
+SETTINGS = ("model", "lora", "shape", "number", "steps", "guidance", "seed")
 PACKAGES = ("torch", "diffusers", "numpy")
 
 
@@ -254,11 +255,10 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     rows, truth = table(found, made, reading, codes, groups), table(found, true, true_reading, codes, groups)
     known_styles = np.array([list(STYLES).index(each.style) for each in trained.pictures])
     plain_style = PlainStyle.learn(trained.pixels, known_styles)
-    names = ("model", "shape", "number", "steps", "guidance", "seed")
     results = {
         "date": now(),
         "seconds": round(time.time() - start, 1),
-        "settings": {name: getattr(args, name) for name in names},
+        "settings": {name: getattr(args, name) for name in SETTINGS},
         "versions": versions(PACKAGES),
         "kinds": KINDS,
         "table": rounded(rows),
@@ -283,12 +283,14 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     say(text + summary(results))
 
 
-def make_pictures(found: Sequence[Request], args: argparse.Namespace) -> np.ndarray:
-    """Return the model's pictures (N, H, W, 3) of requests; they are also written, one by one."""
+def make_pictures(found: Sequence[Request], args: argparse.Namespace, name: str = "pictures") -> np.ndarray:
+    """Return the model's pictures (N, H, W, 3) of requests; they are also written, one by one, to a folder."""
     from scripts.evaluation.generate import generate, load_pipeline, to_bytes
 
     pipe = load_pipeline(args.model, args.device)
-    folder = args.output / "pictures"
+    if args.lora:
+        pipe.load_lora_weights(args.lora)
+    folder = args.output / name
     folder.mkdir(parents=True, exist_ok=True)
     options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance, "height": 128, "width": 128}
     pictures = []

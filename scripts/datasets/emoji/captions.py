@@ -3,7 +3,7 @@
 import numpy as np
 
 from scripts.datasets.emoji.drawing import WHITE
-from scripts.datasets.emoji.icons import STYLES, TONES, Emoji
+from scripts.datasets.emoji.icons import TONES, WORDS, Emoji
 
 LIKE_A_CONSONANT = ("uni", "uku", "eu", "one ")  # "a unicorn"
 
@@ -22,7 +22,7 @@ def subject(emoji: Emoji) -> str:
 def main_caption(emoji: Emoji, style: str, ground: str = WHITE) -> str:
     """Return the plainest caption, which is also the prompt of the evaluation: "a dog face, flat"."""
     name = subject(emoji)
-    return f"{article(name)} {name}, {STYLES[style]}{on(ground)}"
+    return f"{article(name)} {name}, {WORDS[style]}{on(ground)}"
 
 
 def on(ground: str) -> str:
@@ -32,7 +32,7 @@ def on(ground: str) -> str:
 
 def captions(emoji: Emoji, style: str, ground: str, choice: np.random.Generator) -> list[tuple[str, float]]:
     """Return captions with their weights, the plainest first; the generator chooses tags and how a ground is said."""
-    name, words = subject(emoji), STYLES[style]
+    name, words = subject(emoji), WORDS[style]
     tags = [tag for tag in emoji.tags if tag.lower() not in emoji.label.lower()]
     tags = [str(tag) for tag in choice.permutation(tags)]
     skin = f" with {TONES[emoji.tone]} skin" if emoji.tone else ""

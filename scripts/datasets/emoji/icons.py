@@ -9,6 +9,8 @@ from typing import Any
 from scripts.datasets.emoji.packages import read_json
 
 STYLES = {"noto": "shaded", "fluent": "soft 3D", "fluent-flat": "flat", "twemoji": "bold flat"}  # set -> style words
+FIFTH = "fluent-high-contrast"  # a set that only a LoRA learns
+WORDS = {**STYLES, FIFTH: "black ink"}  # which captions of the four use, too
 FAMILIES = {"noto": "noto", "fluent": "fluent", "fluent-flat": "fluent", "twemoji": "twemoji"}  # drawn by one hand
 TONES = ("", "light", "medium-light", "medium", "medium-dark", "dark")  # of skin, by Unicode's number; 0 = yellow
 # The three faces whose yellow comes out only where a gradient does not inherit the transform of the one it refers to.

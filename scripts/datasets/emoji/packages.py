@@ -71,6 +71,13 @@ PACKAGES = {
         "CC-BY-4.0",
         "Twemoji, Twitter, Inc and other contributors",
     ),
+    "fluent-high-contrast": Package(
+        "@iconify-json/fluent-emoji-high-contrast",
+        "1.2.6",
+        "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJGAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
+        "MIT",
+        "Fluent Emoji High Contrast, Microsoft Corporation",
+    ),
     "emojibase": Package(
         "emojibase-data",
         "17.0.0",

@@ -1,4 +1,4 @@
-"""Small packages in the form of the real ones: five emoji, one of them with a tone of skin, in four sets."""
+"""Small packages in the form of the real ones: five emoji, one with a tone of skin, in four sets and a fifth."""
 
 import base64
 import dataclasses
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scripts.datasets.emoji.packages import PACKAGES, Package
 
-SIDES = {"noto": 128, "fluent": 32, "fluent-flat": 32, "twemoji": 36}
+SIDES = {"noto": 128, "fluent": 32, "fluent-flat": 32, "twemoji": 36, "fluent-high-contrast": 32}
 NAMES = {
     "dog": "1F436",
     "sun": "2600-FE0F",

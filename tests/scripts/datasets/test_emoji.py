@@ -106,7 +106,7 @@ def test_a_registry_may_be_a_folder_of_files(data, tmp_path):
         place.parent.mkdir(parents=True)
         shutil.copy(data / "packages" / package.file, place)
     assert main(["fetch", str(tmp_path / "new"), "--registry", (tmp_path / "registry").as_uri()]) == 0
-    assert len(list((tmp_path / "new" / "packages").glob("*.tgz"))) == 5
+    assert len(list((tmp_path / "new" / "packages").glob("*.tgz"))) == 6
 
 
 def test_a_wrong_download_is_named_by_its_address_and_not_kept(data, tmp_path, capsys):

@@ -9,8 +9,9 @@ import pytest
 from scripts.datasets.emoji import packages, split
 from scripts.datasets.emoji.icons import Emoji
 from scripts.datasets.emoji.pictures import Picture
+from scripts.emoji import fifth
 from scripts.emoji.__main__ import main
-from scripts.emoji.evaluate import Request, table, twin_groups
+from scripts.emoji.evaluate import Request, table, truths, twin_groups
 from scripts.verifiers.emoji.judge import Reading
 from tests.scripts.datasets.emoji_packages import write_packages
 
@@ -70,3 +71,27 @@ def test_near_duplicates_count_half_whether_they_were_asked_for_or_not():
         reading = Reading(np.full((1, 5), read), *np.zeros((4, 1), int))
         rows = table([Request("pairs", pictures[asked], "white")], white, reading, codes, groups)
         assert rows["pairs"]["concept"] == credit
+
+
+def test_a_fifth_style_is_written_for_a_lora_and_judged_apart_from_the_four(data, tmp_path, monkeypatch):
+    """With true pictures in place of a model's: with the LoRA in the fifth style, without it in the wrong one."""
+    monkeypatch.setattr(fifth, "LEARNED", 1)
+    assert main(["fifth", str(data), "--output", str(tmp_path / "ink")]) == 0
+    (line,) = map(json.loads, (tmp_path / "ink" / "metadata.jsonl").read_text(encoding="utf-8").splitlines())
+    assert line["text"].endswith(", black ink") and line["licence"] == "MIT" and "dog" not in line["text"]
+    assert main(["judge", str(data), "--samples", "64"]) == 0
+
+    def pictures(found, args, name):
+        assert name == ("pictures-with" if args.lora else "pictures-without")
+        true = [fifth.drawn(data, [each.picture])[0] for each in found if each.kind == "fifth"]
+        return np.concatenate([true if args.lora else [255 - true[0]] * len(true), truths(data, found[len(true) :])])
+
+    monkeypatch.setattr(fifth, "make_pictures", pictures)
+    options = ["--model", "none", "--lora", "some", "--output", str(tmp_path / "out"), "--number", "2"]
+    (tmp_path / "out").mkdir()
+    assert main(["evaluate-fifth", str(data), *options]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert results["learned"] and results["with"]["pictures"] == 2
+    assert results["with"] == results["true"] and results["with"]["to_true"] == 0 < results["without"]["to_true"]
+    assert results["four_styles_with"] == results["four_styles_without"] == results["four_styles_true"]
+    assert (tmp_path / "out" / "samples.png").is_file()
