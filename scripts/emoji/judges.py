@@ -66,15 +66,15 @@ def make_judge(folder: Path, shape: str, samples: int, seed: int, say: Callable[
     torch.manual_seed(seed)
     network = ConceptNetwork(len(codes), shape)
     say(f"{len(codes)} concepts, {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters ({shape})")
-    train(network, truth.part(~hidden), concept_loss(network), STRONG, samples, 1e-3, seed, say)
+    train(network, truth.part(~hidden), concept_loss(network), STRONG, samples, 2e-3, seed, say)
     say("held-out pairs, never seen: concept {:.1%}, among the first five {:.1%}".format(
         *concept_scores(network, truth.part(hidden))
     ))  # fmt: skip
-    train(network, truth, concept_loss(network), MILD, int(samples * SECOND_PART), 5e-4, seed + 1, say)
+    train(network, truth, concept_loss(network), MILD, int(samples * SECOND_PART), 1e-3, seed + 1, say)
     say("all true pictures: concept {:.1%}, among the first five {:.1%}".format(*concept_scores(network, truth)))
     toned = true_pictures(folder, everything, codes)
     style = StyleNetwork()
-    train(style, toned, style_loss(style), NO_COLORS, int(samples * STYLE_SAMPLES), 1e-3, seed + 2, say)
+    train(style, toned, style_loss(style), NO_COLORS, int(samples * STYLE_SAMPLES), 2e-3, seed + 2, say)
     say("all true pictures: style {:.1%}, tone of the skin {:.1%}".format(*style_scores(style, toned)))
     path = judge_path(folder, shape)
     Judge(codes, network, style).save(path)

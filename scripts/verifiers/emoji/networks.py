@@ -55,7 +55,7 @@ class ConceptNetwork(nn.Module):
             blocks = [plain_block(a, b) for a, b in ((32, 96), (96, 192), (192, 256))]
         self.body = nn.Sequential(stem, *blocks)
         self.embed = nn.Linear(512, EMBEDDING)
-        self.concepts = nn.Parameter(torch.randn(concepts, EMBEDDING))
+        self.concepts = nn.Parameter(torch.randn(concepts, EMBEDDING) / EMBEDDING**0.5)  # short ones turn faster
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return features (B, 512) of pictures (B, 3, S, S) in 0..1."""

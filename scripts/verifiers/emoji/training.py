@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scripts.verifiers.emoji.networks import ConceptNetwork, StyleNetwork
 
-BATCH = 16  # small: with the same number of samples, many steps learn far more than large batches
+BATCH = 64
 WARMUP = 100  # steps
 
 
