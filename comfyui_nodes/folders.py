@@ -32,7 +32,7 @@ from ptdit_diffusers.core.class_configuration import CLASS_SYSTEMS, class_folder
 from ptdit_diffusers.core.configuration import folder_config, pack_config
 from ptdit_diffusers.core.dit_checkpoints import POSITION_TABLE
 from ptdit_diffusers.core.documents import read_json
-from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path
+from ptdit_diffusers.core.embedded import embedded_model_names, embedded_model_path, weights_folder
 from ptdit_diffusers.core.files import shard_files
 from ptdit_diffusers.core.folder_files import read_index
 from ptdit_diffusers.core.model_folder import PARTS, check_fit, check_types, count_words, read_config
@@ -164,6 +164,7 @@ def read_component(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: There are none, or a shard is missing or in another folder.
     """
+    folder = weights_folder(folder)
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     files = shard_files(indexes[0]) if indexes else sorted(folder.glob("*.safetensors"))[:1]
     if not files:

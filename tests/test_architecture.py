@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ptdit_diffusers.core.embedded import SAME
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("ptdit_diffusers", "comfyui_nodes", "lora", "scripts", "tests")
 SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -454,6 +456,8 @@ def test_an_embedded_model_is_small_documented_and_keeps_its_weights_as_safetens
     assert sum(path.stat().st_size for path in files) <= WEIGHTS_BYTES
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
     parts = {"text_encoder", "vae", "transformer", "unet"} & set(json.loads((folder / "model_index.json").read_text()))
+    assert all((folder / part / "config.json").is_file() for part in parts)
+    parts = {part for part in parts if f"{folder.name}/{part}" not in SAME}  # which another model has
     assert {path.parent.name for path in files if path.suffix == ".safetensors"} == parts
     assert len([path for path in files if path.suffix == ".safetensors"]) == len(parts)
     assert (folder / "README.md").is_file()

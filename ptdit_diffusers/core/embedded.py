@@ -3,6 +3,7 @@
 from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+SAME = {"dit-128/vae": "shapes-128/vae", "diffit-128/vae": "shapes-128/vae"}  # components that are stored once
 
 
 def embedded_model_names() -> list[str]:
@@ -26,6 +27,19 @@ def embedded_model_path(name: str) -> Path:
             f"the form owner/name, or a short name of this package: {known}."
         )
     return WEIGHTS / name
+
+
+def weights_folder(component: Path) -> Path:
+    """Return the folder that holds the weights of a component of a model: its own, or where they are stored once.
+
+    Args:
+        component: Folder of the component, for example .../dit-128/vae, which has its configuration in any case.
+    """
+    folder = component.resolve()
+    if folder.parent.parent != WEIGHTS:
+        return component
+    same = SAME.get(f"{folder.parent.name}/{folder.name}")
+    return WEIGHTS / same if same else component
 
 
 def resolve_model(name_or_path: str | Path) -> str:

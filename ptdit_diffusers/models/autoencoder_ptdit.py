@@ -4,6 +4,8 @@ The layers are in `core.backbones.vae`, tiles in `core.backbones.vae_tiling`.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -19,6 +21,7 @@ from ptdit_diffusers.core.backbones.shares import Messages
 from ptdit_diffusers.core.backbones.vae import PTDiTVAEBackbone
 from ptdit_diffusers.core.backbones.vae_tiling import SPATIAL_RATIO, TEMPORAL_RATIO, VAETiling
 from ptdit_diffusers.core.devices import check_operations
+from ptdit_diffusers.core.embedded import weights_folder
 
 
 # ModelMixin, backbone, ConfigMixin in this order: with ConfigMixin first its __getattr__ would hide nn.Module's.
@@ -64,6 +67,22 @@ class AutoencoderKLOpenSoraPlan(ModelMixin, PTDiTVAEBackbone, AutoencoderMixin, 
         self.use_tiling = False
         self.tiling = VAETiling()
         self._devices = None
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
+    ) -> "AutoencoderKLOpenSoraPlan":
+        """Load from a folder or the Hub; embedded models whose VAE is that of another one get it from there.
+
+        Args:
+            pretrained_model_name_or_path: folder or OWNER/NAME.
+            subfolder: of it, where the VAE is.
+            kwargs: options of `ModelMixin.from_pretrained`, e.g. `dtype`.
+        """
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        if (weights := weights_folder(folder)) != folder:
+            return super().from_pretrained(weights, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
     def enable_tiling(
         self,
