@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ptdit_diffusers.cli import build_parser
+from ptdit_diffusers.training.own_data import train
 from ptdit_diffusers.training.own_data.settings import read_settings
 from scripts.datasets.emoji.shards import GROUNDS_EACH
 from scripts.emoji.__main__ import parse
@@ -25,12 +26,13 @@ def test_every_command_of_the_page_is_accepted():
         for line in block.splitlines()
     ]
     known = build_parser()._subparsers._group_actions[0].choices
-    for words in map(shlex.split, lines):
+    for line in lines:
+        words = shlex.split(line)
         if words[:3] == ["python", "-m", "scripts.emoji"]:
             parse(words[3:])
-        elif words[0] == "ptdit":
-            assert words[1] in known
-            assert words[2] != "--config" or read_settings(ROOT / words[3])
+        elif words[0] in ("ptdit", "torchrun"):
+            assert words[1] in known or words[3:5] == ["-m", train.__name__]
+            assert "scripts/configs" not in line or read_settings(ROOT / words[words.index("--config") + 1])
         else:
             assert words[:4] == ["python", "-m", "pip", "install"], words
 

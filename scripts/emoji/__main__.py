@@ -138,7 +138,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--number", type=int, default=500, help="pictures (default: %(default)s)")
     add = made["judge"].add_argument
     add("--shape", choices=(RESIDUAL, PLAIN), default=RESIDUAL, help="of the network (default: %(default)s)")
-    add("--samples", type=int, default=120_000, help="seen by the network of concepts (default: %(default)s)")
+    add("--samples", type=int, default=190_000, help="seen by the network of concepts (default: %(default)s)")
     add("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     made["fifth"].add_argument("--output", type=Path, required=True, help="new folder")
     for name in ("evaluate", "evaluate-fifth"):
