@@ -151,7 +151,7 @@ def test_what_is_transparent_has_no_loss(half):
     model = base.load_transformer(torch.float32, "none", CPU).eval()
     text = torch.zeros(8, 3, model.config.caption_channels)
     task = SimpleNamespace(
-        model=model, texts=[SimpleNamespace(embed=lambda batch: (text[: len(batch["time"])], None))]
+        network=model, texts=[SimpleNamespace(embed=lambda batch: (text[: len(batch["time"])], None))]
     )
     batch = batches[0]
     with torch.no_grad():
