@@ -13,7 +13,7 @@ from ptdit_diffusers.core.files import replace_json
 from scripts.datasets.emoji.captions import main_caption
 from scripts.datasets.emoji.drawing import COLORS, WHITE, on_ground, visibility
 from scripts.datasets.emoji.icons import FAMILIES, STYLES
-from scripts.datasets.emoji.pictures import Picture, load, read_index
+from scripts.datasets.emoji.pictures import Picture, load, read_index, style_numbers
 from scripts.datasets.emoji.shards import VISIBLE
 from scripts.datasets.emoji.split import Split, place, read_split
 from scripts.emoji.judges import concept_codes, judge_path
@@ -95,10 +95,10 @@ def truths(folder: Path, found: Sequence[Request]) -> np.ndarray:
 
 def asked_of(found: Sequence[Request], codes: Sequence[str]) -> Asked:
     """Return what pictures of requests should show."""
-    number, styles = {code: index for index, code in enumerate(codes)}, list(STYLES)
+    number = {code: index for index, code in enumerate(codes)}
     return Asked(
         np.array([number[each.picture.emoji.base] for each in found]),
-        np.array([styles.index(each.picture.style) for each in found]),
+        style_numbers(each.picture for each in found),
         np.array([each.picture.emoji.tone for each in found]),
     )
 
@@ -201,11 +201,11 @@ def baselines(
 
 def plain_styles(found: Sequence[Request], pictures: np.ndarray, judge: PlainStyle) -> dict[str, float]:
     """Return how often the style of pictures on white is right by colors and edges alone, kind by kind."""
-    styles, rows = list(STYLES), {}
+    rows = {}
     for kind in KINDS:
         mine = [index for index, each in enumerate(found) if each.kind == kind and each.ground == WHITE]
         if mine:
-            asked = np.array([styles.index(found[index].picture.style) for index in mine])
+            asked = style_numbers(found[index].picture for index in mine)
             rows[kind] = round(float((judge.read(pictures[mine]) == asked).mean()), 4)
     return rows
 
@@ -253,8 +253,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     reading, true_reading = judge.read(made), judge.read(true)
     groups = twin_groups(pictures, codes)
     rows, truth = table(found, made, reading, codes, groups), table(found, true, true_reading, codes, groups)
-    known_styles = np.array([list(STYLES).index(each.style) for each in trained.pictures])
-    plain_style = PlainStyle.learn(trained.pixels, known_styles)
+    plain_style = PlainStyle.learn(trained.pixels, style_numbers(trained.pictures))
     results = {
         "date": now(),
         "seconds": round(time.time() - start, 1),

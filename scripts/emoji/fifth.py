@@ -12,14 +12,15 @@ import numpy as np
 
 from ptdit_diffusers.core.files import replace_json
 from scripts.datasets.emoji.drawing import COLORS, WHITE, draw, on_ground
-from scripts.datasets.emoji.icons import FIFTH, STYLES, read_svgs
-from scripts.datasets.emoji.pictures import Picture, read_index
+from scripts.datasets.emoji.icons import FIFTH, read_svgs
+from scripts.datasets.emoji.pictures import Picture, read_index, style_numbers
 from scripts.datasets.emoji.shards import Sample, make_sample, png, write_folder
 from scripts.datasets.emoji.split import Split, place, read_split
 from scripts.emoji.evaluate import (
     PACKAGES,
     SETTINGS,
     Request,
+    asked_of,
     make_pictures,
     requests,
     rounded,
@@ -33,7 +34,7 @@ from scripts.emoji.sheets import COLUMNS, grid
 from scripts.evaluation.records import now, versions
 from scripts.verifiers.emoji.judge import load_judge
 from scripts.verifiers.emoji.plain_style import PlainStyle
-from scripts.verifiers.emoji.scores import nearest, small
+from scripts.verifiers.emoji.scores import nearest, shares, small
 
 LEARNED = 20  # pictures of the LoRA
 
@@ -76,15 +77,19 @@ def evaluate_fifth(args: argparse.Namespace, say: Callable[[str], None]) -> None
     """
     judge, pictures, split = load_judge(judge_path(args.data, args.shape)), read_index(args.data), read_split()
     codes = concept_codes(pictures)
-    groups, numbers = twin_groups(pictures, codes), {code: index for index, code in enumerate(codes)}
+    groups = twin_groups(pictures, codes)
     fifth = fifth_pictures(pictures, split)
     asked, others = fifth[LEARNED : LEARNED + args.number], fifth[LEARNED + args.number :]
     wanted = [Request("fifth", each, WHITE) for each in asked]
     kept = [each for each in requests(args.data, pictures, split, args.number) if each.kind == "trained"]
     true, learned = drawn(args.data, asked), drawn(args.data, fifth[:LEARNED])
     trained = trained_pictures(args.data, pictures, split, judge)
-    styles = np.array([*(list(STYLES).index(each.style) for each in trained.pictures), *[len(STYLES)] * len(others)])
-    plain_style = PlainStyle.learn(np.concatenate([trained.pixels, drawn(args.data, others)]), styles)
+    known = np.concatenate([trained.pixels, drawn(args.data, others)])
+    plain_style = PlainStyle.learn(known, style_numbers([*trained.pictures, *others]))
+
+    def judged(four: np.ndarray) -> dict[str, float]:
+        return rounded(table(kept, four, judge.read(four), codes, groups))["trained"]
+
     results = {
         "date": now(),
         "settings": {name: getattr(args, name) for name in SETTINGS},
@@ -92,23 +97,19 @@ def evaluate_fifth(args: argparse.Namespace, say: Callable[[str], None]) -> None
         "learned": [each.emoji.label for each in fifth[:LEARNED]],
     }
     made = {"true": true}
+    results["four_styles_true"] = judged(truths(args.data, kept))
     for name, lora in (("without", None), ("with", args.lora)):
         options = argparse.Namespace(**{**vars(args), "lora": lora})
         both = make_pictures([*wanted, *kept], options, f"pictures-{name}")
         made[name] = both[: len(wanted)]
-        rest = both[len(wanted) :]
-        results[f"four_styles_{name}"] = rounded(table(kept, rest, judge.read(rest), codes, groups))["trained"]
-    rest = truths(args.data, kept)
-    results["four_styles_true"] = rounded(table(kept, rest, judge.read(rest), codes, groups))["trained"]
-    concepts = np.array([numbers[each.emoji.base] for each in asked])
+        results[f"four_styles_{name}"] = judged(both[len(wanted) :])
     for name, values in made.items():
-        read = judge.read(values).concepts
+        reading = replace(judge.read(values), styles=plain_style.read(values))  # the judge knows four styles
+        right = shares(reading, asked_of(wanted, codes), groups)
         _, distance = nearest(small(values), small(learned))
         results[name] = {
             "pictures": len(values),
-            "style": round(float((plain_style.read(values) == len(STYLES)).mean()), 4),
-            "concept": round(float((read[:, 0] == concepts).mean()), 4),
-            "concept_5": round(float((read == concepts[:, None]).any(1).mean()), 4),
+            **{key: round(share, 4) for key, share in right.items()},
             "to_true": round(float(np.linalg.norm(small(values) - small(true), axis=1).mean()), 4),
             "to_nearest_learned": round(float(distance.mean()), 4),
         }

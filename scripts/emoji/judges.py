@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scripts.datasets.emoji.icons import STYLES
-from scripts.datasets.emoji.pictures import Picture, load, read_index
+from scripts.datasets.emoji.pictures import Picture, load, read_index, style_numbers
 from scripts.datasets.emoji.split import read_split
 from scripts.verifiers.emoji.judge import Judge
 from scripts.verifiers.emoji.networks import CONCEPT_SIZE, ConceptNetwork, StyleNetwork
@@ -34,12 +33,12 @@ def concept_codes(pictures: Sequence[Picture]) -> list[str]:
 
 def true_pictures(folder: Path, pictures: Sequence[Picture], codes: Sequence[str]) -> Truth:
     """Return pictures as judges are trained on them."""
-    styles, number = list(STYLES), {code: index for index, code in enumerate(codes)}
+    number = {code: index for index, code in enumerate(codes)}
     values = np.stack([premultiplied(load(folder, each)) for each in pictures])
     return Truth(
         torch.from_numpy(values).permute(0, 3, 1, 2).contiguous(),
         torch.tensor([number[each.emoji.base] for each in pictures]),
-        torch.tensor([styles.index(each.style) for each in pictures]),
+        torch.from_numpy(style_numbers(pictures)),
         torch.tensor([each.emoji.tone for each in pictures]),
     )
 

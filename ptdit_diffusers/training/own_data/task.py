@@ -35,7 +35,6 @@ from ptdit_diffusers.training.own_data.model import (
     export_model,
     load_trained,
     make_networks,
-    make_transformer,
     outline,
     plain,
     to_bf16,
@@ -336,7 +335,7 @@ class OwnDataTask(PartTask):
             values = {name: whole(value) for name, value in trained_parameters(self.model).items()}
             if not self.accelerator.is_main_process:
                 return
-            model = make_transformer(self.settings, self.base)
+            model = make_networks(self.settings, self.base)
             load_trained(model, values)
         width = f"their average of width {self.settings.run.ema[0]}" if self.settings.run.ema else "as they are"
         text = card(self.settings, self.settings.folder.resolve().name, step, width)

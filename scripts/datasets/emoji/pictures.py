@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from scripts.datasets.emoji.drawing import draw, on_ground
-from scripts.datasets.emoji.icons import STYLES, Emoji, read_emoji, read_svgs
+from scripts.datasets.emoji.icons import STYLES, WORDS, Emoji, read_emoji, read_svgs
 
 FOLDER, INDEX = "pictures", "index.jsonl"
 THINGS = ("smileys-emotion", "animals-nature", "food-drink", "travel-places", "activities", "objects")
@@ -116,6 +116,12 @@ def read_index(folder: Path) -> list[Picture]:
         emoji = values.pop("emoji")
         found.append(Picture(emoji=Emoji(**{**emoji, "tags": tuple(emoji["tags"])}), **values))
     return found
+
+
+def style_numbers(pictures: Iterable[Picture]) -> np.ndarray:
+    """Return the number of the style of each picture (N,): its place among the four, or after them the fifth's."""
+    styles = list(WORDS)
+    return np.array([styles.index(each.style) for each in pictures], int)
 
 
 def load(folder: Path, picture: Picture) -> np.ndarray:
