@@ -1,11 +1,9 @@
 """Settings of `ptdit train`: a YAML file with the sections data, stages, run and others, each a checked dataclass."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ptdit_diffusers.training.base_model import BaseModel
 from ptdit_diffusers.training.data.captions import CaptionChoices, check_ending
@@ -20,15 +18,6 @@ TRAINED = {  # setting `train` -> regular expression for the names of the weight
     "lora": r".*attn\d\.(to_q|to_k|to_v|to_out\.0)",  # layers that get one
 }
 NEW = "new"  # `start` of new weights
-# May change when a run is resumed; everything else decides what comes out.
-FREE = {
-    "run": "output peak_tflops max_minutes stop_after workers log_every checkpoint_every checkpoint_minutes keep "
-    "async_ export_every sheet sheet_kind sheet_every report_to steps guidance accumulation".split(),
-    "data": ["source", "encoded", "max_skips", "outside_files"],
-    "stages": ["data"],  # may move; which stages share a source stays
-    "vae": ["source"],
-    "parallel": ["recompute", "compile", "shard", "context"],
-}
 
 
 @dataclass(kw_only=True)
@@ -448,38 +437,3 @@ def for_inspection(
         last = dataclasses.replace(settings.stages[-1], resolution=resolution)
         settings = dataclasses.replace(settings, stages=(*settings.stages[:-1], last))
     return settings
-
-
-def changed(saved: dict[str, Any], settings: OwnDataSettings) -> list[str]:
-    """Return in words which settings that decide the outcome differ from those of a checkpoint."""
-    now, saved = dataclasses.asdict(settings), {"times": dataclasses.asdict(Times())} | saved
-    defaults = {each.name: each.default for each in dataclasses.fields(DataSettings)}  # of what is newer than `saved`
-    saved["data"] = {name: saved["data"].get(name, default) for name, default in defaults.items()}
-    return _differences(saved, now, "") + _regrouped(saved, now)
-
-
-def _regrouped(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return which sources differ, where stages that shared one have different ones now, or the other way round."""
-    if len(saved["stages"]) != len(now["stages"]) or _groups(saved) == _groups(now):
-        return []
-    names = [("data.source", saved["data"]["source"], now["data"]["source"])]
-    pairs = enumerate(zip(saved["stages"], now["stages"], strict=True))
-    names += [(f"stages[{i}].data", old.get("data", ""), new["data"]) for i, (old, new) in pairs]
-    return [f"{name} was {old!r}, is {new!r}" for name, old, new in names if old != new]
-
-
-def _groups(values: dict[str, Any]) -> list[int]:
-    """Return the number of the source of each stage, in the order of first use."""
-    sources = [stage.get("data") or values["data"]["source"] for stage in values["stages"]]
-    return [list(dict.fromkeys(sources)).index(source) for source in sources]
-
-
-def _differences(saved: Any, now: Any, where: str) -> list[str]:
-    if isinstance(now, dict) and isinstance(saved, dict):
-        free = FREE.get(re.sub(r"\[\d+\]$", "", where), ())
-        names = [name for name in now if name in saved and name not in free]
-        return [line for name in names for line in _differences(saved[name], now[name], f"{where}.{name}".strip("."))]
-    if isinstance(now, (list, tuple)) and isinstance(saved, (list, tuple)) and len(now) == len(saved):
-        pairs = enumerate(zip(saved, now, strict=True))
-        return [line for i, (old, new) in pairs for line in _differences(old, new, f"{where}[{i}]")]
-    return [] if saved == now else [f"{where} was {saved!r}, is {now!r}"]

@@ -25,6 +25,7 @@ from ptdit_diffusers.training.command import begin_log, complain, exit_code
 from ptdit_diffusers.training.context import check_context
 from ptdit_diffusers.training.data.space import require_space
 from ptdit_diffusers.training.own_data.batches import StageData, stage_data
+from ptdit_diffusers.training.own_data.changes import changed
 from ptdit_diffusers.training.own_data.model import make_base, outline, stage_sizes
 from ptdit_diffusers.training.own_data.prepare import (
     Limits,
@@ -36,7 +37,7 @@ from ptdit_diffusers.training.own_data.prepare import (
     prepare_parts,
     source_of,
 )
-from ptdit_diffusers.training.own_data.settings import OwnDataSettings, by_source, changed, read_settings
+from ptdit_diffusers.training.own_data.settings import OwnDataSettings, by_source, read_settings
 from ptdit_diffusers.training.own_data.task import OwnDataTask
 from ptdit_diffusers.training.parallel import shard_size
 from ptdit_diffusers.training.processes import check_processes, lock_folder, main_process_checks
@@ -164,7 +165,7 @@ def check_before_training(settings: OwnDataSettings, accelerator: Accelerator) -
     if (saved := load_checkpoint(folder)) is not None:
         if "own_data" not in saved:
             raise ValueError(f"run.output={folder} holds a run of another kind; give another folder.")
-        if different := changed(saved["own_data"], settings):
+        if different := changed(saved["own_data"], settings, saved["step"]):
             raise ValueError(
                 f"the checkpoint was made with other settings: {'; '.join(different)}. Give the old values, or start "
                 "anew in another run.output."

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from ptdit_diffusers.training.own_data.batches import OwnBatches, stage_data
+from ptdit_diffusers.training.own_data.changes import changed
 from ptdit_diffusers.training.own_data.inspect import inspect
 from ptdit_diffusers.training.own_data.model import make_base
 from ptdit_diffusers.training.own_data.prepare import encode_part, merge_parts
-from ptdit_diffusers.training.own_data.settings import DataSettings, OwnDataSettings, changed, read_settings
+from ptdit_diffusers.training.own_data.settings import DataSettings, OwnDataSettings, read_settings
 from ptdit_diffusers.training.own_data.task import OwnDataTask
 from ptdit_diffusers.training.times import Times
 
@@ -105,9 +106,9 @@ def test_all_pieces_of_clips_are_trained_on_and_held_out_together(colors, tmp_pa
 def test_a_checkpoint_from_before_a_setting_had_its_default(colors):
     saved = asdict(colors)
     del saved["times"], saved["data"]["fps"]
-    assert changed(saved, colors) == []
+    assert changed(saved, colors, 1) == []
     other = replace(colors, times=Times(time_mean=1.0), data=replace(colors.data, fps=10.0))
-    assert sorted(changed(saved, other)) == ["data.fps was 0.0, is 10.0", "times.time_mean was 0.0, is 1.0"]
+    assert sorted(changed(saved, other, 1)) == ["data.fps was 0.0, is 10.0", "times.time_mean was 0.0, is 1.0"]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from ptdit_diffusers.training.own_data import average, encode, train
 from ptdit_diffusers.training.own_data.batches import OwnBatches, stage_data
 from ptdit_diffusers.training.own_data.card import card, data_notes, noted_version
 from ptdit_diffusers.training.own_data.model import make_base, outline
-from ptdit_diffusers.training.own_data.settings import OwnDataSettings, changed, read_settings
+from ptdit_diffusers.training.own_data.settings import read_settings
 from ptdit_diffusers.training.own_data.task import sample_flops
 from ptdit_diffusers.training.run import Run
 
@@ -353,25 +352,6 @@ def test_bad_settings_are_refused_in_one_line_before_anything_is_written(config,
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
         assert not (tmp_path / "out").exists()
-
-
-def test_a_resume_with_other_settings_is_refused_and_free_ones_may_change(config, tmp_path, capsys):
-    path = config()
-    assert run(path, "run.sheet=[]", "run.stop_after=4") == 0
-    assert run(path, "optimizer={betas: [0.9, 0.95]}", "run.stop_after=1") == 2
-    assert "optimizer.betas[1] was 0.99, is 0.95" in capsys.readouterr().err
-    assert run(path, "run.sheet=[a star]", "run.stop_after=1", "run.accumulation=2") == 0
-
-
-def test_sources_may_move_while_the_stages_that_share_one_stay_the_same(config):
-    def settings(source: str, second: str, vae: str = "x") -> OwnDataSettings:
-        stages = [STAGE, STAGE | {"data": second}]
-        return read_settings(config(data={"source": source}, stages=stages, vae={"train": "decoder", "source": vae}))
-
-    saved = asdict(settings("a", "b"))
-    assert changed(saved, settings("moved/a", "moved/b", "moved/x")) == []
-    assert changed(saved, settings("a", "")) == ["stages[1].data was 'b', is ''"]
-    assert changed(saved, settings("b", "b")) == ["data.source was 'a', is 'b'"]
 
 
 def test_a_folder_that_changed_is_said_and_the_run_keeps_its_data(config, drawn, tmp_path, caplog):
