@@ -3,6 +3,7 @@
 Shapes: B samples (prompts * images per prompt), L text tokens, D width of a text embedding.
 """
 
+import string
 import warnings
 
 import torch
@@ -168,7 +169,8 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown not in tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids:
         return []
-    words = [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
+    words = [word.strip(string.punctuation) or word for word in prompt.split()]
+    words = [word for word in words if unknown in tokenizer(word, add_special_tokens=False).input_ids]
     return words or [prompt]
 
 

@@ -22,8 +22,8 @@ from scripts.verifiers.emoji.training import (
     train,
 )
 
-SECOND_PART = 0.3  # samples of it, as a share of those of the first
-STYLE_SAMPLES = 0.25  # of the network of styles, likewise
+SECOND_PART = 0.6  # samples of it, as a share of those of the first
+STYLE_SAMPLES = 0.75  # of the network of styles, likewise
 
 
 def concept_codes(pictures: Sequence[Picture]) -> list[str]:
@@ -52,7 +52,8 @@ def premultiplied(pixels: np.ndarray) -> np.ndarray:
 def make_judge(folder: Path, shape: str, samples: int, seed: int, say: Callable[[str], None]) -> Path:
     """Train a judge and return its file.
 
-    First without the held-out pairs, to see how well it reads drawings that it never saw; then with all pictures.
+    First without the held-out pairs and without tones of skin, to see how well it reads drawings that it never saw;
+    then with all pictures.
 
     Raises:
         ValueError: The pictures are not drawn.
@@ -69,12 +70,13 @@ def make_judge(folder: Path, shape: str, samples: int, seed: int, say: Callable[
     say("held-out pairs, never seen: concept {:.1%}, among the first five {:.1%}".format(
         *concept_scores(network, truth.part(hidden))
     ))  # fmt: skip
-    train(network, truth, concept_loss(network), MILD, int(samples * SECOND_PART), 1e-3, seed + 1, say)
-    say("all true pictures: concept {:.1%}, among the first five {:.1%}".format(*concept_scores(network, truth)))
-    toned = true_pictures(folder, everything, codes)
+    truth = true_pictures(folder, everything, codes)
+    small = truth.smaller(CONCEPT_SIZE)
+    train(network, small, concept_loss(network), MILD, int(samples * SECOND_PART), 1e-3, seed + 1, say)
+    say("all true pictures: concept {:.1%}, among the first five {:.1%}".format(*concept_scores(network, small)))
     style = StyleNetwork()
-    train(style, toned, style_loss(style), NO_COLORS, int(samples * STYLE_SAMPLES), 2e-3, seed + 2, say)
-    say("all true pictures: style {:.1%}, tone of the skin {:.1%}".format(*style_scores(style, toned)))
+    train(style, truth, style_loss(style), NO_COLORS, int(samples * STYLE_SAMPLES), 2e-3, seed + 2, say)
+    say("all true pictures: style {:.1%}, tone of the skin {:.1%}".format(*style_scores(style, truth)))
     path = judge_path(folder, shape)
     Judge(codes, network, style).save(path)
     say(f"{path}, {path.stat().st_size / 1e6:.1f} MB")

@@ -42,14 +42,9 @@ def card(settings: OwnDataSettings, name: str, step: int, average: str) -> str:
         step: After which the weights are taken.
         average: What the weights are, in words.
     """
-    base = Path(settings.components).name if Path(settings.components).is_absolute() else settings.components
-    new = settings.start == NEW
-    start = (
-        f"new weights, with the VAE and text encoder of `{base}`" if new else f"`{base}` (`train: {settings.train}`)"
-    )
     stages = [f"{each.steps} steps of {each.batch} at {each.resolution} pixels" for each in settings.stages]
     lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "---", "", f"# {name}", ""]
-    lines.append(f"Trained with `ptdit train` from {start}: {', then '.join(stages)}.")
+    lines.append(f"Trained with `ptdit train` from {parts_text(settings)}: {', then '.join(stages)}.")
     lines += [f"Weights after step {step}: {average}.", "", "## Data", ""]
     for note in data_notes(settings):
         try:
@@ -63,6 +58,18 @@ def card(settings: OwnDataSettings, name: str, step: int, average: str) -> str:
         count = facts.get("count", "not counted")
         lines.append(f"- Other pictures, which the VAE was trained on: {count}. {licences_text(facts)}")
     return "\n".join([*lines, ""])
+
+
+def parts_text(settings: OwnDataSettings) -> str:
+    """Return what the training began with, and which of VAE and text encoder were trained, too."""
+    base = Path(settings.components).name if Path(settings.components).is_absolute() else settings.components
+    start = "new weights" if settings.start == NEW else f"`{base}` (`train: {settings.train}`)"
+    vae = {"new": "a new VAE", "decoder": f"the VAE of `{base}`, its decoder trained on"}
+    text = ["with more words"] * settings.text.grow + ["trained with the transformer"] * settings.text.train
+    return (
+        f"{start}, {vae.get(settings.vae.train, f'the VAE of `{base}`')}, and the text encoder of `{base}`"
+        + f", {' and '.join(text)}" * bool(text)
+    )
 
 
 def licences_text(facts: dict[str, Any]) -> str:

@@ -215,6 +215,12 @@ def test_the_card_counts_the_licences_of_the_pictures(config, drawn, tmp_path):
     (tmp_path / "out" / "data.json").write_text(json.dumps({"version": str(index.parent)}), encoding="utf-8")
     text = card(read_settings(path), "cats", 12, "as they are")
     assert "- 3 pictures or clips. Licences: CC0 (2), CC BY 4.0 (1)." in text and str(tmp_path) not in text
+    assert "(`train: all`), the VAE of `" in text and "the text encoder of `" in text
+    more = {"start": "new", "base": "shapes-128", "vae": {"train": "new"}, "text": {"grow": True, "train": True}}
+    assert (
+        "from new weights, a new VAE, and the text encoder of `shapes-128`, with more words and trained with the "
+        "transformer: 12 steps of 6"
+    ) in card(read_settings(config(**more)), "cats", 12, "as they are")
     index.unlink()
     assert "Data that are not here any more" in card(read_settings(path), "cats", 12, "as they are")
 
