@@ -47,13 +47,22 @@ def test_the_files_of_settings_train_a_model_of_the_size_that_the_page_names():
     assert decoder["start"] == f"{settings.run.output}/model"
 
 
+def trained_samples() -> float:
+    return SAMPLES * (1 - read_settings(ROOT / "scripts" / "configs" / "emoji.yaml").data.validation)
+
+
 @pytest.mark.parametrize("name", ["docs/emoji.md", "scripts/emoji/card.md", "scripts/configs/emoji.yaml"])
-def test_passes_are_counted_in_samples_and_pictures_of_training(name):
-    settings, text = read_settings(ROOT / "scripts" / "configs" / "emoji.yaml"), (ROOT / name).read_text("utf-8")
-    (batch,) = {stage.batch for stage in settings.stages}
+def test_how_often_a_picture_is_seen_is_counted_in_samples_of_training(name):
+    text = (ROOT / name).read_text("utf-8")
     assert 0 <= 2 * GROUNDS_EACH * PICTURES - SAMPLES < 10
-    assert f"{PICTURES}" in text and f"in {PICTURES / batch:.0f} steps" in text
-    if "card" not in name:
-        assert f"{SAMPLES * (1 - settings.data.validation) / batch:.0f} steps" in text
-    if "emoji.yaml" not in name:
-        assert f"{SAMPLES:,} samples" in text
+    assert f"{PICTURES}" in text and f"once in {trained_samples() / (2 * GROUNDS_EACH):.0f} samples" in text
+    assert "emoji.yaml" in name or f"{SAMPLES:,} samples" in text
+
+
+def test_the_page_counts_the_passes_of_the_settings():
+    stages = read_settings(ROOT / "scripts" / "configs" / "emoji.yaml").stages
+    small, large = sorted({stage.batch for stage in stages})
+    per_pass = {batch: f"{trained_samples() / batch:.0f}" for batch in (small, large)}
+    assert f"a pass over the others is {per_pass[small]} steps of {small} or {per_pass[large]} of {large}" in PAGE
+    passes = sum(stage.steps * stage.batch for stage in stages) / trained_samples()
+    assert f"The steps of the settings are {passes:.0f} passes." in PAGE
